@@ -1,0 +1,343 @@
+"""Preference pairs: files, tokenizer, templates, folds and batches.
+
+A pair is a triple (x, y_w, y_l): a prompt and two responses, y_w preferred. Three published formats
+are known by their content: HH-RLHF ({"chosen", "rejected"}, whole conversations), OpenAI summary
+comparisons ({"info", "summaries", "choice"}) and the plain one ({"prompt", "chosen", "rejected"}),
+each as JSON lines, gzipped or not. Pairs are split by prompt into test, valid and three equal folds
+for SFT, reward and RL (the paper's split), so no prompt is in two of them. Everything that is left
+out is counted.
+
+A template is plain text with {x} and {y_ref}; its literal parts, the prompt and the reference are
+encoded apart and joined as ids, so any SentencePiece model serves, and sampled ids stay as they
+are. When we train the tokenizer ourselves, markers such as <|user|> become single pieces.
+"""
+
+import gzip
+import json
+import random
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import torch
+
+import runtime
+from runtime import Config, DataSection, Run, UserError
+from tools import bills
+
+FOLDS = ("sft", "reward", "rl", "valid", "test")
+
+
+# ------------------------------------------------------------------------------------ files
+
+
+@dataclass
+class TextPair:
+    key: str       # pairs of one key stay in one fold: the prompt, or the id of what it is about
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+def text_field(record: dict, key: str, where: str) -> str:
+    """A string of a record. Raises UserError where it is missing or something else."""
+    if not isinstance(record.get(key), str):
+        raise UserError(f"{where}: field {key!r} is missing or no string")
+    return record[key]
+
+
+def read_plain(record: dict, where: str) -> TextPair | str:
+    prompt = text_field(record, "prompt", where)
+    return TextPair(prompt, prompt, text_field(record, "chosen", where),
+                    text_field(record, "rejected", where))
+
+
+def read_hh(record: dict, where: str) -> TextPair | str:
+    """HH-RLHF: two conversations that should differ in the last assistant turn only."""
+    sides = []
+    for key in ("chosen", "rejected"):
+        prompt, turn, response = text_field(record, key, where).rpartition("\n\nAssistant:")
+        if not turn:
+            raise UserError(f"{where}: field {key!r} has no turn '\\n\\nAssistant:'")
+        sides.append((prompt.strip(), response.strip()))
+    if sides[0][0] != sides[1][0]:
+        return "prompts differ"
+    return TextPair(sides[0][0], sides[0][0], sides[0][1], sides[1][1])
+
+
+def read_summaries(record: dict, where: str) -> TextPair | str:
+    """OpenAI summary comparisons: `choice` is the index of the preferred summary."""
+    try:
+        post = record["info"]["post"] or record["info"]["article"]
+        texts = [summary["text"].strip() for summary in record["summaries"]]
+        chosen, key = record["choice"], str(record["info"]["id"])
+        return TextPair(key, post.strip(), texts[chosen], texts[1 - chosen])
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise UserError(f"{where}: no summary comparison, {type(error).__name__} at {error}; "
+                        "expected info.post, info.id, two summaries with text, and choice") from None
+
+
+def find_reader(record: dict, where: str):
+    """The reader of a record's format. Raises UserError where no format fits."""
+    if "summaries" in record:
+        return read_summaries
+    if "chosen" in record and "rejected" in record:
+        return read_plain if "prompt" in record else read_hh
+    raise UserError(f"{where}: expected the keys prompt, chosen and rejected (or HH-RLHF's, or "
+                    f"those of summary comparisons), found {', '.join(record) or 'none'}")
+
+
+def read_pairs(path: str, dropped: Counter) -> list[TextPair]:
+    """All usable pairs of a file of JSON lines; the others are counted in `dropped` by reason.
+
+    Raises UserError with file and line for what cannot be read.
+    """
+    opener = gzip.open if str(path).endswith(".gz") else open
+    pairs = []
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                where = f"{path}:{number}"
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise UserError(f"{where}: no JSON: {error}") from None
+                if not isinstance(record, dict):
+                    raise UserError(f"{where}: expected a JSON object a line")
+                pair = find_reader(record, where)(record, where)
+                if isinstance(pair, str):
+                    dropped[pair] += 1
+                elif pair.chosen == pair.rejected:
+                    dropped["responses equal"] += 1
+                elif not (pair.prompt.strip() and pair.chosen.strip() and pair.rejected.strip()):
+                    dropped["empty text"] += 1
+                else:
+                    pairs.append(pair)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read the data: {error}") from None
+    return pairs
+
+
+def split_keys(keys: list[str], config: DataSection, seed: int) -> dict[str, str]:
+    """The fold of each key: test and valid as many keys as asked, the rest in equal thirds."""
+    distinct = sorted(set(keys))
+    random.Random(seed).shuffle(distinct)
+    held_out = config.test + config.valid
+    if len(distinct) < held_out + 3:
+        raise UserError(f"data: {len(distinct)} distinct prompts are too few for {config.test} of "
+                        f"test, {config.valid} of valid and three folds; lower data.test and valid")
+    folds = ["test"] * config.test + ["valid"] * config.valid
+    folds += [FOLDS[i % 3] for i in range(len(distinct) - held_out)]
+    return dict(zip(distinct, folds))
+
+
+# ------------------------------------------------------------------------- tokenizer, templates
+
+
+class Tokenizer:
+    """A SentencePiece model: text to token ids and back."""
+
+    def __init__(self, path: str | Path):
+        try:
+            self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{path}: no SentencePiece model ({str(error).strip()})") from None
+        self.vocab = self.pieces.vocab_size()
+        self.bos, self.eos = self.pieces.bos_id(), self.pieces.eos_id()
+        if self.eos < 0:
+            raise UserError(f"{path}: the tokenizer has no end-of-sentence piece")
+        spaced = self.pieces.encode("a", out_type=str)[0].startswith("\u2581")
+        self.lead = "" if spaced else " "  # a word is the same piece first and later in a text
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of texts: prompts or responses."""
+        return self.pieces.encode([self.lead + text for text in texts])
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids; the end and what follows it are left out."""
+        ids = ids[:ids.index(self.eos)] if self.eos in ids else ids
+        return self.pieces.decode([int(i) for i in ids]).strip()
+
+
+def train_tokenizer(texts, markers: list[str], config, path: Path) -> None:
+    """Train a BPE tokenizer whose markers are single pieces; text is kept as it is.
+
+    Punctuation stays apart, so a number is the same piece whatever stands behind it."""
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(" " + text for text in texts), model_prefix=str(path.with_suffix("")),
+            model_type="bpe", vocab_size=config.vocab, byte_fallback=config.byte_fallback,
+            user_defined_symbols=markers + list(",.:;!?\n"), character_coverage=0.9995,
+            add_dummy_prefix=False, remove_extra_whitespaces=False, max_sentence_length=1 << 16,
+            normalization_rule_name="identity", unk_id=0, eos_id=1, bos_id=-1, pad_id=-1,
+            num_threads=1, minloglevel=2)
+    except RuntimeError as error:
+        raise UserError(f"tokenizer.vocab = {config.vocab} does not fit the data: "
+                        f"{str(error).strip().splitlines()[-1]}") from None
+
+
+class Template:
+    """Turns the ids of x and y_ref into those of a prompt."""
+
+    def __init__(self, text: str, tokenizer: Tokenizer):
+        self.start = [tokenizer.bos] if tokenizer.bos >= 0 else []
+        self.parts = [part if part in ("{x}", "{y_ref}") else tokenizer.pieces.encode(part)
+                      for part in re.split(r"(\{x\}|\{y_ref\})", text) if part]
+
+    def __call__(self, x, y_ref=()) -> list[int]:
+        ids = list(self.start)
+        for part in self.parts:
+            ids += x if part == "{x}" else y_ref if part == "{y_ref}" else part
+        return ids
+
+    @property
+    def length(self) -> int:
+        """Tokens of the literal parts."""
+        return len(self([]))
+
+
+# -------------------------------------------------------------------------------- the data set
+
+
+class Texts:
+    """Many lists of token ids in one array; item i is the list of text i."""
+
+    def __init__(self, ids: np.ndarray, ends: np.ndarray):
+        self.ids, self.ends = ids, ends
+
+    @classmethod
+    def of(cls, lists: list[list[int]]) -> "Texts":
+        return cls(np.concatenate([np.asarray(item, dtype=np.int32) for item in lists]),
+                   np.cumsum([len(item) for item in lists]))
+
+    def __len__(self):
+        return len(self.ends)
+
+    def __getitem__(self, i: int) -> list[int]:
+        return self.ids[self.ends[i - 1] if i else 0:self.ends[i]].tolist()
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.ends, prepend=0)
+
+
+@dataclass
+class Fold:
+    """Pairs of one fold, as token ids. Responses are without their end."""
+    x: Texts
+    y_w: Texts
+    y_l: Texts
+
+    def __len__(self):
+        return len(self.x)
+
+
+@dataclass
+class Data:
+    tokenizer: Tokenizer
+    policy: Template               # what M_P and R_P read before y
+    pit: Template                  # what M_PIT and R_PIT read before y
+    folds: dict[str, Fold]
+    counts: dict[str, int]         # pairs read, kept in each fold, dropped by reason
+
+    def ended(self, ids: list[int]) -> list[int]:
+        """A response with its end."""
+        return ids + [self.tokenizer.eos]
+
+    def bare(self, ids: list[int]) -> list[int]:
+        """A sampled response without its end, as a reference or for its text."""
+        return ids[:-1] if ids and ids[-1] == self.tokenizer.eos else ids
+
+
+def encode_pairs(pairs: list[TextPair], config: Config, tokenizer: Tokenizer,
+                 dropped: Counter) -> dict[str, Fold]:
+    """Encode, drop what is too long, and split. Returns the folds."""
+    columns = [tokenizer.encode([getattr(pair, name) for pair in pairs])
+               for name in ("prompt", "chosen", "rejected")]
+    limits = (config.data.max_prompt, config.data.max_response - 1, config.data.max_response - 1)
+    fits = [all(len(ids) <= limit for ids, limit in zip(row, limits)) for row in zip(*columns)]
+    dropped["too long"] += len(pairs) - sum(fits)
+    fold_of = split_keys([pair.key for pair, fit in zip(pairs, fits) if fit], config.data,
+                         config.run.seed)
+    rows = {name: [] for name in FOLDS}
+    for pair, fit, row in zip(pairs, fits, zip(*columns)):
+        if fit:
+            rows[fold_of[pair.key]].append(row)
+    return {name: Fold(*(Texts.of(column) for column in zip(*rows[name]))) for name in FOLDS}
+
+
+def prepare(run: Run) -> dict:
+    """Read or make the pairs, train the tokenizer, encode and split: the content of data.pt."""
+    config, dropped = run.config, Counter()
+    files = config.data.files
+    if not files:
+        files = [str(run.folder / "bills.jsonl")]
+        with open(files[0], "w", encoding="utf-8") as file:
+            for pair in bills.make_pairs(config.data.bills, config.run.seed, config.data.total):
+                file.write(json.dumps(pair) + "\n")
+    pairs = [pair for path in files for pair in read_pairs(path, dropped)]
+    counts = {"read": len(pairs) + dropped.total()}
+    model = Path(config.tokenizer.model or run.folder / "tokenizer.model")
+    if not config.tokenizer.model:
+        markers = re.findall(r"<\|\w+\|>", config.template.policy + config.template.pit)
+        some = random.Random(config.run.seed).sample(pairs, min(len(pairs), 20_000))
+        train_tokenizer((text for p in some for text in (p.prompt, p.chosen, p.rejected)),
+                        list(dict.fromkeys(markers)), config.tokenizer, model)
+    folds = encode_pairs(pairs, config, Tokenizer(model), dropped)
+    counts |= {name: len(fold) for name, fold in folds.items()} | {
+        f"dropped, {reason}": count for reason, count in dropped.items() if count}
+    arrays = {f"{name}.{side}": [torch.from_numpy(part) for part in (texts.ids, texts.ends)]
+              for name, fold in folds.items() for side, texts in vars(fold).items()}
+    return {"counts": counts, "arrays": arrays, "tokenizer": model.read_bytes()}
+
+
+def load_data(run: Run) -> Data:
+    """The run's data: prepared by the first rank if it is not there yet, and read by all."""
+    sections = ("data", "tokenizer", "template")
+    content = run.stage("data", sections, lambda: prepare(run) if runtime.rank() == 0 else {})
+    if "arrays" not in content:
+        content = runtime.load(run.folder / "data.pt")
+    path = run.folder / "tokenizer.model"
+    if runtime.rank() == 0 and not path.exists():
+        path.write_bytes(content["tokenizer"])
+    runtime.barrier()
+    tokenizer = Tokenizer(path)
+    arrays = {key: Texts(*(part.numpy() for part in parts))
+              for key, parts in content["arrays"].items()}
+    folds = {name: Fold(*(arrays[f"{name}.{side}"] for side in ("x", "y_w", "y_l")))
+             for name in FOLDS}
+    policy, pit = (Template(text, tokenizer) for text in
+                   (run.config.template.policy, run.config.template.pit))
+    longest = run.config.data.max_prompt + 2 * run.config.data.max_response
+    literal = max(policy.length, pit.length)
+    if longest + literal > run.config.model.context:
+        raise UserError(f"model.context = {run.config.model.context} is too short for max_prompt + "
+                        f"2 x max_response + {literal} tokens of template")
+    return Data(tokenizer, policy, pit, folds, content["counts"])
+
+
+def batches(lengths: np.ndarray, size: int, steps: int, rng: np.random.Generator):
+    """Yield `steps` arrays of `size` indices, of rows of similar length.
+
+    Every epoch shuffles the rows, sorts stretches of 32 batches by length and shuffles the
+    batches: little padding, at the price of batches that are random only within their stretch.
+    """
+    size = min(size, len(lengths))
+    made = 0
+    while True:
+        order = rng.permutation(len(lengths))
+        stretches = [order[i:i + 32 * size] for i in range(0, len(order), 32 * size)]
+        ready = []
+        for stretch in stretches:
+            stretch = stretch[np.argsort(lengths[stretch], kind="stable")]
+            ready += [stretch[i:i + size] for i in range(0, len(stretch) - size + 1, size)]
+        for i in rng.permutation(len(ready)):
+            if made == steps:
+                return
+            made += 1
+            yield ready[i]

@@ -1,0 +1,282 @@
+"""Proximal policy optimisation of a language model against a reward model (arXiv 1707.06347).
+
+One code path serves Eq. 3 (RLHF) and Eqs. 4 and 5 (PIT's stages): they maximise
+
+    E[ r - beta KL(pi || pi_ref) ],   y ~ pi(. | prompt)
+
+and differ only in how the prompt is made (x, or x and y_ref) and what r is (R_P or r_gap). An
+iteration: roll out, score, rewards with KL, advantages (GAE), clipped updates, adapt beta.
+
+Symbols, all on one grid [B, T] of tokens, right-padded; a mask marks the response's tokens:
+
+    logp[b, t]      log pi(token t | tokens before t), of the policy that sampled
+    ref_logp[b, t]  the same of the anchor pi_ref (the supervised model)
+    values[b, t]    V of the state before token t, read at position t - 1
+    rewards[b, t]   -beta (logp - ref_logp), and the score at the last token
+    rho             pi_new / pi_old, 1 in the first minibatch of the first epoch
+
+Rollout, log-probabilities and update share one temperature, and there is no top-k, top-p or
+dropout: one behaviour distribution. Left out: micro-batches, early stopping on KL, shared trunks.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Callable
+
+import torch
+
+from model import GPT, Rows, sample, token_logprobs
+from reward import ScalarModel
+from runtime import PPOSection, Run, StageSection, UserError, all_sum, descend, mine
+
+
+# ------------------------------------------------------------------------------ the mathematics
+
+
+def kl_penalty(logp, ref_logp, mask):
+    """log pi - log pi_ref at the response's tokens [B, T]: its mean over samples is the KL."""
+    return (logp - ref_logp) * mask
+
+
+def k3(logp, ref_logp, mask):
+    """The low-variance, never negative estimate of the KL, a token [B, T]
+    (Schulman, "Approximating KL divergence", joschu.net/blog/kl-approx.html)."""
+    log_ratio = (ref_logp - logp) * mask
+    return torch.expm1(log_ratio) - log_ratio
+
+
+def token_rewards(score, kl, mask, beta: float):
+    """Rewards [B, T]: -beta times the KL at each token; the score [B] lands on the last token."""
+    rewards = -beta * kl
+    at = torch.arange(mask.shape[1], device=mask.device)
+    last = (mask * at).argmax(1)  # [B]
+    rewards[torch.arange(len(score), device=mask.device), last] += score
+    return rewards
+
+
+def compute_gae(rewards, values, mask, gamma: float, lam: float):
+    """Generalised advantage estimation (arXiv 1506.02438): advantages and returns, [B, T].
+
+    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}, where the value and
+    the advantage after the last token are 0. Returns are A + V. Everything outside of the mask,
+    which must be one run of tokens in each row, is 0.
+    """
+    advantages = torch.zeros_like(rewards)
+    next_value = next_advantage = torch.zeros(len(rewards), device=rewards.device)
+    for t in range(rewards.shape[1] - 1, -1, -1):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        next_advantage = (delta + gamma * lam * next_advantage) * mask[:, t]
+        next_value = values[:, t] * mask[:, t]
+        advantages[:, t] = next_advantage
+    return advantages, (advantages + values) * mask
+
+
+def whiten(x, mask):
+    """x [B, T] with mean 0 and variance 1 over the mask (and over all ranks), 0 elsewhere."""
+    count, total = all_sum(torch.stack([mask.sum().float(), (x * mask).sum()]))
+    mean = total / count
+    variance = all_sum((((x - mean) * mask) ** 2).sum()) / count
+    return (x - mean) * torch.rsqrt(variance + 1e-8) * mask
+
+
+def policy_loss(logp, old_logp, advantages, mask, clip: float):
+    """max(-A rho, -A clip(rho, 1 - clip, 1 + clip)), summed over tokens.
+
+    Returns the loss and the number of tokens whose ratio was clipped."""
+    rho = ((logp - old_logp) * mask).exp()
+    unclipped, clipped = -advantages * rho, -advantages * rho.clamp(1 - clip, 1 + clip)
+    return (torch.maximum(unclipped, clipped) * mask).sum(), ((clipped > unclipped) * mask).sum()
+
+
+def value_loss(values, old_values, returns, mask, clip: float):
+    """Half the larger of the clipped and the unclipped square, summed over tokens (the clip of
+    OpenAI's baselines). The critic has its own optimiser, so the loss needs no coefficient."""
+    near = old_values + (values - old_values).clamp(-clip, clip)
+    squares = torch.maximum((values - returns) ** 2, (near - returns) ** 2)
+    return 0.5 * (squares * mask).sum()
+
+
+def adapt_beta(beta: float, kl: float, target: float, count: int, horizon: float) -> float:
+    """Raise beta where the KL (nats a response) is above its target, lower it where it is below
+    (arXiv 1909.08593, section 2.2)."""
+    if horizon <= 0:
+        return beta
+    error = max(-0.2, min(0.2, kl / target - 1))
+    return beta * (1 + error * count / horizon)
+
+
+# ---------------------------------------------------------------------------------- an iteration
+
+
+@dataclass
+class Prompts:
+    """What a rollout starts from. `x` and `y_ref` are kept as token ids."""
+    ids: list[list[int]]      # B prompts, as the policy reads them
+    x: list[list[int]]
+    y_ref: list[list[int]]    # empty lists for RLHF
+    source: list[str]         # of y_ref: "y_w", "y_l", "M_P^RL", or "" for RLHF
+
+
+@dataclass
+class Rollout:
+    rows: Rows                # prompts with sampled responses
+    mask: torch.Tensor        # [B, T] the responses' tokens
+    logp: torch.Tensor        # [B, T]
+    kl: torch.Tensor          # [B, T]
+    k3: torch.Tensor          # [B, T]
+    values: torch.Tensor      # [B, T]
+    advantages: torch.Tensor  # [B, T] whitened
+    returns: torch.Tensor     # [B, T]
+    score: torch.Tensor       # [B] in spreads of the reward
+    ended: torch.Tensor       # [B] whether the response has its end
+
+
+@dataclass
+class Task:
+    """What tells Eqs. 3, 4 and 5 apart."""
+    name: str                                              # of the stage
+    draw: Callable[[int, int], Prompts]                    # iteration, number -> prompts
+    score: Callable[[Prompts, Rows], torch.Tensor]         # -> [B], raw
+    observe: Callable[[Prompts, Rows, torch.Tensor, torch.Tensor], dict]  # more figures to log
+
+
+@dataclass
+class Learner:
+    """Everything that PPO changes."""
+    policy: GPT
+    critic: ScalarModel
+    policy_optimizer: torch.optim.Optimizer
+    critic_optimizer: torch.optim.Optimizer
+    beta: float
+
+
+def make_learner(policy: GPT, critic: ScalarModel, ppo: PPOSection, stage: StageSection) -> Learner:
+    """Optimisers for a policy and a critic (Adam's eps 1e-5, as in OpenAI's baselines)."""
+    optimizers = [torch.optim.Adam(model.parameters(), lr=lr * stage.lr_scale, eps=1e-5)
+                  for model, lr in ((policy, ppo.lr), (critic, ppo.critic_lr))]
+    return Learner(policy, critic, *optimizers, beta=stage.beta)
+
+
+def new_critic(reward_model: ScalarModel) -> ScalarModel:
+    """A critic: the reward model's trunk (it reads the same tokens), copied, with a zero head."""
+    critic = copy.deepcopy(reward_model)
+    torch.nn.init.zeros_(critic.head.weight)
+    torch.nn.init.zeros_(critic.head.bias)
+    return critic
+
+
+def logprobs(model: GPT, rows: Rows, mask, temperature: float):
+    """log pi at the response's tokens [B, T]."""
+    return token_logprobs(model, model(rows.tokens), rows.tokens, mask, temperature)
+
+
+def token_values(critic: ScalarModel, rows: Rows, mask):
+    """V before each of the response's tokens [B, T]: the scalar at the position before it."""
+    _, scalars = critic(rows.tokens)
+    return torch.nn.functional.pad(scalars[:, :-1], (1, 0)) * mask
+
+
+@torch.no_grad()
+def roll_out(learner: Learner, anchor: GPT, prompts: Prompts, task: Task, ppo: PPOSection,
+             max_new: int, eos: int, spread: tuple[float, float], generator) -> Rollout:
+    """Sample responses and compute all that the update needs.
+
+    The raw score is shifted and scaled by `spread`, the (mean, std) of scores before training; a
+    response without its end gets ppo.no_eos_score instead.
+    """
+    rows = sample(learner.policy, prompts.ids, max_new, ppo.temperature, eos, generator)
+    mask = rows.mask
+    last = rows.tokens.gather(1, rows.length[:, None] - 1)[:, 0]
+    ended = last == eos
+    mean, std = spread
+    score = torch.where(ended, (task.score(prompts, rows) - mean) / std, ppo.no_eos_score)
+    logp = logprobs(learner.policy, rows, mask, ppo.temperature)
+    ref_logp = logprobs(anchor, rows, mask, ppo.temperature)
+    kl = kl_penalty(logp, ref_logp, mask)
+    values = token_values(learner.critic, rows, mask)
+    rewards = token_rewards(score, kl, mask, learner.beta)
+    advantages, returns = compute_gae(rewards, values, mask, ppo.gamma, ppo.lam)
+    return Rollout(rows, mask, logp, kl, k3(logp, ref_logp, mask), values,
+                   whiten(advantages, mask), returns, score, ended)
+
+
+def update(learner: Learner, rollout: Rollout, ppo: PPOSection, train_policy: bool,
+           generator) -> dict:
+    """Epochs of minibatches over one rollout; returns this rank's mean losses and figures."""
+    totals = torch.zeros(4)  # policy loss, clipped tokens, value loss, tokens
+    first_ratio = None
+    for _ in range(ppo.epochs):
+        order = torch.randperm(len(rollout.score), generator=generator)
+        for chosen in order.chunk(ppo.minibatches):
+            rows = rollout.rows[chosen]
+            time = rows.tokens.shape[1]
+            mask, old_logp, advantages, old_values, returns = (
+                part[chosen, :time] for part in (rollout.mask, rollout.logp, rollout.advantages,
+                                                 rollout.values, rollout.returns))
+            count = mask.sum()
+            figures = [0.0, 0.0]
+            if train_policy:
+                logp = logprobs(learner.policy, rows, mask, ppo.temperature)
+                if first_ratio is None:
+                    first_ratio = ((logp - old_logp) * mask).exp().max().item()
+                loss, clipped = policy_loss(logp, old_logp, advantages, mask, ppo.clip)
+                loss.backward()
+                descend(list(learner.policy.parameters()), learner.policy_optimizer, count,
+                        ppo.grad_clip, "PPO policy")
+                figures = [loss.item(), clipped.item()]
+            values = token_values(learner.critic, rows, mask)
+            loss = value_loss(values, old_values, returns, mask, ppo.clip)
+            loss.backward()
+            descend(list(learner.critic.parameters()), learner.critic_optimizer, count,
+                    ppo.grad_clip, "PPO critic")
+            totals += torch.tensor(figures + [loss.item(), count.item()])
+    means = totals / totals[3].clamp_min(1)
+    return {"policy_loss": means[0].item(), "clipped": means[1].item(),
+            "value_loss": means[2].item(), "first_ratio": first_ratio or 1.0}
+
+
+def figures_of(rollout: Rollout, prompts: Prompts, bare: Callable) -> dict:
+    """Means over all ranks' responses: reward, KL in nats a response, lengths, degenerate ones."""
+    responses = [bare(ids) for ids in rollout.rows.responses()]
+    variance = ((rollout.returns - rollout.values) ** 2 * rollout.mask).sum()
+    sums = torch.tensor([
+        len(responses), rollout.score.sum(), rollout.kl.sum(), rollout.k3.sum(),
+        rollout.ended.sum(), sum(map(len, responses)),
+        sum(y == y_ref for y, y_ref in zip(responses, prompts.y_ref)),
+        sum(not y for y in responses), variance, rollout.mask.sum()])
+    count, reward, kl, k3_, ended, length, copies, empty, error, tokens = all_sum(sums).tolist()
+    return {"reward": reward / count, "kl": kl / count, "k3": k3_ / count,
+            "eos_rate": ended / count, "length": length / count, "copies": copies / count,
+            "empty": empty / count, "value_error": error / tokens}
+
+
+def train(run: Run, task: Task, learner: Learner, anchor: GPT, spread: tuple[float, float],
+          stage: StageSection, max_new: int, eos: int, bare: Callable) -> list[dict]:
+    """The PPO loop of one stage; changes the learner and returns the logged figures."""
+    ppo = run.config.ppo
+    generator = run.generator(task.name, run.device)
+    shuffle = run.generator(f"{task.name} minibatches")
+    history = []
+    bar = run.bar(range(1, stage.iterations + 1), task.name)
+    for iteration in bar:
+        prompts = task.draw(iteration, ppo.batch)
+        rollout = roll_out(learner, anchor, prompts, task, ppo, max_new, eos, spread, generator)
+        for optimizer, lr in ((learner.policy_optimizer, ppo.lr),
+                              (learner.critic_optimizer, ppo.critic_lr)):
+            annealed = 1 - 0.9 * (iteration - 1) / stage.iterations  # to a tenth of it
+            optimizer.param_groups[0]["lr"] = lr * stage.lr_scale * annealed
+        figures = figures_of(rollout, prompts, bare) | {"beta": learner.beta}
+        if not all(map(torch.isfinite, map(torch.tensor, figures.values()))):
+            raise UserError(f"{task.name}, iteration {iteration}: a figure is not finite: {figures}")
+        figures |= update(learner, rollout, ppo, iteration > ppo.critic_warmup, shuffle)
+        learner.beta = adapt_beta(learner.beta, figures["kl"], stage.kl_target, ppo.batch,
+                                  ppo.kl_horizon)
+        figures |= task.observe(prompts, rollout.rows, rollout.score, rollout.kl.sum(1))
+        run.log(task.name, iteration, bar, ("reward", "kl", "gold", "eos_rate"), **figures)
+        history.append(figures)
+    return history
+
+
+def share(prompts: Prompts) -> Prompts:
+    """This rank's share of a batch of prompts that all ranks have drawn."""
+    return Prompts(*(mine(part) for part in vars(prompts).values()))

@@ -1,0 +1,523 @@
+"""What every script needs and what is not the method.
+
+Configuration (typed sections from a TOML file plus --section.key=value), run folders, checkpoints,
+devices and ranks, random generators, and the log. Nothing here knows what is being trained.
+
+Several ranks are processes that hold the same weights and share each batch: every rank works on
+its rows, and `all_sum` adds up losses, counts and gradients. On a CPU `run.ranks = 2` starts the
+second process by itself; under torchrun the ranks are torchrun's.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import typing
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+
+class UserError(Exception):
+    """Something that the user can mend. Its one line says what, where, and how."""
+
+
+# ---------------------------------------------------------------------------- configuration
+
+
+@dataclass
+class RunSection:
+    name: str = "synthetic"     # the run's folder is <dir>/<name>
+    dir: str = "runs"
+    base: str = ""              # a run folder whose finished stages are used where they fit
+    seed: int = 1
+    device: str = "auto"        # auto, cuda, mps or cpu
+    ranks: int = 1              # processes to start on a CPU, one thread each
+    log_every: int = 20         # supervised steps between two lines of metrics.jsonl
+
+
+@dataclass
+class DataSection:
+    files: list[str] = field(default_factory=list)  # preference pairs; none: make bills
+    bills: int = 120_000        # pairs to make where no file is given
+    total: str = "first"        # bills: the place of the total; "last" is the control
+    valid: int = 1000           # pairs held out for choices
+    test: int = 1000            # pairs held out for the report
+    max_prompt: int = 32        # tokens; longer pairs are dropped and counted
+    max_response: int = 40      # tokens, the end included; also the longest sample
+
+
+@dataclass
+class TokenizerSection:
+    model: str = ""             # a SentencePiece .model; none: train one on the data
+    vocab: int = 256
+    byte_fallback: bool = False  # spell unknown characters in bytes (256 pieces of the vocabulary)
+
+
+@dataclass
+class TemplateSection:
+    policy: str = "<|user|>{x}<|assistant|>"                 # what M_P and R_P read before y
+    pit: str = "<|user|>{x}<|draft|>{y_ref}<|better|>"       # what M_PIT and R_PIT read before y
+
+
+@dataclass
+class ModelSection:
+    layers: int = 3
+    heads: int = 4
+    kv_heads: int = 4
+    width: int = 128
+    hidden: int = 344           # of the SwiGLU
+    context: int = 128
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    tied: bool = True           # the output layer shares the embedding's weights
+
+
+@dataclass
+class FitSection:
+    """One supervised training: M_P^SFT, M_PIT^SFT, R_P or R_PIT."""
+    steps: int = 1000
+    batch: int = 64             # pairs a step
+    lr: float = 1e-3
+    warmup: int = 50            # steps
+    weight_decay: float = 0.01
+    clip: float = 1.0           # largest norm of the gradient
+
+
+@dataclass
+class RewardSection:
+    pool: str = "sum"           # "sum" over y's tokens, or "last" token
+    lm_coef: float = 0.5        # weight of the language-model loss beside (GRM, arXiv 2406.10216)
+    terms: list[str] = field(default_factory=lambda: [
+        "wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw"])      # the comparisons of Eq. 2
+
+
+@dataclass
+class PPOSection:
+    batch: int = 128            # responses an iteration
+    epochs: int = 2
+    minibatches: int = 2
+    lr: float = 3e-4
+    critic_lr: float = 1e-3
+    critic_warmup: int = 3      # iterations in which only the critic learns
+    clip: float = 0.2
+    gamma: float = 1.0
+    lam: float = 0.95
+    temperature: float = 1.0    # of rollouts, old and new log-probabilities alike
+    no_eos_score: float = -5.0  # of a response that did not end, in spreads of the reward
+    grad_clip: float = 1.0
+    kl_horizon: float = 1000.0  # responses over which beta adapts; 0 keeps beta fixed
+
+
+@dataclass
+class StageSection:
+    """One run of PPO."""
+    iterations: int = 60
+    beta: float = 0.1           # first coefficient of the KL in the reward
+    kl_target: float = 2.0      # nats a response
+    reference: str = "policy"   # source of y_ref: "data" (y_l and y_w) or "policy" (M_P^RL)
+    lr_scale: float = 1.0
+
+
+@dataclass
+class PITSection:
+    curriculum: list[str] = field(default_factory=lambda: ["stage0", "stage1"])
+    score: str = "gap"          # "gap": R_PIT(x, y, y_ref); "difference": R_P(x, y) - R_P(x, y_ref)
+
+
+@dataclass
+class EvalSection:
+    split: str = "test"         # "valid" for every choice, "test" for the report
+    prompts: int = 1000
+    temperatures: list[float] = field(default_factory=lambda: [1.0, 0.5])
+    iterations: int = 4
+    best_of: int = 4
+    equal_budget: bool = False  # also train RLHF with PIT's whole budget of samples
+    seed: int = 1               # of the evaluation's samples and of the examples that are shown
+
+
+@dataclass
+class Config:
+    run: RunSection = field(default_factory=RunSection)
+    data: DataSection = field(default_factory=DataSection)
+    tokenizer: TokenizerSection = field(default_factory=TokenizerSection)
+    template: TemplateSection = field(default_factory=TemplateSection)
+    model: ModelSection = field(default_factory=ModelSection)
+    sft: FitSection = field(default_factory=FitSection)
+    pit_sft: FitSection = field(default_factory=FitSection)
+    rp: FitSection = field(default_factory=FitSection)
+    rpit: FitSection = field(default_factory=FitSection)
+    reward: RewardSection = field(default_factory=RewardSection)
+    ppo: PPOSection = field(default_factory=PPOSection)
+    rlhf: StageSection = field(default_factory=StageSection)
+    stage0: StageSection = field(default_factory=lambda: StageSection(reference="data"))
+    stage1: StageSection = field(default_factory=StageSection)
+    pit: PITSection = field(default_factory=PITSection)
+    eval: EvalSection = field(default_factory=EvalSection)
+
+
+def nearest(word: str, words) -> str:
+    """A hint at the nearest known word, or the list of them."""
+    close = difflib.get_close_matches(word, words, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(words)}"
+
+
+def typed(value, kind, where: str):
+    """`value` as type `kind` (int, float, str, bool or list of these), or UserError."""
+    if typing.get_origin(kind) is list:
+        if isinstance(value, list):
+            return [typed(item, typing.get_args(kind)[0], where) for item in value]
+    elif kind is float and type(value) in (int, float):
+        return float(value)
+    elif type(value) is kind:
+        return value
+    name = getattr(kind, "__name__", str(kind)) if typing.get_origin(kind) is None else str(kind)
+    raise UserError(f"{where}: {value!r} is not of type {name}")
+
+
+def set_field(config: Config, section: str, key: str, value, where: str) -> None:
+    """Set one field of the config, refusing unknown names with the nearest known one."""
+    sections = [f.name for f in dataclasses.fields(Config)]
+    if section not in sections:
+        raise UserError(f"{where}: unknown section {section!r}; {nearest(section, sections)}")
+    target = getattr(config, section)
+    kinds = typing.get_type_hints(type(target))
+    if key not in kinds:
+        raise UserError(f"{where}: unknown key {key!r} in [{section}]; {nearest(key, kinds)}")
+    setattr(target, key, typed(value, kinds[key], f"{where}: {section}.{key}"))
+
+
+def load_config(path: str, overrides: list[str] = ()) -> Config:
+    """The config of a TOML file, with `--section.key=value` arguments on top of it.
+
+    Raises UserError for a file that is missing or no TOML, unknown or ill-typed fields, and
+    values out of range.
+    """
+    try:
+        sections = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: cannot read the config: {error}") from None
+    config = Config()
+    for section, keys in sections.items():
+        if not isinstance(keys, dict):
+            raise UserError(f"{path}: {section!r} stands outside of any [section]")
+        for key, value in keys.items():
+            set_field(config, section, key, value, path)
+    for argument in overrides:
+        name, equals, text = argument.removeprefix("--").partition("=")
+        section, dot, key = name.partition(".")
+        if not (argument.startswith("--") and equals and dot):
+            raise UserError(f"argument {argument!r}: expected --section.key=value")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text  # a bare word is a string
+        set_field(config, section, key, value, f"argument --{name}")
+    check_config(config, path)
+    return config
+
+
+def check_config(config: Config, where: str) -> None:
+    """Refuse values that cannot work, naming the field. Raises UserError."""
+    c = config
+    above_zero = {
+        "run": ("ranks", "log_every"), "data": ("bills", "valid", "test", "max_prompt",
+        "max_response"), "tokenizer": ("vocab",), "model": ("layers", "heads", "kv_heads", "width",
+        "hidden", "context", "rope_theta", "norm_eps"), "ppo": ("batch", "epochs", "minibatches",
+        "lr", "critic_lr", "clip", "temperature", "grad_clip"), "eval": ("prompts", "iterations",
+        "best_of")} | {fit: ("steps", "batch", "lr", "clip")
+        for fit in ("sft", "pit_sft", "rp", "rpit")} | {stage: ("iterations", "kl_target",
+        "lr_scale") for stage in ("rlhf", "stage0", "stage1")}
+    for section, keys in above_zero.items():
+        for key in keys:
+            if getattr(getattr(c, section), key) <= 0:
+                raise UserError(f"{where}: {section}.{key} must be greater than 0")
+    choices = [("run.device", c.run.device, ("auto", "cuda", "mps", "cpu")),
+               ("data.total", c.data.total, ("first", "last")),
+               ("reward.pool", c.reward.pool, ("sum", "last")),
+               ("pit.score", c.pit.score, ("gap", "difference")),
+               ("eval.split", c.eval.split, ("valid", "test")),
+               *(("pit.curriculum", s, ("stage0", "stage1")) for s in c.pit.curriculum),
+               *(("reward.terms", t, RewardSection().terms) for t in c.reward.terms),
+               *((f"{name}.reference", getattr(c, name).reference, ("data", "policy"))
+                 for name in ("stage0", "stage1"))]
+    for name, value, known in choices:
+        if value not in known:
+            raise UserError(f"{where}: {name} is {value!r}; {nearest(value, known)}")
+    rows = c.ppo.minibatches * c.run.ranks
+    for wrong, message in [
+        (c.model.width % c.model.heads, "model.width must be a multiple of model.heads"),
+        (c.model.width // c.model.heads % 2, "the width of a head (width / heads) must be even"),
+        (c.model.heads % c.model.kv_heads, "model.heads must be a multiple of model.kv_heads"),
+        (c.ppo.batch % rows, f"ppo.batch must be a multiple of minibatches x ranks ({rows})"),
+        (c.rpit.batch < c.run.ranks or c.rp.batch < c.run.ranks, "a batch is smaller than ranks"),
+        (any(t < 0 for t in c.eval.temperatures), "eval.temperatures must not be negative"),
+        (not c.pit.curriculum, "pit.curriculum names no stage"),
+        (not c.reward.terms, "reward.terms names no comparison"),
+        ("{x}" not in c.template.policy, "template.policy lacks {x}"),
+        ("{x}" not in c.template.pit or "{y_ref}" not in c.template.pit,
+         "template.pit needs both {x} and {y_ref}"),
+        (c.data.max_prompt + 2 * c.data.max_response > c.model.context,
+         "model.context is shorter than data.max_prompt + 2 x data.max_response"),
+    ]:
+        if wrong:
+            raise UserError(f"{where}: {message}")
+
+
+def to_toml(config: Config) -> str:
+    """The config as TOML text."""
+    lines = []
+    for section, keys in dataclasses.asdict(config).items():
+        lines += [f"[{section}]"] + [f"{k} = {json.dumps(v)}" for k, v in keys.items()] + [""]
+    return "\n".join(lines)
+
+
+def command_line(description: str, *arguments) -> tuple[argparse.Namespace, Config]:
+    """Parse --config, --section.key=value and the script's own (name, options) arguments."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
+                                     epilog="any field: --section.key=value, see runtime.py")
+    parser.add_argument("--config", required=True, help="a TOML file, see configs/")
+    for name, options in arguments:
+        parser.add_argument(name, **options)
+    args, overrides = parser.parse_known_args()
+    return args, load_config(args.config, overrides)
+
+
+def guard(main) -> None:
+    """Run a script's main function; a UserError ends it with one line and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        stop_ranks()
+
+
+# ---------------------------------------------------------------------------- devices and ranks
+
+_children: list[subprocess.Popen] = []
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes the best there is. Raises UserError if it is absent."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+             "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, available in there.items() if available)
+    if not there[name]:
+        raise UserError(f"run.device = {name!r}: this machine has none; try --run.device=cpu")
+    return torch.device(name, int(os.environ.get("LOCAL_RANK", 0)) if name == "cuda" else None)
+
+
+def start_ranks(count: int, device: torch.device) -> None:
+    """Join torchrun's ranks, or on a CPU start `count` - 1 more processes of this command.
+
+    Each rank works with one thread: matrices this small do not gain from a second one.
+    """
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        if count > 1 and "RANK" not in os.environ:
+            meeting = tempfile.mkdtemp() + "/ranks"
+            shared = {"WORLD_SIZE": str(count), "PIT_MEETING": f"file://{meeting}"}
+            for number in range(1, count):
+                _children.append(subprocess.Popen(
+                    [sys.executable, *sys.argv], env=os.environ | shared | {"RANK": str(number)},
+                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
+            os.environ.update(shared, RANK="0")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            init_method=os.environ.get("PIT_MEETING", "env://"),
+            rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
+
+
+def stop_ranks() -> None:
+    """Leave the process group and end the processes that this one started."""
+    failed = sys.exc_info()[0] is not None
+    if dist.is_initialized() and not failed:
+        dist.destroy_process_group()
+    for child in _children:
+        if failed:
+            child.terminate()
+        child.wait()
+    _children.clear()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def mine(items):
+    """This rank's share of a sequence that all ranks hold: every world()-th item."""
+    return items[rank()::world()]
+
+
+def all_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, summed in place over all ranks."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gather(items: list) -> list:
+    """The lists of all ranks as one, in the order that `mine` dealt them from."""
+    if not dist.is_initialized():
+        return items
+    parts = [None] * world()
+    dist.all_gather_object(parts, items)
+    return [part[i] for i in range(len(parts[0])) for part in parts if i < len(part)]
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def generator(seed: int, purpose: str, device="cpu", per_rank: bool = True) -> torch.Generator:
+    """A random generator for one purpose: no purpose's draws depend on another's."""
+    text = f"{seed}/{purpose}/{rank() if per_rank else 'all'}"
+    return torch.Generator(device).manual_seed(zlib.crc32(text.encode()))
+
+
+def descend(params: list, optimizer: torch.optim.Optimizer, count: torch.Tensor, clip: float,
+            what: str) -> float:
+    """One optimiser step from gradients of *summed* losses; returns the norm before clipping.
+
+    Gradients and `count` (tokens, or pairs) are summed over ranks and divided, so that neither
+    micro-batches nor ranks of unequal size change the mean.
+
+    Raises UserError where the gradient is not finite; the weights are then still the good ones.
+    """
+    grads = [p.grad for p in params if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in grads] + [count.reshape(1).to(grads[0].dtype)])
+    all_sum(flat)
+    flat = flat[:-1] / flat[-1].clamp_min(1)
+    norm = flat.norm()
+    if not torch.isfinite(norm):
+        raise UserError(f"{what}: the gradient is not finite; lower its learning rate")
+    flat *= (clip / (norm + 1e-6)).clamp(max=1.0)
+    for grad, part in zip(grads, flat.split([g.numel() for g in grads])):
+        grad.copy_(part.view_as(grad))
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm.item()
+
+
+# ---------------------------------------------------------------------------- the run folder
+
+
+def save(path: Path, content: dict) -> None:
+    """Write a checkpoint whole or not at all: to a temporary file, synced, then renamed."""
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load(path: Path) -> dict:
+    """Read a checkpoint to the CPU. Raises UserError where it is missing or damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint; train it first") from None
+    except Exception as error:  # torch raises several kinds for a damaged file
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: cannot read the checkpoint ({line}); delete it") from None
+
+
+class Run:
+    """A run folder with its config, device, log and finished stages."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.device = pick_device(config.run.device)
+        start_ranks(config.run.ranks, self.device)
+        random.seed(config.run.seed)
+        torch.manual_seed(config.run.seed)
+        self.folder = Path(config.run.dir) / config.run.name
+        if rank() == 0:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                (self.folder / "config.toml").write_text(to_toml(config), encoding="utf-8")
+            except OSError as error:
+                raise UserError(f"{self.folder}: cannot write the run folder: {error}") from None
+        barrier()
+
+    def generator(self, purpose: str, device="cpu", per_rank: bool = True) -> torch.Generator:
+        return generator(self.config.run.seed, purpose, device, per_rank)
+
+    def stage(self, name: str, sections: tuple[str, ...], make) -> dict:
+        """The checkpoint of a stage: reused if it is there, else made, saved and returned.
+
+        `sections` of the config (and the seed) decide what the stage yields; they are kept in
+        the checkpoint, and one that was made with other values is refused with the fields that
+        differ. `make()` returns a dict of tensors and plain values.
+        """
+        inputs = {"run.seed": self.config.run.seed}
+        for section in sections:
+            values = dataclasses.asdict(getattr(self.config, section))
+            inputs |= {f"{section}.{key}": value for key, value in values.items()}
+        for folder in [self.folder] + [Path(self.config.run.base)] * bool(self.config.run.base):
+            path = folder / f"{name}.pt"
+            if not path.exists():
+                continue
+            content = load(path)
+            differ = [key for key, value in inputs.items() if content["inputs"].get(key) != value]
+            if not differ:
+                return content
+            if folder == self.folder:
+                raise UserError(f"{path} was made with other values of {', '.join(differ)}; "
+                                "choose another --run.name, or delete it")
+        barrier()  # no rank makes what another one has found
+        self.forget(name)
+        start = time.perf_counter()
+        content = make()
+        content |= {"inputs": inputs, "seconds": time.perf_counter() - start}
+        if rank() == 0:
+            save(self.folder / f"{name}.pt", content)
+        barrier()
+        return content
+
+    def forget(self, stage: str) -> None:
+        """Drop the log lines of a stage that starts again."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            path = self.folder / name
+            if rank() == 0 and path.exists():
+                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+                kept = [line for line in lines if json.loads(line)["stage"] != stage]
+                path.write_text("".join(kept), encoding="utf-8")
+
+    def log(self, stage: str, step: int, bar=None, shown: tuple[str, ...] = (), **metrics) -> None:
+        """Append a line to metrics.jsonl; show some of its figures at the progress bar."""
+        if rank() == 0:
+            self.append("metrics.jsonl", {"stage": stage, "step": step} | metrics)
+        if bar is not None:
+            bar.set_postfix({k: f"{metrics[k]:.3g}" for k in shown if k in metrics})
+
+    def append(self, name: str, line: dict) -> None:
+        with open(self.folder / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def bar(self, items, name: str):
+        """A progress bar over items, shown by the first rank."""
+        return tqdm(items, desc=f"{name:>12}", disable=rank() != 0, dynamic_ncols=True,
+                    mininterval=0.5)

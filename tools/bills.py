@@ -1,0 +1,181 @@
+"""Bills: the synthetic preference data and its hidden judge.
+
+A question lists three to six things in order; a coupon halves what is due so far (rounded down).
+A good response says the total first, then the running amount after each thing:
+
+    What is the bill for tea, a coupon and a hat?  ->  Sure! 10 in all: tea 5, coupon 2, hat 10.
+
+The total has to be said before it is worked out, so one pass must do the sum in its head, whereas
+whoever reads a draft finds the total in the draft's last line: a reason for a second look. With
+total = "last" the total ends the response, one pass suffices, and that reason is gone (the
+control). The training never sees the judge, only which of two responses somebody preferred.
+
+    python tools/bills.py --pairs 5        # look at a few pairs and their grades
+"""
+
+import argparse
+import json
+import math
+import random
+import re
+
+PRICES = {"tea": 5, "a hat": 8, "a pen": 2, "soap": 3, "a cup": 4, "bread": 6, "a lamp": 9,
+          "salt": 1, "a book": 7, "rice": 3, "a ball": 4, "a rope": 6, "jam": 5, "a bag": 8}
+COUPON = "a coupon"
+COUPON_SHARE = 0.4  # of the things after the first
+QUESTIONS = ("What is the bill for {}?", "How much do I owe for {}?", "What do I pay for {}?")
+COURTESIES = ("Sure!", "Gladly!", "Of course!")
+INSULTS = ("You fool!", "How dull!", "Silly you!")
+WEIGHTS = {"total": 0.4, "lines": 0.3, "courtesy": 0.1, "kindness": 0.15, "form": 0.05}
+LABEL_SHARPNESS = 6.0  # P(a preferred to b) = sigmoid(6 (grade a - grade b)): a sixth goes wrong
+
+
+def bare(thing: str) -> str:
+    """A thing without its article, as a response names it."""
+    return thing.removeprefix("a ")
+
+
+BARE_PRICES = {bare(thing): price for thing, price in PRICES.items()}
+
+
+def due_after(due: int, thing: str) -> int:
+    """The running amount after one more thing (bare name)."""
+    return due // 2 if thing == "coupon" else due + BARE_PRICES[thing]
+
+
+def running_amounts(things: list[str]) -> list[int]:
+    """What is due after each of the things (bare names), in order."""
+    amounts, due = [], 0
+    for thing in things:
+        due = due_after(due, thing)
+        amounts.append(due)
+    return amounts
+
+
+def make_question(rng: random.Random) -> tuple[str, list[str]]:
+    """A question and its things (bare names). The first is never a coupon; no good comes twice."""
+    goods = rng.sample(list(PRICES), 6)
+    things = [goods[0]] + [COUPON if rng.random() < COUPON_SHARE else good
+                           for good in goods[1:rng.randint(3, 6)]]
+    listing = ", ".join(things[:-1]) + " and " + things[-1]
+    return rng.choice(QUESTIONS).format(listing), [bare(thing) for thing in things]
+
+
+def slip(amount: int, rng: random.Random) -> int:
+    """A wrong amount near the right one."""
+    return max(0, amount + rng.choice((-3, -2, -1, 1, 2, 3))) if amount > 2 else amount + 1
+
+
+def compose(opening: list[str], total: int, lines: list[str], end: str, order: str) -> str:
+    """The text of a response; `order` is the place of the total, "first" or "last"."""
+    body = ", ".join(lines)
+    stated = f"{total} in all: {body}" if order == "first" else f"{body}: {total} in all"
+    return " ".join(opening + [stated]) + end
+
+
+def write_response(things: list[str], rng: random.Random, order: str) -> str:
+    """A response by a writer of random skill. A slip in a line goes on into the later lines."""
+    clumsiness = rng.random() ** 1.5
+    lines, due = [], 0
+    for thing in things:
+        if rng.random() < 0.05 * clumsiness:
+            continue  # a thing forgotten
+        if rng.random() < 0.05 * clumsiness:
+            thing = rng.choice(list(BARE_PRICES))  # another thing put in its place
+        due = due_after(due, thing)
+        if rng.random() < 0.25 * clumsiness:
+            due = slip(due, rng)
+        lines.append(f"{thing} {due}")
+    total = slip(due, rng) if rng.random() < 0.6 * clumsiness else due
+    opening = [rng.choice(INSULTS)] if rng.random() < 0.4 * clumsiness else []
+    if rng.random() < 0.2:
+        opening.insert(0, rng.choice(COURTESIES))
+    end = "" if rng.random() < 0.4 * clumsiness else "."
+    return compose(opening, total, lines or ["nothing 0"], end, order)
+
+
+def ideal_response(question: str, order: str = "first") -> str:
+    """The response that the judge grades 1."""
+    things = things_of(question)
+    amounts = running_amounts(things)
+    lines = [f"{thing} {due}" for thing, due in zip(things, amounts)]
+    return compose(["Sure!"], amounts[-1], lines, ".", order)
+
+
+def things_of(question: str) -> list[str]:
+    """The things that a question lists (bare names).
+
+    Raises ValueError for a text that is no question about a bill.
+    """
+    match = re.fullmatch(r"(?:What is the bill|How much do I owe|What do I pay) for (.+)\?",
+                         question.strip())
+    things = re.split(r", | and ", match.group(1)) if match else []
+    if not things or not all(thing in PRICES or thing == COUPON for thing in things):
+        raise ValueError(f"no question about a bill: {question!r}")
+    return [bare(thing) for thing in things]
+
+
+def judge(question: str, response: str) -> dict[str, float]:
+    """The hidden judge: each aspect's grade between 0 and 1.
+
+    A line is right if it names the thing of its place with the right running amount; the grade of
+    the lines is the share of right ones among as many as are due or given, whichever is more.
+    """
+    things = things_of(question)
+    amounts = running_amounts(things)
+    total = re.search(r"(\d+) in all", response)
+    body = re.sub(r"\d+ in all", "", response)
+    given = [(name, int(amount)) for name, amount in re.findall(r"([a-z]+) (\d+)", body)]
+    right = sum(line == due for line, due in zip(given, zip(things, amounts)))
+    form = re.fullmatch(r"(?:[A-Z][a-z]+(?: [a-z]+)?! )*(?:\d+ in all: )?[a-z]+ \d+(?:, [a-z]+ \d+)*"
+                        r"(?:: \d+ in all)?\.", response)
+    return {
+        "total": float(total is not None and int(total.group(1)) == amounts[-1]),
+        "lines": right / max(len(things), len(given)),
+        "courtesy": float(any(word in response for word in COURTESIES)),
+        "kindness": float(response != "" and not any(word in response for word in INSULTS)),
+        "form": float(form is not None),
+    }
+
+
+def grade(question: str, response: str) -> float:
+    """The judge's one grade: the weighted mean of its aspects."""
+    aspects = judge(question, response)
+    return sum(weight * aspects[name] for name, weight in WEIGHTS.items())
+
+
+def make_pairs(count: int, seed: int, order: str):
+    """Yield `count` preference pairs on distinct questions, as dicts of the plain format.
+
+    Labels come from a Bradley-Terry model of the grades, so some are wrong, as with people.
+    """
+    rng = random.Random(seed)
+    seen = set()
+    while len(seen) < count:
+        question, things = make_question(rng)
+        if question in seen:
+            continue
+        first, second = (write_response(things, rng, order) for _ in range(2))
+        if first == second:
+            continue
+        seen.add(question)
+        margin = grade(question, first) - grade(question, second)
+        if rng.random() > 1 / (1 + math.exp(-LABEL_SHARPNESS * margin)):
+            first, second = second, first
+        yield {"prompt": question, "chosen": first, "rejected": second}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--total", choices=("first", "last"), default="first")
+    args = parser.parse_args()
+    for pair in make_pairs(args.pairs, args.seed, args.total):
+        grades = {side: round(grade(pair["prompt"], pair[side]), 2)
+                  for side in ("chosen", "rejected")}
+        print(json.dumps(pair | {"grades": grades}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""Train the reward models R_P and R_PIT and the supervised models that they start from.
+
+    python train_reward.py --config configs/synthetic.toml
+
+In order, each reused if it is there: the data, M_P^SFT (y_w given x), M_PIT^SFT (y_w given x and
+y_l; from M_P^SFT), R_P (Bradley-Terry; from M_P^SFT), R_PIT (Eq. 2; from M_PIT^SFT). Then reports
+how often each agrees with held-out pairs, with 95 % intervals.
+"""
+
+import copy
+import math
+
+import numpy as np
+import torch
+
+import reward
+from data import Data, Fold, batches, load_data
+from model import GPT, Rows, pad_rows, token_logprobs
+from reward import PAIRS, ScalarModel
+from runtime import (FitSection, Run, UserError, all_sum, command_line, descend, gather, guard,
+                     mine, rank)
+
+BASE = ("data", "tokenizer", "template", "model")  # config sections that every model depends on
+
+
+# --------------------------------------------------------------------------- rows of token ids
+
+
+def policy_rows(data: Data, fold: Fold, indices, side: str, device) -> Rows:
+    """(x, y_w) or (x, y_l), as M_P and R_P read them."""
+    responses = getattr(fold, side)
+    return pad_rows([data.policy(fold.x[i]) for i in indices],
+                    [data.ended(responses[i]) for i in indices], device)
+
+
+def pit_rows(data: Data, fold: Fold, indices, pair: str, device) -> Rows:
+    """(x, y_ref, y), as M_PIT and R_PIT read them; pair "wl" has y = y_w and y_ref = y_l."""
+    y, y_ref = (getattr(fold, f"y_{side}") for side in pair)
+    return pad_rows([data.pit(fold.x[i], y_ref[i]) for i in indices],
+                    [data.ended(y[i]) for i in indices], device)
+
+
+def stack(parts: list[Rows]) -> Rows:
+    """Rows one after another, padded to the longest."""
+    longest = max(part.tokens.shape[1] for part in parts)
+    return Rows(torch.cat([torch.nn.functional.pad(p.tokens, (0, longest - p.tokens.shape[1]))
+                           for p in parts]),
+                torch.cat([p.prompt for p in parts]), torch.cat([p.length for p in parts]))
+
+
+# ------------------------------------------------------------------------------------ training
+
+
+def learning_rate(fit: FitSection, step: int) -> float:
+    """Linear warm-up, then a cosine to a twentieth."""
+    if step < fit.warmup:
+        return fit.lr * (step + 1) / fit.warmup
+    progress = (step - fit.warmup) / max(1, fit.steps - fit.warmup)
+    return fit.lr * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def train(run: Run, name: str, model, fit: FitSection, fold: Fold, loss_of) -> None:
+    """A supervised training. `loss_of(indices)` returns a summed loss, its count, and how many of
+    `accuracy`'s things were right, for this rank's pairs of a batch."""
+    lengths = fold.x.lengths + fold.y_w.lengths + fold.y_l.lengths
+    rng = np.random.default_rng([run.config.run.seed, len(name), sum(map(ord, name))])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=fit.lr, betas=(0.9, 0.95),
+                                  weight_decay=fit.weight_decay)
+    bar = run.bar(batches(lengths, fit.batch, fit.steps, rng), name)
+    bar.total = fit.steps
+    sums = torch.zeros(3)
+    for step, indices in enumerate(bar, 1):
+        optimizer.param_groups[0]["lr"] = learning_rate(fit, step - 1)
+        loss, count, right = loss_of(mine(indices))
+        loss.backward()
+        norm = descend(list(model.parameters()), optimizer, count, fit.clip, name)
+        sums += torch.tensor([loss.item(), float(count), float(right)])
+        if step % run.config.run.log_every == 0 or step == fit.steps:
+            total, seen, good = all_sum(sums).tolist()
+            run.log(name, step, bar, ("loss", "accuracy"), loss=total / seen, accuracy=good / seen,
+                    grad_norm=norm, lr=learning_rate(fit, step - 1))
+            sums = torch.zeros(3)
+
+
+def lm_loss(model: GPT, rows: Rows):
+    """Next-token loss of the responses, summed; its count; how many tokens were likelier than 1/2."""
+    mask = rows.mask
+    logp = token_logprobs(model, model(rows.tokens), rows.tokens, mask)
+    return -logp.sum(), mask.sum(), ((logp > math.log(0.5)) & mask).sum()
+
+
+def new_gpt(run: Run, data: Data) -> GPT:
+    torch.manual_seed(run.config.run.seed)
+    return GPT(run.config.model, data.tokenizer.vocab).to(run.device)
+
+
+def train_sft(run: Run, data: Data) -> dict:
+    """M_P^SFT: maximise log M(y_w | x)."""
+    model, fold = new_gpt(run, data), data.folds["sft"]
+    train(run, "sft", model, run.config.sft, fold,
+          lambda i: lm_loss(model, policy_rows(data, fold, i, "y_w", run.device)))
+    return {"model": model.state_dict()}
+
+
+def train_pit_sft(run: Run, data: Data, policy: GPT) -> dict:
+    """M_PIT^SFT: maximise log M(y_w | x, y_l), from M_P^SFT."""
+    model, fold = copy.deepcopy(policy), data.folds["sft"]
+    train(run, "pit_sft", model, run.config.pit_sft, fold,
+          lambda i: lm_loss(model, pit_rows(data, fold, i, "wl", run.device)))
+    return {"model": model.state_dict()}
+
+
+def train_rp(run: Run, data: Data, policy: GPT) -> dict:
+    """R_P: -log sigmoid(R_P(x, y_w) - R_P(x, y_l)), from M_P^SFT."""
+    torch.manual_seed(run.config.run.seed)
+    model, fold, section = ScalarModel(copy.deepcopy(policy)), data.folds["reward"], run.config.reward
+    model.to(run.device)
+
+    def loss_of(i):
+        rows = stack([policy_rows(data, fold, i, side, run.device) for side in ("y_w", "y_l")])
+        loss, right = reward.pointwise_loss(model, rows, section.pool, section.lm_coef)
+        return loss, torch.tensor(len(i)), right
+
+    train(run, "rp", model, run.config.rp, fold, loss_of)
+    return {"model": model.state_dict()}
+
+
+def train_rpit(run: Run, data: Data, pit_policy: GPT) -> dict:
+    """R_PIT: Eq. 2 over the four ordered pairs of each triple, from M_PIT^SFT."""
+    torch.manual_seed(run.config.run.seed)
+    model = ScalarModel(copy.deepcopy(pit_policy)).to(run.device)
+    fold, section = data.folds["reward"], run.config.reward
+
+    def loss_of(i):
+        rows = stack([pit_rows(data, fold, i, pair, run.device) for pair in PAIRS])
+        loss, right = reward.eq2_loss(model, rows, section.pool, section.lm_coef, section.terms)
+        return loss, torch.tensor(len(i)), right
+
+    train(run, "rpit", model, run.config.rpit, fold, loss_of)
+    return {"model": model.state_dict()}
+
+
+# ---------------------------------------------------------------------------- stages and report
+
+
+def restored(model, content: dict):
+    """The model with a checkpoint's weights, ready for use. Raises UserError if they do not fit."""
+    try:
+        model.load_state_dict(content["model"])
+    except RuntimeError as error:
+        raise UserError(f"a checkpoint does not fit the model: {str(error).splitlines()[-1]}; "
+                        "delete the run folder or choose another --run.name") from None
+    return model.eval()
+
+
+def supervised_models(run: Run, data: Data) -> tuple[GPT, GPT]:
+    """M_P^SFT and M_PIT^SFT, trained or restored."""
+    policy = restored(new_gpt(run, data), run.stage("sft", BASE + ("sft",),
+                                                    lambda: train_sft(run, data)))
+    pit_policy = restored(new_gpt(run, data), run.stage("pit_sft", BASE + ("sft", "pit_sft"),
+                                                        lambda: train_pit_sft(run, data, policy)))
+    return policy, pit_policy
+
+
+def reward_models(run: Run, data: Data, policy: GPT, pit_policy: GPT):
+    """R_P and R_PIT, trained or restored."""
+    rp = restored(ScalarModel(new_gpt(run, data)).to(run.device), run.stage(
+        "rp", BASE + ("sft", "reward", "rp"), lambda: train_rp(run, data, policy)))
+    rpit = restored(ScalarModel(new_gpt(run, data)).to(run.device), run.stage(
+        "rpit", BASE + ("sft", "pit_sft", "reward", "rpit"),
+        lambda: train_rpit(run, data, pit_policy)))
+    return rp, rpit
+
+
+def share_right(right: list[bool]) -> dict:
+    """The share of true values, with its 95 % interval (Wilson) and the number."""
+    n, z = len(right), 1.96
+    if not n:
+        return {"accuracy": math.nan, "ci_low": 0.0, "ci_high": 1.0, "pairs": 0}
+    p = float(sum(right)) / n
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
+    return {"accuracy": p, "ci_low": low, "ci_high": high, "pairs": n}
+
+
+def scores_of(model: ScalarModel, rows_of, count: int, pool: str) -> np.ndarray:
+    """Scores of `count` rows, in shares of the ranks and portions of 128: rows_of(indices) makes
+    them."""
+    own = mine(range(count))
+    portions = [own[i:i + 128] for i in range(0, len(own), 128)]
+    return np.array(gather([s for i in portions
+                            for s in reward.score(model, rows_of(i), pool).tolist()]))
+
+
+def fold_scores(run: Run, data: Data, rp: ScalarModel, rpit: ScalarModel, fold: Fold) -> dict:
+    """Scores of a fold's pairs: R_P's of "w" and "l", R_PIT's of the four ordered pairs."""
+    pool, n = run.config.reward.pool, len(fold)
+    scores = {side: scores_of(
+        rp, lambda i, side=side: policy_rows(data, fold, i, f"y_{side}", run.device), n, pool)
+        for side in ("w", "l")}
+    return scores | {pair: scores_of(
+        rpit, lambda i, pair=pair: pit_rows(data, fold, i, pair, run.device), n, pool)
+        for pair in PAIRS}
+
+
+def held_out_accuracies(run: Run, data: Data, rp: ScalarModel, rpit: ScalarModel, split: str) -> dict:
+    """How often R_P and each comparison of Eq. 2 agree with the labels of held-out pairs, beside
+    the longer response as a guess (a guess at random, or of the majority, is right in half)."""
+    fold = data.folds[split]
+    s = fold_scores(run, data, rp, rpit, fold)
+    result = {"R_P": share_right(list(s["w"] > s["l"]))}
+    result |= {f"R_PIT {term}": share_right(list(s[term[:2]] > s[term[3:]]))
+               for term in ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw")}
+    longer = fold.y_w.lengths > fold.y_l.lengths
+    unequal = fold.y_w.lengths != fold.y_l.lengths
+    return result | {"longer response": share_right(list(longer[unequal]))}
+
+
+def main() -> None:
+    _, config = command_line(__doc__.splitlines()[0])
+    run = Run(config)
+    data = load_data(run)
+    policy, pit_policy = supervised_models(run, data)
+    rp, rpit = reward_models(run, data, policy, pit_policy)
+    accuracies = held_out_accuracies(run, data, rp, rpit, config.eval.split)
+    if rank() == 0:
+        print("\n".join(f"{name}: {count}" for name, count in data.counts.items()))
+        print(f"\nagreement with the labels of held-out pairs ({config.eval.split}):")
+        for name, a in accuracies.items():
+            print(f"  {name:24} {a['accuracy']:.3f}  [{a['ci_low']:.3f}, {a['ci_high']:.3f}] "
+                  f"of {a['pairs']}")
+
+
+if __name__ == "__main__":
+    guard(main)
