@@ -117,7 +117,7 @@ class PPOSection:
     temperature: float = 1.0    # of rollouts, old and new log-probabilities alike
     no_eos_score: float = -5.0  # of a response that did not end, in spreads of the reward
     grad_clip: float = 1.0
-    kl_horizon: float = 1000.0  # responses over which beta adapts; 0 keeps beta fixed
+    kl_horizon: float = 500.0  # responses over which beta adapts; 0 keeps beta fixed
 
 
 @dataclass
@@ -337,7 +337,7 @@ def start_ranks(count: int, device: torch.device) -> None:
                     [sys.executable, *sys.argv], env=os.environ | shared | {"RANK": str(number)},
                     stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
             os.environ.update(shared, RANK="0")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             init_method=os.environ.get("PIT_MEETING", "env://"),

@@ -1,0 +1,179 @@
+"""Answer a prompt and improve the answer: y_0 ~ M_P^RL(. | x), y_i ~ M_PIT^RL(. | x, y_{i-1}).
+
+    python sample.py --config configs/synthetic.toml --prompt "What is the bill for tea and a hat?"
+    python sample.py --config configs/synthetic.toml --prompt "..." --ref "a response to improve"
+    python sample.py --config configs/synthetic.toml              # asks for prompts
+    python sample.py --config configs/synthetic.toml --eval       # writes the report again
+
+Each step shows its r_gap, how much better R_PIT finds it than the one before. There is no rule for
+the number of steps: quality need not rise for ever.
+"""
+
+import difflib
+import sys
+from dataclasses import dataclass, field
+
+import reward
+import runtime
+from data import Data, load_data
+from model import GPT, pad_rows, sample
+from reward import ScalarModel
+from runtime import Run, UserError, command_line, gather, guard, mine
+from tools import bills
+from train_reward import new_gpt, restored
+
+
+@dataclass
+class Models:
+    """The trained models; `policies` by their names in the report, those that there are."""
+    rp: ScalarModel
+    rpit: ScalarModel
+    policies: dict[str, GPT] = field(default_factory=dict)
+
+
+CHECKPOINTS = {"M_P^SFT": "sft", "M_PIT^SFT": "pit_sft", "M_P^RL": "rlhf",
+               "PIT stage 0": "stage0", "PIT stage 1": "stage1", "RLHF equal budget": "rlhf_more"}
+
+
+def restore_models(run: Run, data: Data) -> Models:
+    """All models of a finished run. Raises UserError where a necessary one is missing."""
+    def content(name):
+        paths = [runtime.Path(folder) / f"{name}.pt" for folder in (run.folder, run.config.run.base)
+                 if folder]
+        return runtime.load(next((path for path in paths if path.exists()), paths[0]))
+
+    models = Models(*(restored(ScalarModel(new_gpt(run, data)).to(run.device), content(name))
+                      for name in ("rp", "rpit")))
+    wanted = ["sft", "pit_sft", "rlhf"] + run.config.pit.curriculum
+    wanted += ["rlhf_more"] * run.config.eval.equal_budget
+    for name, checkpoint in CHECKPOINTS.items():
+        if checkpoint in wanted:
+            models.policies[name] = restored(new_gpt(run, data), content(checkpoint))
+    return models
+
+
+def last_stage(run: Run) -> str:
+    """The name of the policy that ends the curriculum."""
+    names = {checkpoint: name for name, checkpoint in CHECKPOINTS.items()}
+    return names[run.config.pit.curriculum[-1]]
+
+
+# ------------------------------------------------------------------------------------ sampling
+
+
+def generate(run: Run, data: Data, policy: GPT, prompts: list[list[int]], temperature: float,
+             generator) -> list[list[int]]:
+    """A response to each prompt as token ids without their end, shared among the ranks."""
+    own, responses = mine(prompts), []
+    for start in range(0, len(own), 256):
+        rows = sample(policy, own[start:start + 256], run.config.data.max_response, temperature,
+                      data.tokenizer.eos, generator)
+        responses += [data.bare(ids) for ids in rows.responses()]
+    return gather(responses)
+
+
+def answer(run: Run, data: Data, policy: GPT, x: list, temperature: float, generator) -> list:
+    """y_0 ~ M_P(. | x) for each x."""
+    return generate(run, data, policy, [data.policy(ids) for ids in x], temperature, generator)
+
+
+def improve(run: Run, data: Data, policy: GPT, x: list, y_ref: list, temperature: float,
+            generator) -> list:
+    """y ~ M_PIT(. | x, y_ref) for each x and y_ref."""
+    prompts = [data.pit(ids, ref) for ids, ref in zip(x, y_ref)]
+    return generate(run, data, policy, prompts, temperature, generator)
+
+
+def rp_scores(run: Run, data: Data, rp: ScalarModel, x: list, y: list):
+    """R_P(x, y) for each: [N]. Responses are token ids without their end."""
+    rows = pad_rows([data.policy(ids) for ids in x], [data.ended(ids) for ids in y], run.device)
+    return reward.score(rp, rows, run.config.reward.pool)
+
+
+def gap_scores(run: Run, data: Data, rpit: ScalarModel, x: list, y: list, y_ref: list):
+    """r_gap(x, y, y_ref) for each: [N]."""
+    rows = pad_rows([data.pit(ids, ref) for ids, ref in zip(x, y_ref)],
+                    [data.ended(ids) for ids in y], run.device)
+    return reward.score(rpit, rows, run.config.reward.pool)
+
+
+# ------------------------------------------------------------------------------ the command line
+
+
+def marked(before: str, after: str) -> str:
+    """`after`, with the words that are not in `before` in bold where the output is a terminal."""
+    if not sys.stdout.isatty():
+        return after
+    old, new = before.split(), after.split()
+    parts = []
+    for kind, _, _, start, end in difflib.SequenceMatcher(None, old, new).get_opcodes():
+        words = " ".join(new[start:end])
+        parts += [words if kind == "equal" else f"\033[1;32m{words}\033[0m"] * bool(words)
+    return " ".join(parts)
+
+
+def gold_note(run: Run, prompt: str, text: str) -> str:
+    """The hidden judge's grade, where the prompt is a question that it can judge."""
+    try:
+        return f"  gold {bills.grade(prompt, text):.2f}" if not run.config.data.files else ""
+    except ValueError:
+        return ""
+
+
+def show_improvements(run: Run, data: Data, models: Models, prompt: str, ref: str | None,
+                      iterations: int, temperature: float, generator) -> None:
+    """Print x, y_0 (or the given response) and each improvement with its r_gap."""
+    x = data.tokenizer.encode([prompt])
+    if len(x[0]) > run.config.data.max_prompt:
+        raise UserError(f"the prompt has {len(x[0])} tokens, but data.max_prompt is "
+                        f"{run.config.data.max_prompt}; shorten it")
+    if ref is None:
+        y = answer(run, data, models.policies["M_P^RL"], x, temperature, generator)
+    else:
+        y = data.tokenizer.encode([ref])
+        if len(y[0]) >= run.config.data.max_response:
+            raise UserError(f"the response to improve has {len(y[0])} tokens, but "
+                            f"data.max_response is {run.config.data.max_response}; shorten it")
+    text = data.tokenizer.decode(y[0])
+    print(f"x    {prompt}\ny_0  {text}{gold_note(run, prompt, text)}")
+    for i in range(1, iterations + 1):
+        y_ref, before = y, text
+        y = improve(run, data, models.policies[last_stage(run)], x, y_ref, temperature, generator)
+        text = data.tokenizer.decode(y[0])
+        gap = gap_scores(run, data, models.rpit, x, y, y_ref).item()
+        print(f"y_{i}  {marked(before, text)}  r_gap {gap:+.2f}{gold_note(run, prompt, text)}")
+
+
+def main() -> None:
+    args, config = command_line(
+        __doc__.splitlines()[0],
+        ("--prompt", {"help": "answer this and improve the answer"}),
+        ("--ref", {"help": "improve this response instead of one of M_P^RL's"}),
+        ("--iters", {"type": int, "default": 3, "help": "improvements, one after another"}),
+        ("--temperature", {"type": float, "default": 0.5}),
+        ("--eval", {"action": "store_true", "help": "evaluate again, write the report again"}))
+    if args.temperature < 0 or args.iters < 0:
+        raise UserError("--temperature and --iters must not be negative")
+    if args.ref is not None and args.prompt is None:
+        raise UserError("--ref needs the --prompt that it responds to")
+    if not args.eval:
+        config.run.ranks = 1
+    run = Run(config)
+    data = load_data(run)
+    models = restore_models(run, data)
+    if args.eval:
+        from tools import report  # which samples with this module
+        report.write(run, report.evaluate(run, data, models))
+        return
+    generator = run.generator("sample", run.device)
+    settings = (args.iters, args.temperature, generator)
+    if args.prompt is not None:
+        show_improvements(run, data, models, args.prompt, args.ref, *settings)
+        return
+    print("A prompt a line; an empty line ends.")
+    while prompt := sys.stdin.readline().strip() if not sys.stdin.isatty() else input("> ").strip():
+        show_improvements(run, data, models, prompt, None, *settings)
+
+
+if __name__ == "__main__":
+    guard(main)

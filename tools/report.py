@@ -1,0 +1,296 @@
+"""The evaluation on held-out prompts, and its report as report.json, report.md and curves.png.
+
+Every system answers the same prompts at the same temperature; a response wins over the one that it
+is compared with if the judge grades it higher. On bills the judge is the hidden one. On other data
+there is none, and R_P stands in for it, which the policies were trained on: no independent measure.
+"""
+
+import json
+import math
+import random
+import time
+
+import numpy as np
+
+import runtime
+from data import Data
+from runtime import Run
+from sample import Models, answer, gap_scores, improve, last_stage, rp_scores
+from tools import bills
+from train_reward import fold_scores, held_out_accuracies, share_right
+
+EXAMPLES = 8
+
+
+class Judge:
+    """Grades of responses to the prompts `x`: the hidden judge's, or R_P's scores."""
+
+    def __init__(self, run: Run, data: Data, models: Models, x: list):
+        self.run, self.data, self.models, self.x = run, data, models, x
+        self.hidden = not run.config.data.files
+        self.name = "hidden judge" if self.hidden else "R_P (trained on, not independent)"
+
+    def aspects(self, y: list) -> list[dict]:
+        decode = self.data.tokenizer.decode
+        return [bills.judge(decode(x), decode(ids)) for x, ids in zip(self.x, y)]
+
+    def grades(self, y: list) -> np.ndarray:
+        if not self.hidden:
+            return batched(lambda i: rp_scores(self.run, self.data, self.models.rp,
+                                               [self.x[j] for j in i], [y[j] for j in i]), len(y))
+        return np.array([sum(bills.WEIGHTS[k] * v for k, v in a.items()) for a in self.aspects(y)])
+
+
+def batched(scores, count: int) -> np.ndarray:
+    """Scores of `count` responses in portions: scores(indices) -> tensor."""
+    portions = [range(i, min(i + 128, count)) for i in range(0, count, 128)]
+    return np.concatenate([scores(i).cpu().numpy() for i in portions])
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean with its 95 % interval (normal)."""
+    half = 1.96 * values.std(ddof=1) / math.sqrt(len(values))
+    return values.mean(), values.mean() - half, values.mean() + half
+
+
+class Table:
+    """The rows of the report, one system at one temperature each."""
+
+    def __init__(self, judge: Judge):
+        self.judge, self.rows = judge, []
+
+    def add(self, system: str, y: list, against: str, y_other: list, temperature, iteration=0,
+            y_ref=None) -> None:
+        """A row: y of `system` compared with y_other of `against`; y_ref is what it improved."""
+        grades, others = self.judge.grades(y), self.judge.grades(y_other)
+        delta, low, high = mean_interval(np.sign(grades - others))
+        aspects = self.judge.aspects(y) if self.judge.hidden else []
+        self.rows.append({
+            "system": system, "against": against, "iteration": iteration,
+            "temperature": temperature, "win": 100 * float((grades > others).mean()),
+            "tie": 100 * float((grades == others).mean()),
+            "lose": 100 * float((grades < others).mean()),
+            "delta": 100 * delta, "ci_low": 100 * low, "ci_high": 100 * high,
+            "gold": float(grades.mean()) if self.judge.hidden else None,
+            "aspects": {name: float(np.mean([a[name] for a in aspects]))
+                        for name in (aspects[0] if aspects else {})},
+            "length": float(np.mean([len(ids) for ids in y])),
+            "copies": None if y_ref is None else
+            100 * float(np.mean([a == b for a, b in zip(y, y_ref)]))})
+
+
+def best_of(run, data, models, x, temperature, generator) -> list:
+    """The best by R_P of eval.best_of responses of M_P^RL."""
+    tries = [answer(run, data, models.policies["M_P^RL"], x, temperature, generator)
+             for _ in range(run.config.eval.best_of)]
+    scores = [batched(lambda i, y=y: rp_scores(run, data, models.rp, [x[j] for j in i],
+                                               [y[j] for j in i]), len(x)) for y in tries]
+    return [tries[k][i] for i, k in enumerate(np.argmax(scores, axis=0))]
+
+
+def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperature) -> dict:
+    """All rows at one temperature. Returns the responses that the examples are drawn from."""
+    setting, policies = run.config.eval, models.policies
+    generator = runtime.generator(setting.seed, f"evaluation {temperature}", run.device)
+    sft = answer(run, data, policies["M_P^SFT"], x, temperature, generator)
+    y_0 = answer(run, data, policies["M_P^RL"], x, temperature, generator)
+    table.add("M_P^SFT", sft, "M_P^RL", y_0, temperature)
+    table.add("M_P^RL", y_0, "M_P^SFT", sft, temperature)
+    best = best_of(run, data, models, x, temperature, generator)
+    table.add(f"best of {setting.best_of}", best, "M_P^RL", y_0, temperature)
+    more = None
+    if "RLHF equal budget" in policies:
+        more = answer(run, data, policies["RLHF equal budget"], x, temperature, generator)
+        table.add("RLHF equal budget", more, "M_P^RL", y_0, temperature)
+    chains = {}
+    for name in [n for n in ("M_PIT^SFT", "PIT stage 0", "PIT stage 1") if n in policies]:
+        y = y_0
+        chains[name] = [y_0]
+        for i in range(1, 2 if name == "M_PIT^SFT" else setting.iterations + 1):
+            y_ref, y = y, improve(run, data, policies[name], x, y, temperature, generator)
+            chains[name].append(y)
+            table.add(name, y, "M_P^RL", y_0, temperature, i, y_ref)
+    final = last_stage(run)
+    over_sft = improve(run, data, policies[final], x, sft, temperature, generator)
+    table.add(final, over_sft, "M_P^SFT", sft, temperature, 1, sft)
+    if more is not None:
+        for i in (1, setting.iterations):
+            table.add(final, chains[final][i], "RLHF equal budget", more, temperature, i,
+                      chains[final][i - 1])
+    return {"sft": sft, "chain": chains[final]}
+
+
+def pair_agreement(first, second, better) -> dict:
+    """How often first > second where the judge finds `better` > 0, and the reverse; no ties."""
+    told = better != 0
+    return share_right(list((np.sign(first - second) == np.sign(better))[told]))
+
+
+def sample_agreements(run: Run, data: Data, models: Models, judge: Judge, x: list) -> dict:
+    """How often the reward models order two samples as the judge does, at temperature 1."""
+    generator = runtime.generator(run.config.eval.seed, "agreements", run.device)
+    policies, found = models.policies, {}
+
+    def rp(y):
+        return batched(lambda i: rp_scores(run, data, models.rp, [x[j] for j in i],
+                                           [y[j] for j in i]), len(x))
+
+    def gap(y, y_ref):
+        return batched(lambda i: gap_scores(run, data, models.rpit, [x[j] for j in i], [
+            y[j] for j in i], [y_ref[j] for j in i]), len(x))
+
+    def compare(kind, a, b, gap_a, gap_b):
+        better = judge.grades(a) - judge.grades(b)
+        found[f"R_P, {kind}"] = pair_agreement(rp(a), rp(b), better)
+        found[f"R_PIT, {kind}"] = pair_agreement(gap_a, gap_b, better)
+
+    a, b = (answer(run, data, policies["M_P^SFT"], x, 1.0, generator) for _ in range(2))
+    compare("pairs of M_P^SFT's samples", a, b, gap(a, b), gap(b, a))
+    y_ref = answer(run, data, policies["M_P^RL"], x, 1.0, generator)
+    a, b = (improve(run, data, policies[last_stage(run)], x, y_ref, 1.0, generator)
+            for _ in range(2))
+    compare("pairs of PIT's samples over one y_ref ~ M_P^RL", a, b, gap(a, y_ref), gap(b, y_ref))
+    return found
+
+
+def judge_agreements(run: Run, data: Data, models: Models, judge: Judge, fold) -> dict:
+    """How often reward models and labels agree with the judge on held-out pairs."""
+    y_w, y_l = ([side[i] for i in range(len(judge.x))] for side in (fold.y_w, fold.y_l))
+    better, s = judge.grades(y_w) - judge.grades(y_l), fold_scores(run, data, models.rp,
+                                                                   models.rpit, fold)
+    n = len(judge.x)
+    return {"R_P, held-out pairs, judge": pair_agreement(s["w"][:n], s["l"][:n], better),
+            "R_PIT, held-out pairs, judge": pair_agreement(s["wl"][:n], s["lw"][:n], better),
+            "labels, held-out pairs, judge (the ceiling)": pair_agreement(
+                np.ones(n), np.zeros(n), better)}
+
+
+def stage_seconds(run: Run) -> dict:
+    """The seconds that each stage took, from its checkpoint."""
+    folders = [runtime.Path(run.config.run.base)] * bool(run.config.run.base) + [run.folder]
+    paths = {path.stem: path for folder in folders for path in sorted(folder.glob("*.pt"))}
+    return {name: runtime.load(path)["seconds"] for name, path in paths.items()}
+
+
+def evaluate(run: Run, data: Data, models: Models) -> dict:
+    """The content of report.json."""
+    start, setting = time.perf_counter(), run.config.eval
+    fold = data.folds[setting.split]
+    n = min(setting.prompts, len(fold))
+    x = [fold.x[i] for i in range(n)]
+    judge = Judge(run, data, models, x)
+    table = Table(judge)
+    responses = {}
+    for temperature in run.bar(setting.temperatures, "evaluation"):
+        responses[temperature] = evaluate_at(run, data, models, table, x, temperature)
+    y_0 = responses[setting.temperatures[0]]["chain"][0]
+    for side in ("y_l", "y_w"):
+        y = [getattr(fold, side)[i] for i in range(n)]
+        table.add(side, y, "M_P^RL", y_0, None)
+    accuracies = held_out_accuracies(run, data, models.rp, models.rpit, setting.split)
+    if judge.hidden:
+        accuracies |= judge_agreements(run, data, models, judge, fold)
+        accuracies |= sample_agreements(run, data, models, judge, x)
+    seconds = stage_seconds(run) | {"evaluation": time.perf_counter() - start}
+    return {"name": run.config.run.name, "seed": run.config.run.seed, "split": setting.split,
+            "prompts": n, "judge": judge.name, "rows": table.rows, "reward": accuracies,
+            "seconds": seconds, "data": data.counts,
+            "examples": examples(run, data, models, judge, responses)}
+
+
+def examples(run: Run, data: Data, models: Models, judge: Judge, responses: dict) -> list[dict]:
+    """Improvements of some prompts, drawn with the evaluation's seed."""
+    temperature = run.config.eval.temperatures[-1]
+    chain, decode = responses[temperature]["chain"], data.tokenizer.decode
+    found = []
+    for i in random.Random(run.config.eval.seed).sample(range(len(judge.x)),
+                                                        min(EXAMPLES, len(judge.x))):
+        steps = []
+        for k, y in enumerate(chain):
+            gap = (gap_scores(run, data, models.rpit, [judge.x[i]], [y[i]], [chain[k - 1][i]]).item()
+                   if k else None)
+            gold = bills.grade(decode(judge.x[i]), decode(y[i])) if judge.hidden else None
+            steps.append({"y": decode(y[i]), "r_gap": gap, "gold": gold})
+        found.append({"x": decode(judge.x[i]), "temperature": temperature, "steps": steps})
+    return found
+
+
+# ---------------------------------------------------------------------------------- the report
+
+
+def as_markdown(report: dict) -> str:
+    """report.json as a page."""
+    lines = [f"# {report['name']}, seed {report['seed']}", "",
+             f"{report['prompts']} {report['split']} prompts, judge: {report['judge']}. "
+             "Win, tie, lose, delta (win - lose, 95 % interval) and copies of y_ref in %.", "",
+             "| system | T | iteration | gold | against | win | tie | lose | delta | length | copies |",
+             "|---|---|---|---|---|---|---|---|---|---|---|"]
+    for r in report["rows"]:
+        gold = "" if r["gold"] is None else f"{r['gold']:.3f}"
+        copies = "" if r["copies"] is None else f"{r['copies']:.0f}"
+        lines.append(
+            f"| {r['system']} | {'' if r['temperature'] is None else r['temperature']} | "
+            f"{r['iteration'] or ''} | {gold} | {r['against']} | {r['win']:.1f} | {r['tie']:.1f} | "
+            f"{r['lose']:.1f} | {r['delta']:+.1f} [{r['ci_low']:+.1f}, {r['ci_high']:+.1f}] | "
+            f"{r['length']:.1f} | {copies} |")
+    names = list(report["rows"][0]["aspects"])
+    if names:
+        lines += ["", "## The judge's aspects", "", f"| system | T | iteration | against | "
+                  f"{' | '.join(names)} |", "|---|---|---|---|" + "---|" * len(names)]
+        lines += [f"| {r['system']} | {'' if r['temperature'] is None else r['temperature']} | "
+                  f"{r['iteration'] or ''} | {r['against']} | "
+                  f"{' | '.join(format(r['aspects'][name], '.3f') for name in names)} |"
+                  for r in report["rows"]]
+    lines += ["", "## Reward models", "", "| agreement | accuracy | 95 % interval | pairs |",
+              "|---|---|---|---|"]
+    lines += [f"| {name} | {a['accuracy']:.3f} | {a['ci_low']:.3f} to {a['ci_high']:.3f} | "
+              f"{a['pairs']} |" for name, a in report["reward"].items()]
+    lines += ["", "## Examples", "", f"Drawn with seed {report['seed']}, not picked."]
+    for example in report["examples"]:
+        lines += ["", f"**{example['x']}** (T = {example['temperature']})", ""]
+        for k, step in enumerate(example["steps"]):
+            notes = [f"{name} {step[name]:+.2f}" for name in ("r_gap", "gold")
+                     if step[name] is not None]
+            lines.append(f"- y_{k}: {step['y']}" + f" ({', '.join(notes)})" * bool(notes))
+    lines += ["", "## Data and time", "", ", ".join(f"{k}: {v}" for k, v in report["data"].items()),
+              "", "| stage | seconds |", "|---|---|"]
+    lines += [f"| {name} | {seconds:.0f} |" for name, seconds in report["seconds"].items()]
+    lines.append(f"| all | {sum(report['seconds'].values()):.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_curves(run: Run) -> None:
+    """Reward, gold and KL along the PPO stages, where matplotlib is installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    with open(run.folder / "metrics.jsonl", encoding="utf-8") as file:
+        lines = [line for line in map(json.loads, file) if "kl" in line]
+    stages = list(dict.fromkeys(line["stage"] for line in lines))
+    if not stages:
+        return
+    figure, axes = pyplot.subplots(3, len(stages), figsize=(3 * len(stages), 6), sharex="col",
+                                   sharey="row", squeeze=False)
+    for column, stage in zip(axes.T, stages):
+        column[0].set_title(stage)
+        for axis, name in zip(column, ("reward", "gold", "kl")):
+            points = [(r["step"], r[name]) for r in lines if r["stage"] == stage and name in r]
+            axis.plot(*zip(*points)) if points else None
+            axis.set_ylabel(name if column is axes.T[0] else "")
+    figure.supxlabel("iteration")
+    figure.tight_layout()
+    figure.savefig(run.folder / "curves.png", dpi=120)
+    pyplot.close(figure)
+
+
+def write(run: Run, report: dict) -> None:
+    """Write the report into the run's folder and print where it is."""
+    if runtime.rank() == 0:
+        (run.folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        (run.folder / "report.md").write_text(as_markdown(report), encoding="utf-8")
+        draw_curves(run)
+        print(as_markdown(report).split("## Examples")[0])
+        print(f"written: {run.folder / 'report.md'}")

@@ -1,0 +1,227 @@
+"""Train PIT from nothing to the report; whatever is there already is used as it is.
+
+    python train_pit.py --config configs/synthetic.toml
+
+In order: all of train_reward.py, then with one PPO (ppo.py)
+
+    M_P^RL    Eq. 3: maximise R_P(x, y), y ~ M_P(. | x), anchored to M_P^SFT
+    stage 0   Eq. 4: maximise r_gap(x, y, y_ref), y_ref = y_l and y_w of the data, anchored to M_PIT^SFT
+    stage 1   Eq. 5: the same, y_ref ~ M_P^RL(. | x) drawn afresh; goes on from stage 0
+
+and the evaluation on held-out prompts: runs/<name>/report.md. The paper leaves the RL algorithm,
+the steps and the KL open; here it is PPO with beta adapted to a target KL, in nats a response.
+"""
+
+import copy
+
+import numpy as np
+import torch
+
+import ppo
+import reward
+from data import Data, load_data
+from model import GPT, Rows, sample
+from ppo import Prompts, Task
+from reward import ScalarModel
+from runtime import Run, all_sum, command_line, guard, rank
+from sample import CHECKPOINTS, Models, answer, gap_scores, rp_scores
+from tools import bills, report
+from train_reward import BASE, new_gpt, restored, reward_models, supervised_models
+
+STAGE_NAMES = {checkpoint: name for name, checkpoint in CHECKPOINTS.items()}
+SUPERVISED = BASE + ("sft", "pit_sft", "reward", "rp", "rpit")
+
+
+# ------------------------------------------------------- prompts and scores: Eqs. 3, 4 and 5
+
+
+def fold_indices(run: Run, name: str, size: int, iteration: int, number: int) -> list[int]:
+    """The `number` pairs of the RL fold for one iteration, the same for all ranks: the fold is
+    gone through in a random order, another one each time."""
+    start = iteration * number
+    order = np.concatenate([np.random.default_rng([run.config.run.seed, sum(map(ord, name)), turn])
+                            .permutation(size) for turn in
+                            range(start // size, (start + number - 1) // size + 1)])
+    return order[start % size:start % size + number].tolist()
+
+
+def draw_prompts(run: Run, data: Data, name: str):
+    """Eq. 3: the policy reads x."""
+    fold = data.folds["rl"]
+
+    def draw(iteration: int, number: int) -> Prompts:
+        x = [fold.x[i] for i in fold_indices(run, name, len(fold), iteration, number)]
+        return ppo.share(Prompts([data.policy(ids) for ids in x], x, [[]] * number, [""] * number))
+    return draw
+
+
+def draw_data_references(run: Run, data: Data, name: str):
+    """Eq. 4: PIT reads x with y_l, and x with y_w."""
+    fold = data.folds["rl"]
+
+    def draw(iteration: int, number: int) -> Prompts:
+        indices = fold_indices(run, name, len(fold), iteration, number // 2)
+        x = [fold.x[i] for i in indices] * 2
+        y_ref = [fold.y_l[i] for i in indices] + [fold.y_w[i] for i in indices]
+        source = ["y_l"] * len(indices) + ["y_w"] * len(indices)
+        return ppo.share(Prompts([data.pit(*pair) for pair in zip(x, y_ref)], x, y_ref, source))
+    return draw
+
+
+def draw_policy_references(run: Run, data: Data, name: str, policy: GPT):
+    """Eq. 5: PIT reads x with a response that M_P^RL gives now."""
+    fold = data.folds["rl"]
+    generator = run.generator(f"{name} references", run.device, per_rank=True)
+
+    def draw(iteration: int, number: int) -> Prompts:
+        x = [fold.x[i] for i in fold_indices(run, name, len(fold), iteration, number)]
+        y_ref = answer(run, data, policy, x, run.config.ppo.temperature, generator)
+        return ppo.share(Prompts([data.pit(*pair) for pair in zip(x, y_ref)], x, y_ref,
+                                 ["M_P^RL"] * number))
+    return draw
+
+
+def pointwise_score(run: Run, model: ScalarModel):
+    """R_P(x, y), or r_gap(x, y, y_ref): the reward model reads the very tokens of the rollout."""
+    return lambda prompts, rows: reward.score(model, rows, run.config.reward.pool)
+
+
+def difference_score(run: Run, data: Data, rp: ScalarModel):
+    """The ablation R_P(x, y) - R_P(x, y_ref)."""
+    def score(prompts: Prompts, rows: Rows):
+        y = [data.bare(ids) for ids in rows.responses()]
+        return (rp_scores(run, data, rp, prompts.x, y)
+                - rp_scores(run, data, rp, prompts.x, prompts.y_ref))
+    return score
+
+
+# -------------------------------------------------------------------------------- a stage of PPO
+
+
+def observer(run: Run, data: Data, name: str):
+    """What to look at in a rollout: the gold quality where there is a judge (nothing is trained on
+    it), and one sample a rollout in samples.jsonl."""
+    steps = iter(range(1, 1 << 30))
+    decode = data.tokenizer.decode
+
+    def observe(prompts: Prompts, rows: Rows, score, kl) -> dict:
+        responses = [decode(ids) for ids in rows.responses()]
+        if rank() == 0:
+            run.append("samples.jsonl", {
+                "stage": name, "step": next(steps), "x": decode(prompts.x[0]),
+                "source": prompts.source[0], "y_ref": decode(prompts.y_ref[0]), "y": responses[0],
+                "score": score[0].item(), "kl": kl[0].item()})
+        if run.config.data.files:
+            return {}
+        grades = [bills.grade(decode(x), y) for x, y in zip(prompts.x, responses)]
+        gold, count = all_sum(torch.tensor([sum(grades), float(len(grades))])).tolist()
+        return {"gold": gold / count}
+    return observe
+
+
+def measure_spread(run: Run, data: Data, task: Task, anchor: GPT, rpit: ScalarModel | None):
+    """Mean and spread of the raw score on the anchor's samples, before RL: r_gap has no natural
+    zero or unit. The shift changes no advantage (they are whitened) but lets the critic start near
+    0. Logged beside: the mean of r_gap(x, y_ref, y_ref)."""
+    prompts = task.draw(0, 256)
+    rows = sample(anchor, prompts.ids, run.config.data.max_response,
+                      run.config.ppo.temperature, data.tokenizer.eos,
+                      run.generator(f"{task.name} spread", run.device))
+    scores = task.score(prompts, rows).double()
+    same = (gap_scores(run, data, rpit, prompts.x, prompts.y_ref, prompts.y_ref).double()
+            if rpit is not None else torch.zeros_like(scores))
+    count = torch.full_like(scores, len(scores)).mean()
+    count, total, squares, same = all_sum(torch.stack([
+        count, scores.sum(), (scores ** 2).sum(), same.sum()])).tolist()
+    mean = total / count
+    spread = max(squares / count - mean ** 2, 1e-12) ** 0.5
+    run.log(task.name, 0, score_mean=mean, score_spread=spread, same_mean=same / count)
+    return mean, spread
+
+
+def train_stage(run: Run, data: Data, task: Task, stage, policy: GPT, critic: ScalarModel,
+                anchor: GPT, spread: tuple[float, float]) -> dict:
+    """One run of PPO from copies of policy and critic: the content of its checkpoint."""
+    learner = ppo.make_learner(copy.deepcopy(policy).train(), copy.deepcopy(critic).train(),
+                               run.config.ppo, stage)
+    ppo.train(run, task, learner, anchor, spread, stage, run.config.data.max_response,
+              data.tokenizer.eos, data.bare)
+    return {"model": learner.policy.state_dict(), "critic": learner.critic.state_dict(),
+            "beta": learner.beta, "spread": list(spread)}
+
+
+def train_rlhf(run: Run, data: Data, sft: GPT, rp: ScalarModel) -> dict:
+    """M_P^RL, Eq. 3."""
+    task = Task("rlhf", draw_prompts(run, data, "rlhf"), pointwise_score(run, rp),
+                observer(run, data, "rlhf"))
+    spread = measure_spread(run, data, task, sft, None)
+    return train_stage(run, data, task, run.config.rlhf, sft, ppo.new_critic(rp), sft, spread)
+
+
+def train_rlhf_more(run: Run, data: Data, sft: GPT, rp: ScalarModel, rlhf: dict) -> dict:
+    """Eq. 3 for as many more samples as all of PIT's stages had, on from M_P^RL."""
+    stage = copy.copy(run.config.rlhf)
+    stage.iterations = sum(getattr(run.config, name).iterations
+                           for name in run.config.pit.curriculum)
+    stage.beta = rlhf["beta"]
+    task = Task("rlhf_more", draw_prompts(run, data, "rlhf_more"), pointwise_score(run, rp),
+                observer(run, data, "rlhf_more"))
+    return train_stage(run, data, task, stage, restored(new_gpt(run, data), rlhf),
+                       restore_critic(run, data, rlhf), sft, tuple(rlhf["spread"]))
+
+
+def train_pit_stage(run: Run, data: Data, name: str, models: Models, before: dict | None) -> dict:
+    """Stage 0 or 1, Eqs. 4 and 5. Goes on from the policy, the critic and the scale of the stage
+    `before`; the first stage starts from M_PIT^SFT. The anchor is M_PIT^SFT throughout."""
+    stage, anchor = getattr(run.config, name), models.policies["M_PIT^SFT"]
+    draw = (draw_data_references(run, data, name) if stage.reference == "data" else
+            draw_policy_references(run, data, name, models.policies["M_P^RL"]))
+    score = (pointwise_score(run, models.rpit) if run.config.pit.score == "gap" else
+             difference_score(run, data, models.rp))
+    task = Task(name, draw, score, observer(run, data, name))
+    if before is None:
+        spread = measure_spread(run, data, task, anchor, models.rpit)
+        return train_stage(run, data, task, stage, anchor, ppo.new_critic(models.rpit), anchor,
+                           spread)
+    return train_stage(run, data, task, stage, restored(new_gpt(run, data), before),
+                       restore_critic(run, data, before), anchor, tuple(before["spread"]))
+
+
+def restore_critic(run: Run, data: Data, content: dict) -> ScalarModel:
+    critic = ScalarModel(new_gpt(run, data)).to(run.device)
+    return restored(critic, {"model": content["critic"]})
+
+
+# --------------------------------------------------------------------------------- the pipeline
+
+
+def train_all(run: Run, data: Data) -> Models:
+    """Every model of the method, trained or restored, in order."""
+    sft, pit_sft = supervised_models(run, data)
+    rp, rpit = reward_models(run, data, sft, pit_sft)
+    models = Models(rp, rpit, {"M_P^SFT": sft, "M_PIT^SFT": pit_sft})
+    rlhf_inputs = BASE + ("sft", "reward", "rp", "ppo", "rlhf")
+    rlhf = run.stage("rlhf", rlhf_inputs, lambda: train_rlhf(run, data, sft, rp))
+    models.policies["M_P^RL"] = restored(new_gpt(run, data), rlhf)
+    before, inputs = None, SUPERVISED + ("ppo", "pit")
+    for name in run.config.pit.curriculum:
+        inputs += (name,) if getattr(run.config, name).reference == "data" else ("rlhf", name)
+        before = run.stage(name, inputs, lambda: train_pit_stage(run, data, name, models, before))
+        models.policies[STAGE_NAMES[name]] = restored(new_gpt(run, data), before)
+    if run.config.eval.equal_budget:
+        content = run.stage("rlhf_more", rlhf_inputs + ("pit", *run.config.pit.curriculum),
+                            lambda: train_rlhf_more(run, data, sft, rp, rlhf))
+        models.policies["RLHF equal budget"] = restored(new_gpt(run, data), content)
+    return models
+
+
+def main() -> None:
+    _, config = command_line(__doc__.splitlines()[0])
+    run = Run(config)
+    data = load_data(run)
+    models = train_all(run, data)
+    report.write(run, report.evaluate(run, data, models))
+
+
+if __name__ == "__main__":
+    guard(main)
