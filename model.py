@@ -81,8 +81,8 @@ class Attention(nn.Module):
     def forward(self, x, cos, sin, mask=None, positions=None, cache=None, layer=0):
         batch, time, _ = x.shape
         qkv = self.qkv(x).view(batch, time, -1, self.head_width)  # [B, T, H + 2K, C]
-        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
+        q, k = rotate(qk, cos, sin).split([self.heads, self.kv_heads], dim=2)
         if cache is not None:
             k, v = cache.extend(layer, k, v, positions)
             k, v = k[:, :mask.shape[-1]], v[:, :mask.shape[-1]]   # [B, L, K, C]
@@ -144,22 +144,24 @@ class GPT(nn.Module):
             last = module.out if isinstance(module, Attention) else module.down
             nn.init.normal_(last.weight, std=(2 * self.config.layers * last.in_features) ** -0.5)
 
-    def forward(self, tokens, cache: Cache | None = None):
-        """Hidden states [B, T, D] of tokens [B, T], which follow on what the cache has read."""
-        x = self.embedding(tokens)  # [B, T, D]
-        if cache is None:
-            time = tokens.shape[1]
-            args = (self.cos[:time, None], self.sin[:time, None])
-        else:
-            positions = cache.length[:, None] + torch.arange(tokens.shape[1], device=x.device)
-            seen = torch.arange(int(positions.max()) + 1, device=x.device)    # [L]
-            mask = (seen <= positions[:, :, None])[:, None]                   # [B, 1, T, L]
-            args = (self.cos[positions][:, :, None], self.sin[positions][:, :, None],
-                    mask, positions, cache)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, *args) if cache is None else block(x, *args, layer)
+    def forward(self, tokens, positions=None, mask=None, cache: Cache | None = None):
+        """Hidden states [B, T, D] of tokens [B, T].
+
+        positions [B, T] (default: 0 to T - 1) and mask [B, 1, T, T], true where a token may look
+        (default: at itself and before), let branches of one row share what stands before them.
+        With a cache the tokens follow on what it has read.
+        """
+        time = tokens.shape[1]
         if cache is not None:
-            cache.length += tokens.shape[1]
+            positions = cache.length[:, None] + torch.arange(time, device=tokens.device)  # [B, T]
+            seen = torch.arange(int(positions.max()) + 1, device=tokens.device)           # [L]
+            mask = (seen <= positions[:, :, None])[:, None]                        # [B, 1, T, L]
+            cache.length += time
+        at = slice(0, time) if positions is None else positions
+        cos, sin = (table[at].unsqueeze(-2) for table in (self.cos, self.sin))  # [B or -, T, 1, C]
+        x = self.embedding(tokens)                                              # [B, T, D]
+        for layer, block in enumerate(self.blocks):
+            x = block(x, cos, sin, mask, positions, cache, layer)
         return self.norm(x)
 
     def logits(self, hidden):
@@ -209,9 +211,9 @@ def token_logprobs(model: GPT, hidden, tokens, mask, temperature: float = 1.0):
     hidden [B, T, D] are the states of tokens [B, T]; the state at t - 1 predicts token t. Logits
     are computed for the mask's tokens only, their normalisation in float32.
     """
-    logits = model.logits(hidden[:, :-1][mask[:, 1:]]) / temperature            # [N, V]
-    chosen = logits.gather(1, tokens[mask][:, None])[:, 0] - logits.logsumexp(1)  # [N]
-    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, chosen)
+    logits = model.logits(hidden[:, :-1][mask[:, 1:]]) / temperature  # [N, V]
+    logp = -F.cross_entropy(logits, tokens[mask], reduction="none")   # [N]
+    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, logp)
 
 
 def draw(logits, temperature: float, generator):
@@ -235,7 +237,7 @@ def sample(model: GPT, prompts: list, max_new: int, temperature: float, eos: int
     start = int(rows.prompt.max())
     cache = Cache(model.config, len(prompts), start + max_new, device, model.embedding.weight.dtype)
     every = torch.arange(len(prompts), device=device)
-    last = model(rows.tokens[:, :start], cache)[every, rows.prompt - 1]  # [B, D]
+    last = model(rows.tokens[:, :start], cache=cache)[every, rows.prompt - 1]  # [B, D]
     cache.length = rows.prompt.clone()
     going = torch.ones(len(prompts), dtype=torch.bool, device=device)
     for _ in range(max_new):
@@ -246,5 +248,5 @@ def sample(model: GPT, prompts: list, max_new: int, temperature: float, eos: int
         if not going.any():
             break
         cache.length = rows.length - 1  # ended rows repeat their last token, to no effect
-        last = model(rows.tokens[every, rows.length - 1][:, None], cache)[:, 0]
+        last = model(rows.tokens[every, rows.length - 1][:, None], cache=cache)[:, 0]
     return rows[every]

@@ -19,14 +19,13 @@ Rollout, log-probabilities and update share one temperature, and there is no top
 dropout: one behaviour distribution. Left out: micro-batches, early stopping on KL, shared trunks.
 """
 
-import copy
 from dataclasses import dataclass
 from typing import Callable
 
 import torch
+import torch.nn as nn
 
 from model import GPT, Rows, sample, token_logprobs
-from reward import ScalarModel
 from runtime import PPOSection, Run, StageSection, UserError, all_sum, descend, mine
 
 
@@ -140,29 +139,36 @@ class Task:
     observe: Callable[[Prompts, Rows, torch.Tensor, torch.Tensor], dict]  # more figures to log
 
 
+class Critic(nn.Module):
+    """V(s) for each token: a trunk of its own and a head that starts at zero."""
+
+    def __init__(self, trunk: GPT):
+        super().__init__()
+        self.trunk = trunk
+        self.head = nn.Linear(trunk.config.width, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, tokens):
+        """[B, T] -> [B, T]: at position t the value of what has been read up to t."""
+        return self.head(self.trunk(tokens))[..., 0].float()
+
+
 @dataclass
 class Learner:
     """Everything that PPO changes."""
     policy: GPT
-    critic: ScalarModel
+    critic: Critic
     policy_optimizer: torch.optim.Optimizer
     critic_optimizer: torch.optim.Optimizer
     beta: float
 
 
-def make_learner(policy: GPT, critic: ScalarModel, ppo: PPOSection, stage: StageSection) -> Learner:
+def make_learner(policy: GPT, critic: Critic, ppo: PPOSection, stage: StageSection) -> Learner:
     """Optimisers for a policy and a critic (Adam's eps 1e-5, as in OpenAI's baselines)."""
-    optimizers = [torch.optim.Adam(model.parameters(), lr=lr * stage.lr_scale, eps=1e-5)
+    optimizers = [torch.optim.Adam(model.parameters(), lr=lr * stage.lr_scale, eps=1e-5, fused=True)
                   for model, lr in ((policy, ppo.lr), (critic, ppo.critic_lr))]
     return Learner(policy, critic, *optimizers, beta=stage.beta)
-
-
-def new_critic(reward_model: ScalarModel) -> ScalarModel:
-    """A critic: the reward model's trunk (it reads the same tokens), copied, with a zero head."""
-    critic = copy.deepcopy(reward_model)
-    torch.nn.init.zeros_(critic.head.weight)
-    torch.nn.init.zeros_(critic.head.bias)
-    return critic
 
 
 def logprobs(model: GPT, rows: Rows, mask, temperature: float):
@@ -170,10 +176,9 @@ def logprobs(model: GPT, rows: Rows, mask, temperature: float):
     return token_logprobs(model, model(rows.tokens), rows.tokens, mask, temperature)
 
 
-def token_values(critic: ScalarModel, rows: Rows, mask):
+def token_values(critic: Critic, rows: Rows, mask):
     """V before each of the response's tokens [B, T]: the scalar at the position before it."""
-    _, scalars = critic(rows.tokens)
-    return torch.nn.functional.pad(scalars[:, :-1], (1, 0)) * mask
+    return nn.functional.pad(critic(rows.tokens)[:, :-1], (1, 0)) * mask
 
 
 @torch.no_grad()

@@ -1,51 +1,63 @@
 """Reward models: a trunk with a scalar head, pointwise R_P and the gap R_PIT.
 
 R_P(x, y) learns with Bradley and Terry's loss; R_PIT(x, y, y_ref) = r_gap, how much better y is than
-y_ref, with Eq. 2. Both read one sequence: the prompt template (x, or x and y_ref), then y. The
-score is a scalar for each token of y, summed (`pool` "sum": a small trunk finds local mistakes,
-but learns only slowly to carry them to the end), or that of the last token ("last", the usual way).
-Beside either loss the trunk keeps on learning to predict y (`lm_coef`; GRM, arXiv 2406.10216), which
-keeps it knowing which token is right while the head learns to use that.
+y_ref, with Eq. 2. Both read one sequence: the prompt template (x, or x and y_ref), then y, with
+hidden states h_t. Each token of y has a score
+
+    s_t = w . h_t  +  (g . h_t) log pi(y_t | before)
+
+whose second part is how likely the trunk's own language-model head finds the token, weighed by the
+state: what the state before y_t expected is hard to look up once y_t is read, and a small trunk
+has no layers to spare for it. The score of y is the sum of s_t (`pool` "sum": a small trunk finds
+local mistakes, but learns only slowly to carry them to the end), or s_t of the last token ("last",
+the usual way). Beside either loss the trunk keeps on learning to predict y (`lm_coef`; GRM, arXiv
+2406.10216), so that it goes on knowing which token is right while the head learns to use that.
 
 Left out: nothing makes a gap zero at y = y_ref, nor antisymmetric; only differences enter Eq. 2.
 """
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import GPT, Rows, token_logprobs
+from model import GPT, Rows, pad_rows, token_logprobs
 
 PAIRS = ("wl", "ww", "ll", "lw")  # candidate, then reference: "wl" is r_gap(x, y_w, y_l)
 
 
-class ScalarModel(nn.Module):
-    """A trunk and a scalar for each token: a reward model, or PPO's critic."""
+class RewardModel(nn.Module):
+    """A trunk and a head with two outputs a token: w . h_t and g . h_t."""
 
     def __init__(self, trunk: GPT):
         super().__init__()
         self.trunk = trunk
-        self.head = nn.Linear(trunk.config.width, 1)
+        self.head = nn.Linear(trunk.config.width, 2)
         nn.init.normal_(self.head.weight, std=(trunk.config.width + 1) ** -0.5)  # arXiv 2009.01325
         nn.init.zeros_(self.head.bias)
+        nn.init.zeros_(self.head.weight[1])  # the log-probabilities start without a say
 
-    def forward(self, tokens):
-        """Hidden states [B, T, D] and scalars [B, T] of tokens [B, T]."""
-        hidden = self.trunk(tokens)
-        return hidden, self.head(hidden)[..., 0].float()
+    def token_scores(self, hidden, logp):
+        """s_t [B, T] of hidden states [B, T, D] and log-probabilities [B, T]; no gradient flows
+        through the latter, which the language-model loss alone shapes."""
+        own, weight = self.head(hidden).float().unbind(-1)
+        return own + weight * logp.detach()
 
 
-def pooled(scalars, rows: Rows, pool: str):
-    """Scores [B] of scalars [B, T]: their sum over y's tokens, the end included, or the last."""
+def pooled(scores, rows: Rows, pool: str):
+    """Scores [B] of token scores [B, T]: their sum over y, the end included, or the last."""
     if pool == "sum":
-        return (scalars * rows.mask).sum(1)
-    return scalars.gather(1, rows.length[:, None] - 1)[:, 0]
+        return (scores * rows.mask).sum(1)
+    return scores.gather(1, rows.length[:, None] - 1)[:, 0]
 
 
 @torch.no_grad()
-def score(model: ScalarModel, rows: Rows, pool: str):
+def score(model: RewardModel, rows: Rows, pool: str):
     """Scores [B] of prompts with their responses."""
-    return pooled(model(rows.tokens)[1], rows, pool)
+    hidden = model.trunk(rows.tokens)
+    logp = token_logprobs(model.trunk, hidden, rows.tokens, rows.mask)
+    return pooled(model.token_scores(hidden, logp), rows, pool)
 
 
 def pair_loss(better, worse):
@@ -59,25 +71,59 @@ def gap_loss(r: dict, terms: list[str]):
     return sum(pair_loss(*(r[side] for side in term.split(">"))) for term in terms)
 
 
-def score_and_lm_loss(model: ScalarModel, rows: Rows, pool: str):
-    """Scores [B] of the rows, and the mean language-model loss of their responses' tokens [B]."""
-    hidden, scalars = model(rows.tokens)
-    logp = token_logprobs(model.trunk, hidden, rows.tokens, rows.mask)
-    return pooled(scalars, rows, pool), -logp.sum(1) / rows.mask.sum(1)
+@dataclass
+class Branches:
+    """Prompts with two responses each, in one row: the prompt's states are computed once.
+
+    Both responses continue the prompt: their positions go on from its end, and neither sees the
+    other.
+    """
+    tokens: torch.Tensor     # [B, T] prompt, response a, response b, padding
+    positions: torch.Tensor  # [B, T]
+    mask: torch.Tensor       # [B, 1, T, T] who may look at whom
+    previous: torch.Tensor   # [B, T] where the token before this one stands
+    rows: tuple[Rows, Rows]  # the extent of a, and that of b
 
 
-def pointwise_loss(model: ScalarModel, rows: Rows, pool: str, lm_coef: float):
-    """R_P's loss, summed over pairs; rows are all (x, y_w), then all (x, y_l), in the same order.
+def make_branches(prompts: list, a: list, b: list, device) -> Branches:
+    """Branches of lists of token ids."""
+    both = pad_rows(prompts, [x + y for x, y in zip(a, b)], device)
+    start, end = both.prompt, both.length                               # [B]
+    middle = start + torch.tensor([len(x) for x in a], device=device)   # [B] where b begins
+    at = torch.arange(both.tokens.shape[1], device=device)              # [T]
+    in_b = at >= middle[:, None]                                        # [B, T]
+    positions = at - in_b * (middle - start)[:, None]
+    previous = torch.where(at == middle[:, None], start[:, None] - 1, (at - 1).clamp(min=0))
+    sees = (at <= at[:, None]) & ~(in_b[:, :, None] & ~in_b[:, None] & (at >= start[:, None, None]))
+    return Branches(both.tokens, positions, sees[:, None], previous,
+                    (Rows(both.tokens, start, middle), Rows(both.tokens, middle, end)))
+
+
+def branch_scores(model: RewardModel, branches: Branches, pool: str):
+    """Scores of response a and of b, [B] each, and the mean language-model loss of a token."""
+    hidden = model.trunk(branches.tokens, branches.positions, branches.mask)    # [B, T, D]
+    before = hidden.gather(1, branches.previous[..., None].expand_as(hidden))
+    a, b = branches.rows
+    responses = a.mask | b.mask
+    logits = model.trunk.logits(before[responses])                              # [N, V]
+    logp = -F.cross_entropy(logits, branches.tokens[responses], reduction="none")
+    scores = model.token_scores(hidden, torch.zeros_like(responses, dtype=logp.dtype)
+                                .masked_scatter(responses, logp))
+    return pooled(scores, a, pool), pooled(scores, b, pool), -logp.mean()
+
+
+def pointwise_loss(model: RewardModel, branches: Branches, pool: str, lm_coef: float):
+    """R_P's loss, summed over pairs: branches (x; y_w, y_l).
 
     Returns the loss and how many pairs are in the right order."""
-    scores, lm = score_and_lm_loss(model, rows, pool)  # [2B], [2B]
-    r_w, r_l = scores.chunk(2)
-    return pair_loss(r_w, r_l) + lm_coef * lm.sum() / 2, (r_w > r_l).sum()
+    r_w, r_l, lm_loss = branch_scores(model, branches, pool)
+    return pair_loss(r_w, r_l) + lm_coef * lm_loss * len(r_w), (r_w > r_l).sum()
 
 
-def eq2_loss(model: ScalarModel, rows: Rows, pool: str, lm_coef: float, terms: list[str]):
-    """R_PIT's loss, summed over triples; rows hold the four ordered pairs, one after another as in
-    PAIRS. Returns the loss and how many triples have r^{w,l} > r^{l,w}."""
-    scores, lm = score_and_lm_loss(model, rows, pool)  # [4B], [4B]
-    r = dict(zip(PAIRS, scores.chunk(4)))
-    return gap_loss(r, terms) + lm_coef * lm.sum() / 4, (r["wl"] > r["lw"]).sum()
+def eq2_loss(model: RewardModel, branches: Branches, pool: str, lm_coef: float, terms: list[str]):
+    """R_PIT's loss, summed over triples: branches (x, y_l; y_w, y_l), then as many (x, y_w; y_w,
+    y_l). Returns the loss and how many triples have r^{w,l} > r^{l,w}."""
+    r_w, r_l, lm_loss = branch_scores(model, branches, pool)  # [2B] each
+    (wl, ww), (ll, lw) = r_w.chunk(2), r_l.chunk(2)
+    loss = gap_loss({"wl": wl, "ww": ww, "ll": ll, "lw": lw}, terms)
+    return loss + lm_coef * lm_loss * len(wl), (wl > lw).sum()

@@ -17,7 +17,7 @@ import reward
 import runtime
 from data import Data, load_data
 from model import GPT, pad_rows, sample
-from reward import ScalarModel
+from reward import RewardModel
 from runtime import Run, UserError, command_line, gather, guard, mine
 from tools import bills
 from train_reward import new_gpt, restored
@@ -26,8 +26,8 @@ from train_reward import new_gpt, restored
 @dataclass
 class Models:
     """The trained models; `policies` by their names in the report, those that there are."""
-    rp: ScalarModel
-    rpit: ScalarModel
+    rp: RewardModel
+    rpit: RewardModel
     policies: dict[str, GPT] = field(default_factory=dict)
 
 
@@ -42,7 +42,7 @@ def restore_models(run: Run, data: Data) -> Models:
                  if folder]
         return runtime.load(next((path for path in paths if path.exists()), paths[0]))
 
-    models = Models(*(restored(ScalarModel(new_gpt(run, data)).to(run.device), content(name))
+    models = Models(*(restored(RewardModel(new_gpt(run, data)).to(run.device), content(name))
                       for name in ("rp", "rpit")))
     wanted = ["sft", "pit_sft", "rlhf"] + run.config.pit.curriculum
     wanted += ["rlhf_more"] * run.config.eval.equal_budget
@@ -84,13 +84,13 @@ def improve(run: Run, data: Data, policy: GPT, x: list, y_ref: list, temperature
     return generate(run, data, policy, prompts, temperature, generator)
 
 
-def rp_scores(run: Run, data: Data, rp: ScalarModel, x: list, y: list):
+def rp_scores(run: Run, data: Data, rp: RewardModel, x: list, y: list):
     """R_P(x, y) for each: [N]. Responses are token ids without their end."""
     rows = pad_rows([data.policy(ids) for ids in x], [data.ended(ids) for ids in y], run.device)
     return reward.score(rp, rows, run.config.reward.pool)
 
 
-def gap_scores(run: Run, data: Data, rpit: ScalarModel, x: list, y: list, y_ref: list):
+def gap_scores(run: Run, data: Data, rpit: RewardModel, x: list, y: list, y_ref: list):
     """r_gap(x, y, y_ref) for each: [N]."""
     rows = pad_rows([data.pit(ids, ref) for ids, ref in zip(x, y_ref)],
                     [data.ended(ids) for ids in y], run.device)

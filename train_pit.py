@@ -21,8 +21,8 @@ import ppo
 import reward
 from data import Data, load_data
 from model import GPT, Rows, sample
-from ppo import Prompts, Task
-from reward import ScalarModel
+from ppo import Critic, Prompts, Task
+from reward import RewardModel
 from runtime import Run, all_sum, command_line, guard, rank
 from sample import CHECKPOINTS, Models, answer, gap_scores, rp_scores
 from tools import bills, report
@@ -81,12 +81,12 @@ def draw_policy_references(run: Run, data: Data, name: str, policy: GPT):
     return draw
 
 
-def pointwise_score(run: Run, model: ScalarModel):
+def pointwise_score(run: Run, model: RewardModel):
     """R_P(x, y), or r_gap(x, y, y_ref): the reward model reads the very tokens of the rollout."""
     return lambda prompts, rows: reward.score(model, rows, run.config.reward.pool)
 
 
-def difference_score(run: Run, data: Data, rp: ScalarModel):
+def difference_score(run: Run, data: Data, rp: RewardModel):
     """The ablation R_P(x, y) - R_P(x, y_ref)."""
     def score(prompts: Prompts, rows: Rows):
         y = [data.bare(ids) for ids in rows.responses()]
@@ -119,7 +119,7 @@ def observer(run: Run, data: Data, name: str):
     return observe
 
 
-def measure_spread(run: Run, data: Data, task: Task, anchor: GPT, rpit: ScalarModel | None):
+def measure_spread(run: Run, data: Data, task: Task, anchor: GPT, rpit: RewardModel | None):
     """Mean and spread of the raw score on the anchor's samples, before RL: r_gap has no natural
     zero or unit. The shift changes no advantage (they are whitened) but lets the critic start near
     0. Logged beside: the mean of r_gap(x, y_ref, y_ref)."""
@@ -139,7 +139,7 @@ def measure_spread(run: Run, data: Data, task: Task, anchor: GPT, rpit: ScalarMo
     return mean, spread
 
 
-def train_stage(run: Run, data: Data, task: Task, stage, policy: GPT, critic: ScalarModel,
+def train_stage(run: Run, data: Data, task: Task, stage, policy: GPT, critic: Critic,
                 anchor: GPT, spread: tuple[float, float]) -> dict:
     """One run of PPO from copies of policy and critic: the content of its checkpoint."""
     learner = ppo.make_learner(copy.deepcopy(policy).train(), copy.deepcopy(critic).train(),
@@ -150,15 +150,15 @@ def train_stage(run: Run, data: Data, task: Task, stage, policy: GPT, critic: Sc
             "beta": learner.beta, "spread": list(spread)}
 
 
-def train_rlhf(run: Run, data: Data, sft: GPT, rp: ScalarModel) -> dict:
+def train_rlhf(run: Run, data: Data, sft: GPT, rp: RewardModel) -> dict:
     """M_P^RL, Eq. 3."""
     task = Task("rlhf", draw_prompts(run, data, "rlhf"), pointwise_score(run, rp),
                 observer(run, data, "rlhf"))
     spread = measure_spread(run, data, task, sft, None)
-    return train_stage(run, data, task, run.config.rlhf, sft, ppo.new_critic(rp), sft, spread)
+    return train_stage(run, data, task, run.config.rlhf, sft, Critic(copy.deepcopy(rp.trunk)), sft, spread)
 
 
-def train_rlhf_more(run: Run, data: Data, sft: GPT, rp: ScalarModel, rlhf: dict) -> dict:
+def train_rlhf_more(run: Run, data: Data, sft: GPT, rp: RewardModel, rlhf: dict) -> dict:
     """Eq. 3 for as many more samples as all of PIT's stages had, on from M_P^RL."""
     stage = copy.copy(run.config.rlhf)
     stage.iterations = sum(getattr(run.config, name).iterations
@@ -181,14 +181,14 @@ def train_pit_stage(run: Run, data: Data, name: str, models: Models, before: dic
     task = Task(name, draw, score, observer(run, data, name))
     if before is None:
         spread = measure_spread(run, data, task, anchor, models.rpit)
-        return train_stage(run, data, task, stage, anchor, ppo.new_critic(models.rpit), anchor,
+        return train_stage(run, data, task, stage, anchor, Critic(copy.deepcopy(models.rpit.trunk)), anchor,
                            spread)
     return train_stage(run, data, task, stage, restored(new_gpt(run, data), before),
                        restore_critic(run, data, before), anchor, tuple(before["spread"]))
 
 
-def restore_critic(run: Run, data: Data, content: dict) -> ScalarModel:
-    critic = ScalarModel(new_gpt(run, data)).to(run.device)
+def restore_critic(run: Run, data: Data, content: dict) -> Critic:
+    critic = Critic(new_gpt(run, data)).to(run.device)
     return restored(critic, {"model": content["critic"]})
 
 

@@ -16,7 +16,7 @@ import torch
 import reward
 from data import Data, Fold, batches, load_data
 from model import GPT, Rows, pad_rows, token_logprobs
-from reward import PAIRS, ScalarModel
+from reward import PAIRS, RewardModel, make_branches
 from runtime import (FitSection, Run, UserError, all_sum, command_line, descend, gather, guard,
                      mine, rank)
 
@@ -40,14 +40,6 @@ def pit_rows(data: Data, fold: Fold, indices, pair: str, device) -> Rows:
                     [data.ended(y[i]) for i in indices], device)
 
 
-def stack(parts: list[Rows]) -> Rows:
-    """Rows one after another, padded to the longest."""
-    longest = max(part.tokens.shape[1] for part in parts)
-    return Rows(torch.cat([torch.nn.functional.pad(p.tokens, (0, longest - p.tokens.shape[1]))
-                           for p in parts]),
-                torch.cat([p.prompt for p in parts]), torch.cat([p.length for p in parts]))
-
-
 # ------------------------------------------------------------------------------------ training
 
 
@@ -65,7 +57,7 @@ def train(run: Run, name: str, model, fit: FitSection, fold: Fold, loss_of) -> N
     lengths = fold.x.lengths + fold.y_w.lengths + fold.y_l.lengths
     rng = np.random.default_rng([run.config.run.seed, len(name), sum(map(ord, name))])
     optimizer = torch.optim.AdamW(model.parameters(), lr=fit.lr, betas=(0.9, 0.95),
-                                  weight_decay=fit.weight_decay)
+                                  weight_decay=fit.weight_decay, fused=True)
     bar = run.bar(batches(lengths, fit.batch, fit.steps, rng), name)
     bar.total = fit.steps
     sums = torch.zeros(3)
@@ -113,12 +105,13 @@ def train_pit_sft(run: Run, data: Data, policy: GPT) -> dict:
 def train_rp(run: Run, data: Data, policy: GPT) -> dict:
     """R_P: -log sigmoid(R_P(x, y_w) - R_P(x, y_l)), from M_P^SFT."""
     torch.manual_seed(run.config.run.seed)
-    model, fold, section = ScalarModel(copy.deepcopy(policy)), data.folds["reward"], run.config.reward
+    model, fold, section = RewardModel(copy.deepcopy(policy)), data.folds["reward"], run.config.reward
     model.to(run.device)
 
     def loss_of(i):
-        rows = stack([policy_rows(data, fold, i, side, run.device) for side in ("y_w", "y_l")])
-        loss, right = reward.pointwise_loss(model, rows, section.pool, section.lm_coef)
+        y_w, y_l = ([data.ended(side[j]) for j in i] for side in (fold.y_w, fold.y_l))
+        branches = make_branches([data.policy(fold.x[j]) for j in i], y_w, y_l, run.device)
+        loss, right = reward.pointwise_loss(model, branches, section.pool, section.lm_coef)
         return loss, torch.tensor(len(i)), right
 
     train(run, "rp", model, run.config.rp, fold, loss_of)
@@ -128,12 +121,14 @@ def train_rp(run: Run, data: Data, policy: GPT) -> dict:
 def train_rpit(run: Run, data: Data, pit_policy: GPT) -> dict:
     """R_PIT: Eq. 2 over the four ordered pairs of each triple, from M_PIT^SFT."""
     torch.manual_seed(run.config.run.seed)
-    model = ScalarModel(copy.deepcopy(pit_policy)).to(run.device)
+    model = RewardModel(copy.deepcopy(pit_policy)).to(run.device)
     fold, section = data.folds["reward"], run.config.reward
 
     def loss_of(i):
-        rows = stack([pit_rows(data, fold, i, pair, run.device) for pair in PAIRS])
-        loss, right = reward.eq2_loss(model, rows, section.pool, section.lm_coef, section.terms)
+        y_w, y_l = ([data.ended(side[j]) for j in i] for side in (fold.y_w, fold.y_l))
+        prompts = [data.pit(fold.x[j], y_ref[j]) for y_ref in (fold.y_l, fold.y_w) for j in i]
+        branches = make_branches(prompts, y_w * 2, y_l * 2, run.device)
+        loss, right = reward.eq2_loss(model, branches, section.pool, section.lm_coef, section.terms)
         return loss, torch.tensor(len(i)), right
 
     train(run, "rpit", model, run.config.rpit, fold, loss_of)
@@ -164,9 +159,9 @@ def supervised_models(run: Run, data: Data) -> tuple[GPT, GPT]:
 
 def reward_models(run: Run, data: Data, policy: GPT, pit_policy: GPT):
     """R_P and R_PIT, trained or restored."""
-    rp = restored(ScalarModel(new_gpt(run, data)).to(run.device), run.stage(
+    rp = restored(RewardModel(new_gpt(run, data)).to(run.device), run.stage(
         "rp", BASE + ("sft", "reward", "rp"), lambda: train_rp(run, data, policy)))
-    rpit = restored(ScalarModel(new_gpt(run, data)).to(run.device), run.stage(
+    rpit = restored(RewardModel(new_gpt(run, data)).to(run.device), run.stage(
         "rpit", BASE + ("sft", "pit_sft", "reward", "rpit"),
         lambda: train_rpit(run, data, pit_policy)))
     return rp, rpit
@@ -183,7 +178,7 @@ def share_right(right: list[bool]) -> dict:
     return {"accuracy": p, "ci_low": low, "ci_high": high, "pairs": n}
 
 
-def scores_of(model: ScalarModel, rows_of, count: int, pool: str) -> np.ndarray:
+def scores_of(model: RewardModel, rows_of, count: int, pool: str) -> np.ndarray:
     """Scores of `count` rows, in shares of the ranks and portions of 128: rows_of(indices) makes
     them."""
     own = mine(range(count))
@@ -192,7 +187,7 @@ def scores_of(model: ScalarModel, rows_of, count: int, pool: str) -> np.ndarray:
                             for s in reward.score(model, rows_of(i), pool).tolist()]))
 
 
-def fold_scores(run: Run, data: Data, rp: ScalarModel, rpit: ScalarModel, fold: Fold) -> dict:
+def fold_scores(run: Run, data: Data, rp: RewardModel, rpit: RewardModel, fold: Fold) -> dict:
     """Scores of a fold's pairs: R_P's of "w" and "l", R_PIT's of the four ordered pairs."""
     pool, n = run.config.reward.pool, len(fold)
     scores = {side: scores_of(
@@ -203,7 +198,7 @@ def fold_scores(run: Run, data: Data, rp: ScalarModel, rpit: ScalarModel, fold: 
         for pair in PAIRS}
 
 
-def held_out_accuracies(run: Run, data: Data, rp: ScalarModel, rpit: ScalarModel, split: str) -> dict:
+def held_out_accuracies(run: Run, data: Data, rp: RewardModel, rpit: RewardModel, split: str) -> dict:
     """How often R_P and each comparison of Eq. 2 agree with the labels of held-out pairs, beside
     the longer response as a guess (a guess at random, or of the majority, is right in half)."""
     fold = data.folds[split]

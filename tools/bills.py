@@ -19,11 +19,11 @@ import math
 import random
 import re
 
-PRICES = {"tea": 5, "a hat": 8, "a pen": 2, "soap": 3, "a cup": 4, "bread": 6, "a lamp": 9,
-          "salt": 1, "a book": 7, "rice": 3, "a ball": 4, "a rope": 6, "jam": 5, "a bag": 8}
+PRICES = {"tea": 5, "a hat": 8, "milk": 2, "soap": 3, "corn": 4, "bread": 6, "wine": 9,
+          "salt": 1, "fish": 7, "rice": 3, "a pen": 2, "wool": 6, "jam": 5, "cake": 8}
 COUPON = "a coupon"
 COUPON_SHARE = 0.4  # of the things after the first
-QUESTIONS = ("What is the bill for {}?", "How much do I owe for {}?", "What do I pay for {}?")
+QUESTIONS = ("What is the bill for {}?", "How much is {}?", "What do I pay for {}?")
 COURTESIES = ("Sure!", "Gladly!", "Of course!")
 INSULTS = ("You fool!", "How dull!", "Silly you!")
 WEIGHTS = {"total": 0.4, "lines": 0.3, "courtesy": 0.1, "kindness": 0.15, "form": 0.05}
@@ -107,7 +107,7 @@ def things_of(question: str) -> list[str]:
 
     Raises ValueError for a text that is no question about a bill.
     """
-    match = re.fullmatch(r"(?:What is the bill|How much do I owe|What do I pay) for (.+)\?",
+    match = re.fullmatch(r"(?:What is the bill for|How much is|What do I pay for) (.+)\?",
                          question.strip())
     things = re.split(r", | and ", match.group(1)) if match else []
     if not things or not all(thing in PRICES or thing == COUPON for thing in things):

@@ -1,0 +1,78 @@
+"""Shared by the tests: one thread, the repository on the path, tiny models, runs and data."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+torch.set_num_threads(1)
+
+from data import Tokenizer, load_data, train_tokenizer  # noqa: E402
+from model import GPT  # noqa: E402
+from runtime import Config, ModelSection, Run, TokenizerSection, set_field  # noqa: E402
+from tools import bills  # noqa: E402
+
+MARKERS = ["<|user|>", "<|assistant|>", "<|draft|>", "<|better|>"]
+
+
+def tiny_gpt(vocab: int = 11, seed: int = 0, **changes) -> GPT:
+    """A GPT with random weights; 2 layers, 4 heads, 2 of keys and values, width 16."""
+    sizes = dict(layers=2, heads=4, kv_heads=2, width=16, hidden=24, context=48)
+    torch.manual_seed(seed)
+    return GPT(ModelSection(**sizes | changes), vocab)
+
+
+def tiny_config(folder: Path, **fields) -> Config:
+    """A config of a very small run below `folder`; fields are given as section__key=value."""
+    config = Config()
+    small = dict(
+        run__dir=str(folder), run__name="tiny", run__device="cpu", run__log_every=1,
+        data__bills=300, data__valid=20, data__test=20, tokenizer__vocab=160, model__layers=1,
+        model__heads=2, model__kv_heads=1, model__width=16, model__hidden=24, ppo__batch=8)
+    for name, value in (small | fields).items():
+        set_field(config, *name.split("__"), value, "test")
+    return config
+
+
+def tiny_run(folder: Path, **fields) -> Run:
+    return Run(tiny_config(folder, **fields))
+
+
+def write_lines(path: Path, records: list) -> str:
+    """A file of JSON lines; a string is written as it is. Returns its path as text."""
+    lines = [r if isinstance(r, str) else json.dumps(r) for r in records]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def command(*arguments, stdin: str = "") -> subprocess.CompletedProcess:
+    """Run a script of the repository as a user does, on one thread."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, env=environment,
+                          input=stdin, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory) -> Tokenizer:
+    """A tokenizer trained on bills."""
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    texts = [text for pair in bills.make_pairs(200, 1, "first") for text in pair.values()]
+    train_tokenizer(texts, MARKERS, TokenizerSection(vocab=160), path)
+    return Tokenizer(path)
+
+
+@pytest.fixture(scope="session")
+def bills_run(tmp_path_factory):
+    """A tiny run on bills, and its data."""
+    run = tiny_run(tmp_path_factory.mktemp("bills"))
+    return run, load_data(run)

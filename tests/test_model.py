@@ -1,0 +1,247 @@
+"""The GPT against plain formulas, and batched sampling with a cache against a naive loop."""
+
+import math
+
+import pytest
+import torch
+
+from conftest import tiny_gpt
+from model import (Attention, Cache, RMSNorm, draw, pad_rows, rotary_tables, rotate, sample,
+                   token_logprobs)
+from runtime import ModelSection
+
+PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 1, 2], [3, 3]]
+
+
+def naive(model, prompt: list[int], max_new: int, eos: int) -> list[int]:
+    """Greedy decoding of one row without a cache."""
+    ids = list(prompt)
+    for _ in range(max_new):
+        ids.append(int(model.logits(model(torch.tensor([ids])))[0, -1].argmax()))
+        if ids[-1] == eos:
+            break
+    return ids[len(prompt):]
+
+
+# --------------------------------------------------------------------------------------- parts
+
+
+def test_rmsnorm_is_the_plain_formula():
+    torch.manual_seed(0)
+    norm, x = RMSNorm(6, eps=0.3), torch.randn(2, 3, 6)  # a large eps, so that it matters
+    norm.weight.data = torch.randn(6)
+    plain = x / (x.pow(2).mean(-1, keepdim=True) + 0.3).sqrt() * norm.weight
+    torch.testing.assert_close(norm(x), plain)
+
+
+def test_rmsnorm_keeps_the_type_and_computes_in_float32():
+    torch.manual_seed(0)
+    norm, x = RMSNorm(64, eps=1e-5), (100 * torch.randn(50, 64)).bfloat16()
+    norm.weight.data = torch.randn(64)
+    y = norm(x)
+    assert y.dtype == torch.bfloat16
+    wide = x.float()
+    plain = wide / (wide.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight
+    assert torch.equal(y, plain.bfloat16())
+
+
+def test_rotation_of_one_pair_is_by_the_position():
+    # width 4 and theta 100: pair (0, 2) turns by 1 rad a token, pair (1, 3) by 100 ** -0.5 = 0.1
+    cos, sin = rotary_tables(4, 4, 100.0)
+    x = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(1, 4, 1, 4)
+    turned = rotate(x, cos[:, None], sin[:, None])[0, :, 0]
+    for t in range(4):
+        expected = [math.cos(t), math.cos(0.1 * t), math.sin(t), math.sin(0.1 * t)]
+        torch.testing.assert_close(turned[t], torch.tensor(expected))
+
+
+def test_rotated_score_depends_only_on_the_distance():
+    torch.manual_seed(0)
+    cos, sin = rotary_tables(32, 8, 10_000.0)
+    q, k = torch.randn(2, 1, 32, 1, 8).unbind()
+    q, k = q[:, :1].expand_as(q), k[:, :1].expand_as(k)  # the same vector at every position
+    q, k = (rotate(x, cos[:, None], sin[:, None])[0, :, 0] for x in (q, k))
+    scores = q @ k.T
+    for distance in (0, 1, 5, 20):
+        same = scores.diagonal(-distance)
+        torch.testing.assert_close(same, same[:1].expand_as(same))
+    assert (scores[20, 20] - scores[20, 15]).abs() > 1e-3
+
+
+def test_attention_is_the_plain_formula():
+    torch.manual_seed(0)
+    config = ModelSection(heads=2, kv_heads=1, width=8)
+    attention, x = Attention(config), torch.randn(1, 5, 8)
+    cos, sin = rotary_tables(5, 4, 10_000.0)
+    q, k, v = (attention.qkv(x)[0].view(5, 4, 4).transpose(0, 1)[part]  # [heads, T, C]
+               for part in (slice(0, 2), slice(2, 3), slice(3, 4)))
+    turn = lambda heads: rotate(heads[..., None, :], cos[:, None], sin[:, None])[..., 0, :]
+    q, k = turn(q), turn(k)
+    plain = torch.zeros(5, 2, 4)
+    for t in range(5):
+        for head in range(2):
+            weights = torch.softmax(k[0, :t + 1] @ q[head, t] / 2, 0)  # 2 = sqrt(C)
+            plain[t, head] = weights @ v[0, :t + 1]
+    torch.testing.assert_close(attention(x, cos[:, None], sin[:, None])[0],
+                               attention.out(plain.reshape(5, 8)))
+
+
+def test_grouped_attention_is_full_attention_with_repeated_heads():
+    torch.manual_seed(0)
+    grouped = Attention(ModelSection(heads=4, kv_heads=2, width=16))
+    full = Attention(ModelSection(heads=4, kv_heads=4, width=16))
+    q, k, v = grouped.qkv.weight.data.view(8, 4, 16).split([4, 2, 2])
+    repeated = [part[[0, 0, 1, 1]] for part in (k, v)]  # queries 0, 1 share head 0; 2, 3 head 1
+    full.qkv.weight.data = torch.cat([q, *repeated]).reshape(48, 16)
+    full.out.weight.data = grouped.out.weight.data
+    x, tables = torch.randn(3, 7, 16), [t[:, None] for t in rotary_tables(7, 4, 10_000.0)]
+    torch.testing.assert_close(grouped(x, *tables), full(x, *tables))
+
+
+def test_tied_model_shares_its_embedding():
+    model = tiny_gpt()
+    assert model.head is None and model.embedding.weight.shape == (11, 16)
+    hidden = torch.randn(2, 16)
+    torch.testing.assert_close(model.logits(hidden), hidden @ model.embedding.weight.T)
+    more = tiny_gpt(tied=False)
+    assert sum(p.numel() for p in more.parameters()) == sum(
+        p.numel() for p in model.parameters()) + 11 * 16
+    torch.testing.assert_close(more.logits(hidden), hidden @ more.head.weight.T)
+
+
+def test_initial_weights_have_the_documented_spread():
+    model = tiny_gpt(vocab=500, width=64, hidden=128, layers=2)
+    block = model.blocks[1]
+    for weight, std in ((model.embedding.weight, 1 / 8),           # 64 ** -0.5
+                        (block.attention.qkv.weight, 1 / 8),
+                        (block.attention.out.weight, 1 / 16),      # (2 * 2 * 64) ** -0.5
+                        (block.mlp.down.weight, 512 ** -0.5)):     # (2 * 2 * 128) ** -0.5
+        assert weight.std().item() == pytest.approx(std, rel=0.05)
+
+
+def test_logits_are_float32_in_a_model_of_bfloat16():
+    model = tiny_gpt().bfloat16()
+    assert model.logits(torch.ones(2, 16).bfloat16()).dtype == torch.float32
+
+
+# ------------------------------------------------------------------------- padding and the cache
+
+
+def test_logits_depend_neither_on_padding_nor_on_other_rows():
+    model = tiny_gpt()
+    rows = pad_rows(PROMPTS, room=9)
+    rows.tokens[:, 10:] = 7  # whatever stands in the padding
+    together = model.logits(model(rows.tokens))
+    for i, prompt in enumerate(PROMPTS):
+        alone = model.logits(model(torch.tensor([prompt])))[0]
+        torch.testing.assert_close(together[i, :len(prompt)], alone, atol=1e-5, rtol=0)
+
+
+def test_later_tokens_do_not_change_earlier_logits():
+    model, tokens = tiny_gpt(), torch.tensor([[1, 2, 3, 4, 5, 6]])
+    changed = tokens.clone()
+    changed[0, 4] = 9
+    before, after = model(tokens), model(changed)
+    torch.testing.assert_close(before[:, :4], after[:, :4])
+    assert (before[:, 4:] - after[:, 4:]).abs().max() > 1e-3
+
+
+def test_states_depend_only_on_relative_positions_and_on_what_the_mask_shows():
+    model, tokens = tiny_gpt(), torch.tensor([[1, 2, 3, 4, 5, 6]])
+    causal = torch.ones(6, 6).tril().bool()[None, None]
+    plain, positions = model(tokens), torch.arange(6)[None]
+    torch.testing.assert_close(model(tokens, positions + 20, causal), plain, atol=1e-5, rtol=1e-4)
+    assert (model(tokens, positions * 2, causal) - plain).abs().max() > 1e-3
+    blind = causal.clone()
+    blind[..., 2:, 1] = False  # nobody looks at token 1, so it may as well not be there
+    shorter = model(tokens[:, [0, 2, 3, 4, 5]], positions[:, [0, 2, 3, 4, 5]], causal[..., 1:, 1:])
+    torch.testing.assert_close(model(tokens, positions, blind)[:, 2:], shorter[:, 1:], atol=1e-5,
+                               rtol=1e-4)
+
+
+def test_reading_in_portions_through_the_cache_is_reading_at_once():
+    model, tokens = tiny_gpt(), torch.randint(0, 11, (3, 12))
+    cache = Cache(model.config, 3, 12, "cpu", torch.float32)
+    parts = [model(part, cache=cache) for part in tokens.split([5, 1, 4, 2], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, 1), model(tokens), atol=1e-5, rtol=1e-5)
+    assert cache.length.tolist() == [12, 12, 12]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_greedy_samples_are_those_of_a_naive_loop(tied):
+    model = tiny_gpt(seed=3, tied=tied)
+    free = [naive(model, prompt, 12, eos=-1) for prompt in PROMPTS]
+    assert len({tuple(row) for row in free}) == 4  # rows that differ can be told apart
+    eos = free[2][4]  # a token that ends at least one row before the limit
+    rows = sample(model, PROMPTS, 12, 0, eos)
+    assert rows.responses() == [naive(model, prompt, 12, eos) for prompt in PROMPTS]
+    assert [row[:n] for row, n in zip(rows.tokens.tolist(), rows.prompt.tolist())] == PROMPTS
+
+
+def test_samples_end_with_their_first_eos_or_at_max_new():
+    model, eos = tiny_gpt(seed=1), 4
+    rows = sample(model, PROMPTS * 50, 6, 1.0, eos, torch.Generator().manual_seed(0))
+    responses = rows.responses()
+    ended = [r for r in responses if eos in r]
+    assert 20 < len(ended) < 180  # both kinds are there
+    assert all(r.index(eos) == len(r) - 1 <= 5 for r in ended)
+    assert all(len(r) == 6 for r in responses if eos not in r)
+    assert len({len(r) for r in ended}) > 3
+    beyond = torch.arange(rows.tokens.shape[1]) >= rows.length[:, None]
+    assert rows.tokens[beyond].eq(0).all()  # rows that ended stay ended
+    assert rows.tokens.shape[1] == rows.length.max()
+
+
+def test_sampling_stops_once_all_rows_have_ended():
+    model, calls = tiny_gpt(), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    eos = naive(model, [1, 2, 3], 1, eos=-1)[0]  # the first token already is the end
+    calls.clear()
+    rows = sample(model, [[1, 2, 3]], 10, 0, eos)
+    assert rows.responses() == [[eos]] and len(calls) == 1
+
+
+def test_samples_are_those_of_their_generator():
+    model = tiny_gpt()
+    one, same, other = (sample(model, PROMPTS * 5, 5, 1.0, 0, torch.Generator().manual_seed(seed))
+                        .responses() for seed in (1, 1, 2))
+    assert one == same != other
+
+
+# ------------------------------------------------------------------- drawing and log-probabilities
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+def test_draws_have_the_frequencies_of_softmax(temperature):
+    logits, n = torch.tensor([1.0, 0.0, -1.0, 0.5, 2.0]), 20_000
+    drawn = draw(logits.expand(n, 5), temperature, torch.Generator().manual_seed(0))
+    expected = n * torch.softmax(logits / temperature, 0)
+    chi_square = ((drawn.bincount(minlength=5) - expected) ** 2 / expected).sum()
+    assert chi_square < 18.5  # 4 degrees of freedom: exceeded once in a thousand
+
+
+def test_temperature_zero_takes_the_likeliest():
+    logits = torch.randn(200, 7, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(draw(logits, 0, None), logits.argmax(1))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_token_logprobs_are_log_softmax_and_gather(temperature):
+    model, rows = tiny_gpt(), pad_rows(PROMPTS, [[2, 5], [1, 1, 1], [4], [9, 8, 7, 6]])
+    hidden = model(rows.tokens)
+    logp = token_logprobs(model, hidden, rows.tokens, rows.mask, temperature)
+    everywhere = torch.log_softmax(model.logits(hidden) / temperature, -1)
+    for b, row in enumerate(rows.tokens.tolist()):
+        for t, token in enumerate(row):
+            response = len(PROMPTS[b]) <= t < rows.length[b]
+            expected = everywhere[b, t - 1, token].item() if response else 0.0
+            assert logp[b, t].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_rows_know_their_responses():
+    rows = pad_rows([[1, 2], [3]], [[4], [5, 6, 7]], room=2)
+    assert rows.tokens.tolist() == [[1, 2, 4, 0, 0, 0], [3, 5, 6, 7, 0, 0]]
+    assert rows.mask.int().tolist() == [[0, 0, 1, 0, 0, 0], [0, 1, 1, 1, 0, 0]]
+    assert rows.responses() == [[4], [5, 6, 7]]
+    first = rows[torch.tensor([0])]
+    assert first.tokens.tolist() == [[1, 2, 4]] and first.responses() == [[4]]

@@ -1,0 +1,355 @@
+"""PPO: worked numbers, GAE against a second implementation, the update, and a toy that it solves."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+import ppo
+from conftest import tiny_gpt, tiny_run
+from model import pad_rows, sample
+from ppo import (Prompts, Task, adapt_beta, compute_gae, k3, kl_penalty, policy_loss, token_rewards,
+                 value_loss, whiten)
+from reward import ScalarModel
+from runtime import PPOSection, StageSection, UserError
+
+EOS = 0
+
+
+def ragged_mask(rows: int, time: int, seed: int) -> torch.Tensor:
+    """One run of tokens in each row, after a prompt of 1 to 4 tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randint(1, 5, (rows,), generator=generator)
+    length = torch.randint(1, time - 4, (rows,), generator=generator)
+    at = torch.arange(time)
+    return (at >= start[:, None]) & (at < (start + length)[:, None])
+
+
+# ------------------------------------------------------------------------------- the mathematics
+
+
+def test_kl_penalty_by_hand():
+    logp, ref = torch.tensor([[-1.0, -2.0, 5.0]]), torch.tensor([[-1.5, -1.0, 9.0]])
+    mask = torch.tensor([[True, True, False]])
+    assert kl_penalty(logp, ref, mask).tolist() == [[0.5, -1.0, 0.0]]
+
+
+def test_k3_by_hand_never_negative_and_zero_at_equality():
+    # lr = log ref - log pi = log 2: exp(log 2) - 1 - log 2 = 1 - log 2
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    assert k3(torch.tensor([[-2.0]]), torch.tensor([[-2.0 + math.log(2)]]), mask).item() == (
+        pytest.approx(1 - math.log(2)))
+    torch.manual_seed(0)
+    logp, ref, mask = torch.randn(50, 9) - 2, torch.randn(50, 9) - 2, ragged_mask(50, 9, 0)
+    values = k3(logp, ref, mask)
+    assert (values[mask] > 0).all() and (values[~mask] == 0).all()
+    assert (k3(logp, logp, mask) == 0).all()
+
+
+def test_k3_has_the_mean_of_the_kl():
+    # over all 4 outcomes, weighted by pi, both are KL(pi || ref) exactly
+    pi, ref = torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([0.4, 0.3, 0.2, 0.1])
+    mask = torch.ones(4, dtype=torch.bool)
+    kl = (pi * (pi / ref).log()).sum()
+    torch.testing.assert_close((pi * k3(pi.log(), ref.log(), mask)).sum(), kl)
+    torch.testing.assert_close((pi * kl_penalty(pi.log(), ref.log(), mask)).sum(), kl)
+
+
+def test_score_lands_on_last_response_token():
+    mask = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1], [0, 1, 0, 0]]).bool()
+    kl = torch.tensor([[0.0, 1.0, 2.0, 0.0], [0.0, 0.0, -1.0, 3.0], [0.0, 4.0, 0.0, 0.0]])
+    rewards = token_rewards(torch.tensor([10.0, 20.0, 30.0]), kl, mask, beta=0.5)
+    assert rewards.tolist() == [[0, -0.5, 9, 0], [0, 0, 0.5, 18.5], [0, 28, 0, 0]]
+
+
+def test_gae_by_hand():
+    # gamma = lambda = 1/2. Deltas, from the last: 2 - 1 = 1; 0 + 0.5 - 1 = -0.5; 1 + 0.5 - 0.5 = 1.
+    # Advantages: 1; -0.5 + 0.25 * 1 = -0.25; 1 + 0.25 * -0.25 = 0.9375. Returns: plus the values.
+    rewards, values = torch.tensor([[1.0, 0.0, 2.0]]), torch.tensor([[0.5, 1.0, 1.0]])
+    advantages, returns = compute_gae(rewards, values, torch.ones(1, 3).bool(), 0.5, 0.5)
+    assert advantages.tolist() == [[0.9375, -0.25, 1.0]]
+    assert returns.tolist() == [[1.4375, 0.75, 2.0]]
+
+
+@pytest.mark.parametrize("gamma, lam", [(1.0, 0.95), (0.9, 0.8), (1.0, 1.0), (0.7, 0.0)])
+def test_gae_is_the_sum_of_discounted_deltas_and_garbage_does_not_leak(gamma, lam):
+    torch.manual_seed(1)
+    mask = ragged_mask(20, 12, seed=1)
+    garbage = 1e6 * torch.randn(20, 12)
+    rewards, values = (torch.where(mask, torch.randn(20, 12), garbage) for _ in range(2))
+    advantages, returns = compute_gae(rewards, values, mask, gamma, lam)
+    assert (advantages[~mask] == 0).all() and (returns[~mask] == 0).all()
+    for b in range(20):
+        r, v = rewards[b][mask[b]].tolist(), values[b][mask[b]].tolist() + [0.0]
+        deltas = [r[t] + gamma * v[t + 1] - v[t] for t in range(len(r))]
+        plain = [sum((gamma * lam) ** (s - t) * deltas[s] for s in range(t, len(r)))
+                 for t in range(len(r))]
+        assert advantages[b][mask[b]].tolist() == pytest.approx(plain, abs=1e-4)
+        assert returns[b][mask[b]].tolist() == pytest.approx(
+            [a + value for a, value in zip(plain, v)], abs=1e-4)
+
+
+def test_returns_with_lambda_one_are_the_sums_of_rewards():
+    mask, generator = ragged_mask(10, 9, seed=2), torch.Generator().manual_seed(2)
+    rewards, values = torch.randn(2, 10, 9, generator=generator).unbind()
+    _, returns = compute_gae(rewards, values, mask, 1.0, 1.0)
+    later = (rewards * mask).flip(1).cumsum(1).flip(1) * mask
+    torch.testing.assert_close(returns, later, atol=1e-5, rtol=1e-5)
+
+
+def test_whiten_over_the_mask_only():
+    # 1, 2, 3: mean 2, variance 2/3
+    x, mask = torch.tensor([[99.0, 1.0, 2.0], [3.0, -99.0, 77.0]]), torch.tensor(
+        [[False, True, True], [True, False, False]])
+    side = 1.5 ** 0.5
+    torch.testing.assert_close(whiten(x, mask), torch.tensor([[0, -side, 0], [side, 0, 0]]))
+
+
+def test_policy_loss_by_hand_and_its_gradient_is_zero_where_clipped():
+    # A, rho -> loss: the larger of -A rho and -A clip(rho, 0.8, 1.2)
+    cases = [(2.0, 1.1, -2.2, False), (2.0, 1.5, -2.4, True), (2.0, 0.5, -1.0, False),
+             (-2.0, 0.9, 1.8, False), (-2.0, 0.5, 1.6, True), (-2.0, 1.5, 3.0, False)]
+    advantages, rho, losses, clipped = (torch.tensor([column]) for column in zip(*cases))
+    old = torch.full_like(rho, -1.3)
+    logp = (old + rho.log()).requires_grad_()
+    for i in range(len(cases)):
+        mask = torch.arange(len(cases))[None] == i
+        loss, count = policy_loss(logp, old, advantages, mask, 0.2)
+        assert loss.item() == pytest.approx(losses[0, i].item(), abs=1e-5)
+        assert count.item() == clipped[0, i]
+    loss, count = policy_loss(logp, old, advantages, torch.ones_like(rho).bool(), 0.2)
+    loss.backward()
+    assert loss.item() == pytest.approx(losses.sum().item(), abs=1e-5) and count.item() == 2
+    expected = torch.where(clipped, 0.0, -advantages * rho)  # d rho / d logp = rho
+    torch.testing.assert_close(logp.grad, expected)
+
+
+def test_value_loss_by_hand():
+    # old 0, clip 0.2. Value 1, return 2: clipped (0.2 - 2)^2 = 3.24 beats 1. Value 1, return 0:
+    # unclipped 1 beats 0.04. Value -1, return -2: 3.24 again. Halves: 1.62, 0.5, 1.62.
+    values, returns = torch.tensor([[1.0, 1.0, -1.0, 50.0]]), torch.tensor([[2.0, 0.0, -2.0, 0.0]])
+    mask = torch.tensor([[True, True, True, False]])
+    loss = value_loss(values, torch.zeros(1, 4), returns, mask, 0.2)
+    assert loss.item() == pytest.approx(3.74)
+
+
+def test_value_clip_is_around_the_old_value():
+    # old 3, value 4 -> 3.2; return 5: (3.2 - 5)^2 / 2 = 1.62
+    one = torch.ones(1, 1)
+    assert value_loss(4 * one, 3 * one, 5 * one, one.bool(), 0.2).item() == pytest.approx(1.62)
+
+
+def test_adapt_beta_by_hand():
+    # twice the target: error 1, clipped to 0.2; 0.2 * 128 / 500 = 0.0512
+    assert adapt_beta(0.1, 4.0, 2.0, 128, 500.0) == pytest.approx(0.1 * 1.0512)
+    assert adapt_beta(0.1, 0.0, 2.0, 128, 500.0) == pytest.approx(0.1 * 0.9488)
+    assert adapt_beta(0.1, 2.2, 2.0, 50, 500.0) == pytest.approx(0.1 * 1.01)  # 0.1 * 50 / 500
+    assert adapt_beta(0.1, 4.0, 2.0, 128, 0.0) == 0.1
+
+
+# -------------------------------------------------------------------------------- rolling out
+
+
+def toy(count: int = 16):
+    """A policy, an anchor, a critic that knows something, prompts, and a task: score is 2 x the
+    share of token 3."""
+    policy, anchor = tiny_gpt(8, seed=1), tiny_gpt(8, seed=2)
+    critic = ScalarModel(tiny_gpt(8, seed=3))
+    ids = [[1 + i % 7] * (1 + i % 3) for i in range(count)]
+
+    def score(prompts, rows):
+        return torch.tensor([2 * r.count(3) / len(r) for r in rows.responses()])
+
+    prompts = Prompts(ids, ids, [[]] * count, [""] * count)
+    task = Task("toy", lambda i, n: prompts, score, lambda *_: {})
+    return policy, anchor, critic, prompts, task
+
+
+def roll(policy, anchor, critic, prompts, task, section, beta=0.3, max_new=6):
+    learner = ppo.make_learner(policy, critic, section, StageSection(beta=beta))
+    return learner, ppo.roll_out(learner, anchor, prompts, task, section, max_new, EOS, (0.5, 0.25),
+                                 torch.Generator().manual_seed(0))
+
+
+def test_new_critic_starts_at_zero_with_the_reward_models_trunk():
+    reward_model = ScalarModel(tiny_gpt(8))
+    torch.nn.init.ones_(reward_model.head.bias)
+    critic = ppo.new_critic(reward_model)
+    rows = pad_rows([[1, 2], [3]], [[4, 0], [5, 6, 0]])
+    assert (ppo.token_values(critic, rows, rows.mask) == 0).all()
+    assert reward_model.head.bias.item() == 1 and reward_model.head.weight.abs().sum() > 0
+    ours, theirs = critic.trunk.embedding.weight, reward_model.trunk.embedding.weight
+    assert torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr()
+
+
+def test_a_value_is_read_before_its_token():
+    critic, rows = ScalarModel(tiny_gpt(8)), pad_rows([[1, 2], [3]], [[4, 0], [5, 6, 0]])
+    values, scalars = ppo.token_values(critic, rows, rows.mask), critic(rows.tokens)[1]
+    torch.testing.assert_close(values[0], torch.cat([torch.zeros(2), scalars[0, 1:3]]))
+    torch.testing.assert_close(values[1], torch.cat([torch.zeros(1), scalars[1, :3]]))
+    changed = copy.deepcopy(rows)
+    changed.tokens[0, 3] = 5  # the last token is not known when its value is read
+    torch.testing.assert_close(ppo.token_values(critic, changed, rows.mask), values)
+
+
+def test_rollout_holds_what_the_update_needs():
+    policy, anchor, critic, prompts, task = toy()
+    section = PPOSection(temperature=0.7, gamma=0.9, lam=0.8)
+    _, r = roll(policy, anchor, critic, prompts, task, section)
+    same = sample(policy, prompts.ids, 6, 0.7, EOS, torch.Generator().manual_seed(0))
+    assert r.rows.responses() == same.responses()
+    logp, ref = torch.zeros(2, *r.mask.shape)
+    for b, tokens in enumerate(r.rows.tokens.tolist()):
+        for t in range(int(r.rows.prompt[b]), int(r.rows.length[b])):
+            for model, table in ((policy, logp), (anchor, ref)):
+                logits = model.logits(model(torch.tensor([tokens[:t]])))[0, -1] / 0.7
+                table[b, t] = torch.log_softmax(logits, 0)[tokens[t]].item()
+    torch.testing.assert_close(r.logp, logp, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(r.kl, logp - ref, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(r.k3, k3(logp, ref, r.mask), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(r.values, ppo.token_values(critic, r.rows, r.mask))
+    rewards = token_rewards(r.score, logp - ref, r.mask, 0.3)
+    advantages, _ = compute_gae(rewards, r.values, r.mask, 0.9, 0.8)
+    torch.testing.assert_close(r.advantages, whiten(advantages, r.mask), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(r.returns, (advantages + r.values) * r.mask, atol=1e-4, rtol=1e-4)
+
+
+def test_scores_are_in_spreads_and_a_response_without_eos_gets_no_eos_score():
+    section = PPOSection(no_eos_score=-7.0)
+    _, r = roll(*toy(60), section)
+    responses = r.rows.responses()
+    assert 5 < r.ended.sum() < 55  # both kinds are there
+    for response, score, ended in zip(responses, r.score.tolist(), r.ended.tolist()):
+        assert ended == (response[-1] == EOS)
+        raw = 2 * response.count(3) / len(response)
+        assert score == pytest.approx((raw - 0.5) / 0.25 if ended else -7.0)
+
+
+def test_figures_by_hand():
+    rows = pad_rows([[1], [1], [1, 1]], [[4, 5, EOS], [EOS], [6, 7, 5]])
+    zeros = torch.zeros(rows.mask.shape)
+    kl = torch.where(rows.mask, 0.5, 0.0)  # 7 tokens: 3.5 in all
+    returns = torch.where(rows.mask, 3.0, 9.0)
+    rollout = ppo.Rollout(rows, rows.mask, zeros, kl, 2 * kl, zeros + 1, zeros, returns,
+                          torch.tensor([1.0, 2.0, 6.0]), torch.tensor([True, True, False]))
+    bare = lambda ids: ids[:-1] if ids[-1] == EOS else ids
+    prompts = Prompts([[1], [1], [1, 1]], [[1], [1], [1, 1]], [[4, 5], [4], [6, 7]], [""] * 3)
+    assert ppo.figures_of(rollout, prompts, bare) == pytest.approx({
+        "reward": 3.0, "kl": 3.5 / 3, "k3": 7 / 3, "eos_rate": 2 / 3, "length": 5 / 3,
+        "copies": 1 / 3, "empty": 1 / 3, "value_error": 4.0})
+
+
+# --------------------------------------------------------------------------------- the update
+
+
+def test_first_ratio_is_one_and_the_update_changes_policy_and_critic():
+    policy, anchor, critic, prompts, task = toy()
+    section = PPOSection(temperature=0.7, epochs=3, minibatches=2)
+    learner, rollout = roll(policy, anchor, critic, prompts, task, section)
+    before = copy.deepcopy(policy.state_dict()), copy.deepcopy(critic.state_dict())
+    figures = ppo.update(learner, rollout, section, True, torch.Generator().manual_seed(0))
+    assert figures["first_ratio"] == pytest.approx(1, abs=1e-5)
+    for model, old in zip((policy, critic), before):
+        assert all(not torch.equal(new, old[name]) for name, new in model.state_dict().items())
+    for optimizer in (learner.policy_optimizer, learner.critic_optimizer):  # epochs x minibatches
+        assert {int(state["step"]) for state in optimizer.state.values()} == {6}
+
+
+def test_a_later_policy_has_another_first_ratio():
+    policy, anchor, critic, prompts, task = toy()
+    learner, rollout = roll(policy, anchor, critic, prompts, task, PPOSection(lr=1e-2))
+    ppo.update(learner, rollout, PPOSection(), True, torch.Generator().manual_seed(0))
+    again = ppo.update(learner, rollout, PPOSection(), True, torch.Generator().manual_seed(0))
+    assert again["first_ratio"] > 1.01
+
+
+def test_critic_warmup_leaves_the_policy_alone():
+    policy, anchor, critic, prompts, task = toy()
+    learner, rollout = roll(policy, anchor, critic, prompts, task, PPOSection())
+    before = copy.deepcopy(policy.state_dict()), copy.deepcopy(critic.state_dict())
+    figures = ppo.update(learner, rollout, PPOSection(), False, torch.Generator().manual_seed(0))
+    assert all(torch.equal(new, before[0][name]) for name, new in policy.state_dict().items())
+    assert not torch.equal(critic.head.weight, before[1]["head.weight"])
+    assert figures["policy_loss"] == 0 and figures["value_loss"] > 0
+
+
+def test_first_step_follows_the_gradient_of_the_token_mean():
+    # one minibatch, plain SGD: the step is -lr times the gradient of the loss a token
+    policy, anchor, critic, prompts, task = toy()
+    section = PPOSection(epochs=1, minibatches=1, grad_clip=1e9)
+    learner, rollout = roll(policy, anchor, critic, prompts, task, section)
+    learner.policy_optimizer = torch.optim.SGD(policy.parameters(), lr=0.5)
+    learner.critic_optimizer = torch.optim.SGD(critic.parameters(), lr=0.5)
+    twin, critic_twin = copy.deepcopy(policy), copy.deepcopy(critic)
+    figures = ppo.update(learner, rollout, section, True, torch.Generator().manual_seed(0))
+    logp = ppo.logprobs(twin, rollout.rows, rollout.mask, 1.0)
+    loss = -((logp - rollout.logp).exp() * rollout.advantages)[rollout.mask].mean()
+    errors = ppo.token_values(critic_twin, rollout.rows, rollout.mask) - rollout.returns
+    value = 0.5 * (errors[rollout.mask] ** 2).mean()
+    for after, before, wanted in ((policy, twin, loss), (critic, critic_twin, value)):
+        wanted.backward()
+        for new, old in zip(after.parameters(), before.parameters()):
+            torch.testing.assert_close(new, old - 0.5 * old.grad, atol=1e-5, rtol=1e-4)
+    assert figures["value_loss"] == pytest.approx(value.item(), rel=1e-4)
+    assert figures["policy_loss"] == pytest.approx(loss.item(), abs=1e-5)
+
+
+# -------------------------------------------------------------------------------- whole stages
+
+
+def train(folder, policy, anchor, critic, task, stage, spread=(0.0, 1.0), **fields):
+    run = tiny_run(folder, ppo__batch=32, **fields)
+    learner = ppo.make_learner(policy, critic, run.config.ppo, stage)
+    bare = lambda ids: ids[:-1] if ids[-1] == EOS else ids
+    history = ppo.train(run, task, learner, anchor, spread, stage, 6, EOS, bare)
+    return learner, history
+
+
+def test_ppo_solves_a_toy(tmp_path):
+    policy, _, _, _, task = toy(32)
+    anchor, critic = copy.deepcopy(policy), ppo.new_critic(ScalarModel(tiny_gpt(8, seed=3)))
+    _, history = train(tmp_path, policy, anchor, critic, task,
+                       StageSection(iterations=40, beta=0.02, kl_target=10.0), ppo__lr=1e-2,
+                       ppo__critic_lr=1e-2, ppo__no_eos_score=-1.0)
+    first, last = history[0], history[-1]
+    assert first["kl"] == pytest.approx(0, abs=1e-4)
+    assert first["reward"] < 0.3 and last["reward"] > 1.2  # 2 is the supremum
+    assert first["eos_rate"] < 0.7 and last["eos_rate"] > 0.9
+    assert last["kl"] > 1 and last["k3"] > 1
+    assert all(figures["first_ratio"] == pytest.approx(1, abs=1e-4) for figures in history)
+
+
+def test_without_a_score_the_policy_goes_to_its_anchor(tmp_path):
+    policy, anchor, critic, _, task = toy(32)  # two different models
+    task.score = lambda prompts, rows: torch.zeros(len(rows.length))
+    _, history = train(tmp_path, policy, anchor, critic, task, StageSection(
+        iterations=25, beta=1.0), ppo__lr=1e-2, ppo__kl_horizon=0.0, ppo__no_eos_score=0.0)
+    assert history[0]["kl"] > 2 and history[-1]["k3"] < history[0]["k3"] / 3
+    assert {figures["beta"] for figures in history} == {1.0}
+
+
+def test_a_stage_warms_up_anneals_and_adapts(tmp_path):
+    policy, anchor, critic, _, task = toy(32)
+    seen, start = [], policy.embedding.weight.clone()
+    task.observe = lambda *_: seen.append(policy.embedding.weight.clone()) or {"gold": 0.5}
+    stage = StageSection(iterations=4, beta=0.1, kl_target=1e-3, lr_scale=0.5)
+    learner, history = train(tmp_path, policy, anchor, critic, task, stage, ppo__critic_warmup=2,
+                             ppo__lr=1e-3, ppo__critic_lr=4e-3, ppo__kl_horizon=64.0)
+    assert [torch.equal(weight, start) for weight in seen] == [True, True, False, False]
+    # in the last of 4 iterations 1 - 0.9 * 3 / 4 = 0.325 of the rate is left
+    assert learner.policy_optimizer.param_groups[0]["lr"] == pytest.approx(0.5e-3 * 0.325)
+    assert learner.critic_optimizer.param_groups[0]["lr"] == pytest.approx(2e-3 * 0.325)
+    # far above its target beta grows by 0.2 * 32 / 64 = a tenth each iteration
+    assert [h["beta"] for h in history] == pytest.approx([0.1, 0.11, 0.121, 0.1331])
+    assert learner.beta == pytest.approx(0.14641)
+    assert all(h["gold"] == 0.5 for h in history)
+
+
+def test_a_score_that_is_not_finite_stops_the_stage(tmp_path):
+    policy, anchor, critic, _, task = toy(32)
+    task.score = lambda prompts, rows: torch.full((len(rows.length),), math.nan)
+    start = copy.deepcopy(policy.state_dict())
+    with pytest.raises(UserError, match="toy, iteration 1: .*not finite"):
+        train(tmp_path, policy, anchor, critic, task, StageSection(iterations=2))
+    assert all(torch.equal(new, start[name]) for name, new in policy.state_dict().items())

@@ -1,0 +1,262 @@
+"""Pooling, the losses of R_P and R_PIT by hand, branches against separate rows, and overfitting."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import reward
+import train_reward
+from conftest import read_lines, tiny_gpt
+from model import pad_rows, token_logprobs
+from reward import (PAIRS, ScalarModel, branch_scores, eq2_loss, gap_loss, make_branches, pair_loss,
+                    pointwise_loss, pooled, score)
+from runtime import FitSection, RewardSection
+
+TERMS = RewardSection().terms
+
+
+def random_lists(count: int, seed: int) -> list[list[int]]:
+    """Lists of 1 to 5 token ids from 1 to 10."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(1, 6, (count,), generator=generator).tolist()
+    return [torch.randint(1, 11, (n,), generator=generator).tolist() for n in sizes]
+
+
+def scalar_model(**changes) -> ScalarModel:
+    model = ScalarModel(tiny_gpt(**changes))
+    torch.nn.init.constant_(model.head.bias, 0.3)  # a trained bias is not 0
+    return model
+
+
+# ------------------------------------------------------------------------------- scores and losses
+
+
+def test_pooled_by_hand():
+    rows = pad_rows([[5, 5], [5]], [[6, 6], [6, 6, 6]], room=1)
+    scalars = torch.tensor([[9.0, 9.0, 1.0, 2.0, 9.0], [9.0, 3.0, 4.0, 5.0, 9.0]])
+    assert pooled(scalars, rows, "sum").tolist() == [3.0, 12.0]
+    assert pooled(scalars, rows, "last").tolist() == [2.0, 5.0]
+
+
+@pytest.mark.parametrize("pool", ["sum", "last"])
+def test_score_reads_the_response_and_is_unaffected_by_padding(pool):
+    model, prompts, responses = scalar_model(), random_lists(6, 1), random_lists(6, 2)
+    together = score(model, pad_rows(prompts, responses, room=7), pool)
+    for i, (x, y) in enumerate(zip(prompts, responses)):
+        scalars = model.head(model.trunk(torch.tensor([x + y])))[0, :, 0]
+        alone = scalars[len(x):].sum() if pool == "sum" else scalars[-1]
+        assert together[i].item() == pytest.approx(alone.item(), abs=1e-5)
+    assert not together.requires_grad
+
+
+def test_reward_head_starts_small_and_without_bias():
+    model = ScalarModel(tiny_gpt(width=1024, layers=1, heads=2, hidden=8))
+    assert model.head.weight.std().item() == pytest.approx(1025 ** -0.5, rel=0.1)
+    assert model.head.bias.item() == 0
+
+
+def test_pair_loss_by_hand():
+    # equal: log 2. A margin of log 3: sigmoid is 3/4, so log(4/3); of -log 3: log 4.
+    zeros = torch.zeros(2)
+    assert pair_loss(zeros, zeros).item() == pytest.approx(2 * math.log(2))
+    margin = torch.tensor([math.log(3), -math.log(3)])
+    assert pair_loss(margin, zeros).item() == pytest.approx(math.log(4 / 3) + math.log(4))
+    far = torch.tensor([-200.0], requires_grad=True)  # log(sigmoid(-200)) would be -inf
+    loss = pair_loss(far, torch.zeros(1))
+    loss.backward()
+    assert loss.item() == 200 and far.grad.item() == -1
+
+
+@pytest.mark.parametrize("left_out", [None, *TERMS])
+def test_gap_loss_is_equation_2_with_each_term_left_out(left_out):
+    torch.manual_seed(0)
+    r = {pair: torch.randn(3, dtype=torch.double) for pair in PAIRS}
+    wl, ww, ll, lw = (r[pair] for pair in ("wl", "ww", "ll", "lw"))
+    differences = {"wl>ww": wl - ww, "wl>ll": wl - ll, "wl>lw": wl - lw, "ww>lw": ww - lw,
+                   "ll>lw": ll - lw}
+    assert list(differences) == TERMS
+    kept = [term for term in TERMS if term != left_out]
+    expected = sum(math.log(1 + math.exp(-d)) for term in kept for d in differences[term].tolist())
+    assert gap_loss(r, kept).item() == pytest.approx(expected)
+
+
+# --------------------------------------------------------------------------------------- branches
+
+
+def test_branches_of_one_row_by_hand():
+    b = make_branches([[1, 2], [3]], [[4, 5, 6], [7]], [[8], [9, 10]], "cpu")
+    assert b.tokens.tolist() == [[1, 2, 4, 5, 6, 8], [3, 7, 9, 10, 0, 0]]
+    assert b.positions[0].tolist() == [0, 1, 2, 3, 4, 2]  # 8 goes on from 2, as 4 does
+    assert b.positions[1, :4].tolist() == [0, 1, 1, 2]
+    assert b.previous[0].tolist() == [0, 0, 1, 2, 3, 1]
+    assert b.mask[0, 0].int().tolist() == [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0],
+                                           [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0],
+                                           [1, 1, 1, 1, 1, 0], [1, 1, 0, 0, 0, 1]]
+    assert [part.responses() for part in b.rows] == [[[4, 5, 6], [7]], [[8], [9, 10]]]
+
+
+@pytest.mark.parametrize("pool", ["sum", "last"])
+def test_branches_score_as_separate_rows(pool):
+    model = scalar_model()
+    prompts, a, b = (random_lists(8, seed) for seed in (1, 2, 3))
+    of_a, of_b, lm_loss = branch_scores(model, make_branches(prompts, a, b, "cpu"), pool)
+    nll, tokens = 0.0, 0
+    for side, scores in ((a, of_a), (b, of_b)):
+        rows = pad_rows(prompts, side)
+        torch.testing.assert_close(scores, score(model, rows, pool), atol=1e-5, rtol=1e-5)
+        hidden = model.trunk(rows.tokens)
+        nll -= token_logprobs(model.trunk, hidden, rows.tokens, rows.mask).sum().item()
+        tokens += rows.mask.sum().item()
+    assert lm_loss.item() == pytest.approx(nll / tokens, rel=1e-5)
+
+
+def test_pointwise_loss_is_bradley_terry_and_lm_coef_zero_leaves_it_pure():
+    model = scalar_model()
+    prompts, a, b = (random_lists(5, seed) for seed in (4, 5, 6))
+    branches = make_branches(prompts, a, b, "cpu")
+    r_w, r_l = (score(model, pad_rows(prompts, side), "sum") for side in (a, b))
+    pure, right = pointwise_loss(model, branches, "sum", 0.0)
+    assert pure.item() == pytest.approx(pair_loss(r_w, r_l).item(), rel=1e-5)
+    assert right.item() == (r_w > r_l).sum() and 0 < right < 5
+    lm_loss = branch_scores(model, branches, "sum")[2]
+    loss, _ = pointwise_loss(model, branches, "sum", 0.5)  # a sum over the 5 pairs, as pair_loss
+    assert loss.item() == pytest.approx(pure.item() + 0.5 * 5 * lm_loss.item(), rel=1e-5)
+
+
+def test_eq2_loss_is_equation_2_and_lm_coef_zero_leaves_it_pure():
+    model = scalar_model()
+    x, y_w, y_l = (random_lists(4, seed) for seed in (7, 8, 9))
+    sides = {"w": y_w, "l": y_l}
+    prompts = [p + ref for refs in (y_l, y_w) for p, ref in zip(x, refs)]
+    branches = make_branches(prompts, y_w * 2, y_l * 2, "cpu")
+    r = {pair: score(model, pad_rows([p + ref for p, ref in zip(x, sides[pair[1]])],
+                                     sides[pair[0]]), "sum") for pair in PAIRS}
+    for terms in (TERMS, TERMS[1:], ["wl>lw"]):
+        pure, right = eq2_loss(model, branches, "sum", 0.0, terms)
+        assert pure.item() == pytest.approx(gap_loss(r, terms).item(), rel=1e-5)
+    assert right.item() == (r["wl"] > r["lw"]).sum() and 0 < right < 4
+    lm_loss = branch_scores(model, branches, "sum")[2]
+    loss, _ = eq2_loss(model, branches, "sum", 0.5, ["wl>lw"])  # a sum over the 4 triples
+    assert loss.item() == pytest.approx(pure.item() + 0.5 * 4 * lm_loss.item(), rel=1e-5)
+
+
+# --------------------------------------------------------------------------------------- training
+
+
+def fit(model, loss_of, steps: int) -> None:
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss_of()[0].backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("pool", ["sum", "last"])
+def test_a_pointwise_model_overfits_ten_pairs(pool):
+    model = scalar_model()
+    prompts, a, b = (random_lists(10, seed) for seed in (10, 11, 12))
+    branches = make_branches(prompts, a, b, "cpu")
+    assert pointwise_loss(model, branches, pool, 0.0)[1] < 10
+    fit(model, lambda: pointwise_loss(model, branches, pool, 0.1), 40)
+    assert (score(model, pad_rows(prompts, a), pool) > score(model, pad_rows(prompts, b), pool)).all()
+    assert pointwise_loss(model, branches, pool, 0.0)[0] < 1
+
+
+def test_a_gap_model_overfits_ten_triples():
+    model = scalar_model()
+    x, y_w, y_l = (random_lists(10, seed) for seed in (13, 14, 15))
+    prompts = [p + [0] + ref for refs in (y_l, y_w) for p, ref in zip(x, refs)]
+    branches = make_branches(prompts, y_w * 2, y_l * 2, "cpu")
+    fit(model, lambda: eq2_loss(model, branches, "sum", 0.1, TERMS), 60)
+    sides, r = {"w": y_w, "l": y_l}, {}
+    for pair in PAIRS:
+        refs = [p + [0] + ref for p, ref in zip(x, sides[pair[1]])]
+        r[pair] = score(model, pad_rows(refs, sides[pair[0]]), "sum")
+    for term in TERMS:  # Eq. 1 holds for every triple
+        assert (r[term[:2]] > r[term[3:]]).all(), term
+
+
+def test_rows_hold_what_each_model_reads(bills_run):
+    run, data = bills_run
+    fold, eos = data.folds["reward"], data.tokenizer.eos
+    x, y_w, y_l = fold.x[3], fold.y_w[3], fold.y_l[3]
+    rows = train_reward.policy_rows(data, fold, [3], "y_w", "cpu")
+    assert rows.tokens[0].tolist() == data.policy(x) + y_w + [eos]
+    assert rows.responses() == [y_w + [eos]]
+    rows = train_reward.pit_rows(data, fold, [3], "wl", "cpu")  # candidate y_w, reference y_l
+    assert rows.tokens[0].tolist() == data.pit(x, y_l) + y_w + [eos]
+    assert rows.responses() == [y_w + [eos]]
+
+
+@pytest.mark.parametrize("name", ["rp", "rpit"])
+def test_training_minimises_the_loss_of_the_folds_pairs(bills_run, monkeypatch, name):
+    run, data = bills_run
+    fold, seen = data.folds["reward"], {}
+    monkeypatch.setattr(run.config.reward, "lm_coef", 0.0)
+    monkeypatch.setattr(train_reward, "train", lambda run, name, model, fit, fold, loss_of:
+                        seen.update(model=model, fold=fold, loss=loss_of([4, 7, 2])))
+    gpt = train_reward.new_gpt(run, data)
+    {"rp": train_reward.train_rp, "rpit": train_reward.train_rpit}[name](run, data, gpt)
+    s = train_reward.fold_scores(run, data, seen["model"], seen["model"], fold)
+    s = {key: torch.tensor(value[[4, 7, 2]]) for key, value in s.items()}
+    expected = gap_loss(s, TERMS) if name == "rpit" else pair_loss(s["w"], s["l"])
+    assert seen["fold"] is fold and seen["loss"][1] == 3
+    assert seen["loss"][0].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_supervised_models_learn_the_preferred_response(bills_run, monkeypatch):
+    run, data = bills_run
+    fold, seen = data.folds["sft"], []
+    monkeypatch.setattr(train_reward, "train", lambda run, name, model, fit, fold, loss_of:
+                        seen.append((fold, loss_of([5]))))
+    gpt = train_reward.new_gpt(run, data)
+    train_reward.train_sft(run, data)
+    train_reward.train_pit_sft(run, data, gpt)
+    y = fold.y_w[5] + [data.tokenizer.eos]
+    for prompt, (used, (loss, count, _)) in zip(
+            (data.policy(fold.x[5]), data.pit(fold.x[5], fold.y_l[5])), seen):
+        logits = gpt.logits(gpt(torch.tensor([prompt + y])))[0, len(prompt) - 1:-1]
+        nll = torch.nn.functional.cross_entropy(logits, torch.tensor(y), reduction="sum")
+        assert used is fold and count == len(y)
+        assert loss.item() == pytest.approx(nll.item(), rel=1e-4)
+
+
+def test_learning_rate_warms_up_and_falls_to_a_twentieth():
+    fit = FitSection(steps=12, warmup=4, lr=2.0)
+    rates = [train_reward.learning_rate(fit, step) for step in (0, 1, 3, 4, 8, 12)]
+    # half way down: 0.05 + 0.95 / 2 = 0.525 of the rate
+    assert rates == pytest.approx([0.5, 1.0, 2.0, 2.0, 1.05, 0.1])
+
+
+def test_training_lowers_the_loss_and_logs_means(bills_run, monkeypatch):
+    run, data = bills_run
+    monkeypatch.setattr(run.config, "sft", FitSection(steps=30, batch=16, lr=1e-2, warmup=1))
+    train_reward.train_sft(run, data)
+    lines = [line for line in read_lines(run.folder / "metrics.jsonl") if line["stage"] == "sft"]
+    assert [line["step"] for line in lines] == list(range(1, 31))
+    assert lines[0]["loss"] == pytest.approx(math.log(160), abs=1.5)  # nats a token
+    assert lines[-1]["loss"] < lines[0]["loss"] - 1.5
+
+
+def test_share_right_has_wilsons_interval():
+    # 8 of 10: (0.8 + 0.19208 +- 1.96 sqrt(0.016 + 0.009604)) / 1.38416
+    a = train_reward.share_right([True] * 8 + [False] * 2)
+    assert (a["accuracy"], a["pairs"]) == (0.8, 10)
+    assert (a["ci_low"], a["ci_high"]) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+
+
+def test_held_out_accuracies_count_the_right_orders(bills_run, monkeypatch):
+    run, data = bills_run
+    n, fold = 20, data.folds["valid"]
+    fake = {"w": np.arange(n), "l": np.full(n, 4.5), "wl": np.full(n, 3), "ww": np.full(n, 2),
+            "ll": np.arange(n), "lw": np.full(n, 0.5)}
+    monkeypatch.setattr(train_reward, "fold_scores", lambda *_: fake)
+    found = train_reward.held_out_accuracies(run, data, None, None, "valid")
+    shares = {name: a["accuracy"] for name, a in found.items()}
+    assert shares.pop("longer response") == pytest.approx(
+        sum(len(fold.y_w[i]) > len(fold.y_l[i]) for i in range(n))
+        / sum(len(fold.y_w[i]) != len(fold.y_l[i]) for i in range(n)))
+    assert shares == {"R_P": 0.75, "R_PIT wl>ww": 1.0, "R_PIT wl>ll": 0.15, "R_PIT wl>lw": 1.0,
+                      "R_PIT ww>lw": 1.0, "R_PIT ll>lw": 0.95}
