@@ -25,6 +25,7 @@ import sentencepiece
 import torch
 
 import runtime
+from model import Rows, pad_rows
 from runtime import Config, DataSection, Run, UserError
 from tools import bills
 
@@ -319,6 +320,20 @@ def load_data(run: Run) -> Data:
         raise UserError(f"model.context = {run.config.model.context} is too short for max_prompt + "
                         f"2 x max_response + {literal} tokens of template")
     return Data(tokenizer, policy, pit, folds, content["counts"])
+
+
+def policy_rows(data: Data, fold: Fold, indices, side: str, device) -> Rows:
+    """(x, y_w) or (x, y_l), as M_P and R_P read them."""
+    responses = getattr(fold, side)
+    return pad_rows([data.policy(fold.x[i]) for i in indices],
+                    [data.ended(responses[i]) for i in indices], device)
+
+
+def pit_rows(data: Data, fold: Fold, indices, pair: str, device) -> Rows:
+    """(x, y_ref, y), as M_PIT and R_PIT read them; pair "wl" has y = y_w and y_ref = y_l."""
+    y, y_ref = (getattr(fold, f"y_{side}") for side in pair)
+    return pad_rows([data.pit(fold.x[i], y_ref[i]) for i in indices],
+                    [data.ended(y[i]) for i in indices], device)
 
 
 def batches(lengths: np.ndarray, size: int, steps: int, rng: np.random.Generator):

@@ -23,6 +23,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from model import GPT, Rows, pad_rows, token_logprobs
+from runtime import RewardSection
 
 PAIRS = ("wl", "ww", "ll", "lw")  # candidate, then reference: "wl" is r_gap(x, y_w, y_l)
 
@@ -30,9 +31,9 @@ PAIRS = ("wl", "ww", "ll", "lw")  # candidate, then reference: "wl" is r_gap(x, 
 class RewardModel(nn.Module):
     """A trunk and a head with two outputs a token: w . h_t and g . h_t."""
 
-    def __init__(self, trunk: GPT):
+    def __init__(self, trunk: GPT, config: RewardSection):
         super().__init__()
-        self.trunk = trunk
+        self.trunk, self.config = trunk, config
         self.head = nn.Linear(trunk.config.width, 2)
         nn.init.normal_(self.head.weight, std=(trunk.config.width + 1) ** -0.5)  # arXiv 2009.01325
         nn.init.zeros_(self.head.bias)
@@ -42,22 +43,21 @@ class RewardModel(nn.Module):
         """s_t [B, T] of hidden states [B, T, D] and log-probabilities [B, T]; no gradient flows
         through the latter, which the language-model loss alone shapes."""
         own, weight = self.head(hidden).float().unbind(-1)
-        return own + weight * logp.detach()
+        return own + weight * logp.detach() * self.config.logp_feature
 
 
-def pooled(scores, rows: Rows, pool: str):
-    """Scores [B] of token scores [B, T]: their sum over y, the end included, or the last."""
-    if pool == "sum":
-        return (scores * rows.mask).sum(1)
-    return scores.gather(1, rows.length[:, None] - 1)[:, 0]
+POOLS = {
+    "sum": lambda scores, rows: (scores * rows.mask).sum(1),
+    "last": lambda scores, rows: scores.gather(1, rows.length[:, None] - 1)[:, 0],
+}  # scores of responses [B] from scores of tokens [B, T]
 
 
 @torch.no_grad()
-def score(model: RewardModel, rows: Rows, pool: str):
+def score(model: RewardModel, rows: Rows):
     """Scores [B] of prompts with their responses."""
     hidden = model.trunk(rows.tokens)
     logp = token_logprobs(model.trunk, hidden, rows.tokens, rows.mask)
-    return pooled(model.token_scores(hidden, logp), rows, pool)
+    return POOLS[model.config.pool](model.token_scores(hidden, logp), rows)
 
 
 def pair_loss(better, worse):
@@ -99,7 +99,7 @@ def make_branches(prompts: list, a: list, b: list, device) -> Branches:
                     (Rows(both.tokens, start, middle), Rows(both.tokens, middle, end)))
 
 
-def branch_scores(model: RewardModel, branches: Branches, pool: str):
+def branch_scores(model: RewardModel, branches: Branches):
     """Scores of response a and of b, [B] each, and the mean language-model loss of a token."""
     hidden = model.trunk(branches.tokens, branches.positions, branches.mask)    # [B, T, D]
     before = hidden.gather(1, branches.previous[..., None].expand_as(hidden))
@@ -109,21 +109,22 @@ def branch_scores(model: RewardModel, branches: Branches, pool: str):
     logp = -F.cross_entropy(logits, branches.tokens[responses], reduction="none")
     scores = model.token_scores(hidden, torch.zeros_like(responses, dtype=logp.dtype)
                                 .masked_scatter(responses, logp))
-    return pooled(scores, a, pool), pooled(scores, b, pool), -logp.mean()
+    pool = POOLS[model.config.pool]
+    return pool(scores, a), pool(scores, b), -logp.mean()
 
 
-def pointwise_loss(model: RewardModel, branches: Branches, pool: str, lm_coef: float):
+def pointwise_loss(model: RewardModel, branches: Branches):
     """R_P's loss, summed over pairs: branches (x; y_w, y_l).
 
     Returns the loss and how many pairs are in the right order."""
-    r_w, r_l, lm_loss = branch_scores(model, branches, pool)
-    return pair_loss(r_w, r_l) + lm_coef * lm_loss * len(r_w), (r_w > r_l).sum()
+    r_w, r_l, lm_loss = branch_scores(model, branches)
+    return pair_loss(r_w, r_l) + model.config.lm_coef * lm_loss * len(r_w), (r_w > r_l).sum()
 
 
-def eq2_loss(model: RewardModel, branches: Branches, pool: str, lm_coef: float, terms: list[str]):
+def eq2_loss(model: RewardModel, branches: Branches):
     """R_PIT's loss, summed over triples: branches (x, y_l; y_w, y_l), then as many (x, y_w; y_w,
     y_l). Returns the loss and how many triples have r^{w,l} > r^{l,w}."""
-    r_w, r_l, lm_loss = branch_scores(model, branches, pool)  # [2B] each
+    r_w, r_l, lm_loss = branch_scores(model, branches)  # [2B] each
     (wl, ww), (ll, lw) = r_w.chunk(2), r_l.chunk(2)
-    loss = gap_loss({"wl": wl, "ww": ww, "ll": ll, "lw": lw}, terms)
-    return loss + lm_coef * lm_loss * len(wl), (wl > lw).sum()
+    loss = gap_loss({"wl": wl, "ww": ww, "ll": ll, "lw": lw}, model.config.terms)
+    return loss + model.config.lm_coef * lm_loss * len(wl), (wl > lw).sum()

@@ -99,6 +99,7 @@ class FitSection:
 class RewardSection:
     pool: str = "sum"           # "sum" over y's tokens, or "last" token
     lm_coef: float = 0.5        # weight of the language-model loss beside (GRM, arXiv 2406.10216)
+    logp_feature: bool = True   # score tokens by the trunk's own log-probabilities too
     terms: list[str] = field(default_factory=lambda: [
         "wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw"])      # the comparisons of Eq. 2
 
@@ -228,47 +229,41 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
     return config
 
 
+MAY_BE_ZERO = {"seed", "log_every", "warmup", "weight_decay", "lm_coef", "critic_warmup", "beta",
+               "gamma", "lam", "kl_horizon"}
+CHOICES = {"run.device": ("auto", "cuda", "mps", "cpu"), "data.total": ("first", "last"),
+           "reward.pool": ("sum", "last"), "reward.terms": RewardSection().terms,
+           "stage0.reference": ("data", "policy"), "stage1.reference": ("data", "policy"),
+           "pit.curriculum": ("stage0", "stage1"), "pit.score": ("gap", "difference"),
+           "eval.split": ("valid", "test")}
+
+
 def check_config(config: Config, where: str) -> None:
     """Refuse values that cannot work, naming the field. Raises UserError."""
-    c = config
-    above_zero = {
-        "run": ("ranks", "log_every"), "data": ("bills", "valid", "test", "max_prompt",
-        "max_response"), "tokenizer": ("vocab",), "model": ("layers", "heads", "kv_heads", "width",
-        "hidden", "context", "rope_theta", "norm_eps"), "ppo": ("batch", "epochs", "minibatches",
-        "lr", "critic_lr", "clip", "temperature", "grad_clip"), "eval": ("prompts", "iterations",
-        "best_of")} | {fit: ("steps", "batch", "lr", "clip")
-        for fit in ("sft", "pit_sft", "rp", "rpit")} | {stage: ("iterations", "kl_target",
-        "lr_scale") for stage in ("rlhf", "stage0", "stage1")}
-    for section, keys in above_zero.items():
-        for key in keys:
-            if getattr(getattr(c, section), key) <= 0:
-                raise UserError(f"{where}: {section}.{key} must be greater than 0")
-    choices = [("run.device", c.run.device, ("auto", "cuda", "mps", "cpu")),
-               ("data.total", c.data.total, ("first", "last")),
-               ("reward.pool", c.reward.pool, ("sum", "last")),
-               ("pit.score", c.pit.score, ("gap", "difference")),
-               ("eval.split", c.eval.split, ("valid", "test")),
-               *(("pit.curriculum", s, ("stage0", "stage1")) for s in c.pit.curriculum),
-               *(("reward.terms", t, RewardSection().terms) for t in c.reward.terms),
-               *((f"{name}.reference", getattr(c, name).reference, ("data", "policy"))
-                 for name in ("stage0", "stage1"))]
-    for name, value, known in choices:
-        if value not in known:
-            raise UserError(f"{where}: {name} is {value!r}; {nearest(value, known)}")
-    rows = c.ppo.minibatches * c.run.ranks
+    for section, keys in dataclasses.asdict(config).items():
+        for key, value in keys.items():
+            name, values = f"{section}.{key}", value if isinstance(value, list) else [value]
+            for item in values if name in CHOICES else []:
+                if item not in CHOICES[name]:
+                    raise UserError(f"{where}: {name}: {item!r}; {nearest(item, CHOICES[name])}")
+            for item in values if key != "no_eos_score" else []:
+                if type(item) in (int, float) and item <= 0 and (item < 0 or key not in MAY_BE_ZERO
+                                                                 | {"temperatures"}):
+                    raise UserError(f"{where}: {name} = {item}: too small")
+    model, rows = config.model, config.ppo.minibatches * config.run.ranks
     for wrong, message in [
-        (c.model.width % c.model.heads, "model.width must be a multiple of model.heads"),
-        (c.model.width // c.model.heads % 2, "the width of a head (width / heads) must be even"),
-        (c.model.heads % c.model.kv_heads, "model.heads must be a multiple of model.kv_heads"),
-        (c.ppo.batch % rows, f"ppo.batch must be a multiple of minibatches x ranks ({rows})"),
-        (c.rpit.batch < c.run.ranks or c.rp.batch < c.run.ranks, "a batch is smaller than ranks"),
-        (any(t < 0 for t in c.eval.temperatures), "eval.temperatures must not be negative"),
-        (not c.pit.curriculum, "pit.curriculum names no stage"),
-        (not c.reward.terms, "reward.terms names no comparison"),
-        ("{x}" not in c.template.policy, "template.policy lacks {x}"),
-        ("{x}" not in c.template.pit or "{y_ref}" not in c.template.pit,
+        (model.width % model.heads or model.width // model.heads % 2,
+         "model.width must be an even multiple of model.heads"),
+        (model.heads % model.kv_heads, "model.heads must be a multiple of model.kv_heads"),
+        (config.ppo.batch % rows, f"ppo.batch must be a multiple of minibatches x ranks ({rows})"),
+        (min(config.rp.batch, config.rpit.batch, config.sft.batch, config.pit_sft.batch)
+         < config.run.ranks, "a batch is smaller than run.ranks"),
+        (not config.pit.curriculum, "pit.curriculum names no stage"),
+        (not config.reward.terms, "reward.terms names no comparison"),
+        ("{x}" not in config.template.policy, "template.policy lacks {x}"),
+        ("{x}" not in config.template.pit or "{y_ref}" not in config.template.pit,
          "template.pit needs both {x} and {y_ref}"),
-        (c.data.max_prompt + 2 * c.data.max_response > c.model.context,
+        (config.data.max_prompt + 2 * config.data.max_response > model.context,
          "model.context is shorter than data.max_prompt + 2 x data.max_response"),
     ]:
         if wrong:

@@ -20,7 +20,7 @@ from model import GPT, pad_rows, sample
 from reward import RewardModel
 from runtime import Run, UserError, command_line, gather, guard, mine
 from tools import bills
-from train_reward import new_gpt, restored
+from train_reward import new_gpt, new_reward_model, restored
 
 
 @dataclass
@@ -42,7 +42,7 @@ def restore_models(run: Run, data: Data) -> Models:
                  if folder]
         return runtime.load(next((path for path in paths if path.exists()), paths[0]))
 
-    models = Models(*(restored(RewardModel(new_gpt(run, data)).to(run.device), content(name))
+    models = Models(*(restored(new_reward_model(run, data), content(name))
                       for name in ("rp", "rpit")))
     wanted = ["sft", "pit_sft", "rlhf"] + run.config.pit.curriculum
     wanted += ["rlhf_more"] * run.config.eval.equal_budget
@@ -87,14 +87,14 @@ def improve(run: Run, data: Data, policy: GPT, x: list, y_ref: list, temperature
 def rp_scores(run: Run, data: Data, rp: RewardModel, x: list, y: list):
     """R_P(x, y) for each: [N]. Responses are token ids without their end."""
     rows = pad_rows([data.policy(ids) for ids in x], [data.ended(ids) for ids in y], run.device)
-    return reward.score(rp, rows, run.config.reward.pool)
+    return reward.score(rp, rows)
 
 
 def gap_scores(run: Run, data: Data, rpit: RewardModel, x: list, y: list, y_ref: list):
     """r_gap(x, y, y_ref) for each: [N]."""
     rows = pad_rows([data.pit(ids, ref) for ids, ref in zip(x, y_ref)],
                     [data.ended(ids) for ids in y], run.device)
-    return reward.score(rpit, rows, run.config.reward.pool)
+    return reward.score(rpit, rows)
 
 
 # ------------------------------------------------------------------------------ the command line

@@ -81,9 +81,9 @@ def draw_policy_references(run: Run, data: Data, name: str, policy: GPT):
     return draw
 
 
-def pointwise_score(run: Run, model: RewardModel):
+def own_score(model: RewardModel):
     """R_P(x, y), or r_gap(x, y, y_ref): the reward model reads the very tokens of the rollout."""
-    return lambda prompts, rows: reward.score(model, rows, run.config.reward.pool)
+    return lambda prompts, rows: reward.score(model, rows)
 
 
 def difference_score(run: Run, data: Data, rp: RewardModel):
@@ -152,7 +152,7 @@ def train_stage(run: Run, data: Data, task: Task, stage, policy: GPT, critic: Cr
 
 def train_rlhf(run: Run, data: Data, sft: GPT, rp: RewardModel) -> dict:
     """M_P^RL, Eq. 3."""
-    task = Task("rlhf", draw_prompts(run, data, "rlhf"), pointwise_score(run, rp),
+    task = Task("rlhf", draw_prompts(run, data, "rlhf"), own_score(rp),
                 observer(run, data, "rlhf"))
     spread = measure_spread(run, data, task, sft, None)
     return train_stage(run, data, task, run.config.rlhf, sft, Critic(copy.deepcopy(rp.trunk)), sft, spread)
@@ -164,7 +164,7 @@ def train_rlhf_more(run: Run, data: Data, sft: GPT, rp: RewardModel, rlhf: dict)
     stage.iterations = sum(getattr(run.config, name).iterations
                            for name in run.config.pit.curriculum)
     stage.beta = rlhf["beta"]
-    task = Task("rlhf_more", draw_prompts(run, data, "rlhf_more"), pointwise_score(run, rp),
+    task = Task("rlhf_more", draw_prompts(run, data, "rlhf_more"), own_score(rp),
                 observer(run, data, "rlhf_more"))
     return train_stage(run, data, task, stage, restored(new_gpt(run, data), rlhf),
                        restore_critic(run, data, rlhf), sft, tuple(rlhf["spread"]))
@@ -176,7 +176,7 @@ def train_pit_stage(run: Run, data: Data, name: str, models: Models, before: dic
     stage, anchor = getattr(run.config, name), models.policies["M_PIT^SFT"]
     draw = (draw_data_references(run, data, name) if stage.reference == "data" else
             draw_policy_references(run, data, name, models.policies["M_P^RL"]))
-    score = (pointwise_score(run, models.rpit) if run.config.pit.score == "gap" else
+    score = (own_score(models.rpit) if run.config.pit.score == "gap" else
              difference_score(run, data, models.rp))
     task = Task(name, draw, score, observer(run, data, name))
     if before is None:

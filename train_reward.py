@@ -14,30 +14,13 @@ import numpy as np
 import torch
 
 import reward
-from data import Data, Fold, batches, load_data
-from model import GPT, Rows, pad_rows, token_logprobs
-from reward import PAIRS, RewardModel, make_branches
-from runtime import (FitSection, Run, UserError, all_sum, command_line, descend, gather, guard,
-                     mine, rank)
+from data import Data, Fold, batches, load_data, pit_rows, policy_rows
+from model import GPT, Rows, token_logprobs
+from reward import RewardModel, make_branches
+from runtime import FitSection, Run, UserError, all_sum, command_line, descend, guard, mine, rank
+from tools.measure import held_out_accuracies
 
 BASE = ("data", "tokenizer", "template", "model")  # config sections that every model depends on
-
-
-# --------------------------------------------------------------------------- rows of token ids
-
-
-def policy_rows(data: Data, fold: Fold, indices, side: str, device) -> Rows:
-    """(x, y_w) or (x, y_l), as M_P and R_P read them."""
-    responses = getattr(fold, side)
-    return pad_rows([data.policy(fold.x[i]) for i in indices],
-                    [data.ended(responses[i]) for i in indices], device)
-
-
-def pit_rows(data: Data, fold: Fold, indices, pair: str, device) -> Rows:
-    """(x, y_ref, y), as M_PIT and R_PIT read them; pair "wl" has y = y_w and y_ref = y_l."""
-    y, y_ref = (getattr(fold, f"y_{side}") for side in pair)
-    return pad_rows([data.pit(fold.x[i], y_ref[i]) for i in indices],
-                    [data.ended(y[i]) for i in indices], device)
 
 
 # ------------------------------------------------------------------------------------ training
@@ -86,6 +69,10 @@ def new_gpt(run: Run, data: Data) -> GPT:
     return GPT(run.config.model, data.tokenizer.vocab).to(run.device)
 
 
+def new_reward_model(run: Run, data: Data) -> RewardModel:
+    return RewardModel(new_gpt(run, data), run.config.reward).to(run.device)
+
+
 def train_sft(run: Run, data: Data) -> dict:
     """M_P^SFT: maximise log M(y_w | x)."""
     model, fold = new_gpt(run, data), data.folds["sft"]
@@ -105,13 +92,13 @@ def train_pit_sft(run: Run, data: Data, policy: GPT) -> dict:
 def train_rp(run: Run, data: Data, policy: GPT) -> dict:
     """R_P: -log sigmoid(R_P(x, y_w) - R_P(x, y_l)), from M_P^SFT."""
     torch.manual_seed(run.config.run.seed)
-    model, fold, section = RewardModel(copy.deepcopy(policy)), data.folds["reward"], run.config.reward
-    model.to(run.device)
+    model = RewardModel(copy.deepcopy(policy), run.config.reward).to(run.device)
+    fold = data.folds["reward"]
 
     def loss_of(i):
         y_w, y_l = ([data.ended(side[j]) for j in i] for side in (fold.y_w, fold.y_l))
         branches = make_branches([data.policy(fold.x[j]) for j in i], y_w, y_l, run.device)
-        loss, right = reward.pointwise_loss(model, branches, section.pool, section.lm_coef)
+        loss, right = reward.pointwise_loss(model, branches)
         return loss, torch.tensor(len(i)), right
 
     train(run, "rp", model, run.config.rp, fold, loss_of)
@@ -121,14 +108,14 @@ def train_rp(run: Run, data: Data, policy: GPT) -> dict:
 def train_rpit(run: Run, data: Data, pit_policy: GPT) -> dict:
     """R_PIT: Eq. 2 over the four ordered pairs of each triple, from M_PIT^SFT."""
     torch.manual_seed(run.config.run.seed)
-    model = RewardModel(copy.deepcopy(pit_policy)).to(run.device)
-    fold, section = data.folds["reward"], run.config.reward
+    model = RewardModel(copy.deepcopy(pit_policy), run.config.reward).to(run.device)
+    fold = data.folds["reward"]
 
     def loss_of(i):
         y_w, y_l = ([data.ended(side[j]) for j in i] for side in (fold.y_w, fold.y_l))
         prompts = [data.pit(fold.x[j], y_ref[j]) for y_ref in (fold.y_l, fold.y_w) for j in i]
         branches = make_branches(prompts, y_w * 2, y_l * 2, run.device)
-        loss, right = reward.eq2_loss(model, branches, section.pool, section.lm_coef, section.terms)
+        loss, right = reward.eq2_loss(model, branches)
         return loss, torch.tensor(len(i)), right
 
     train(run, "rpit", model, run.config.rpit, fold, loss_of)
@@ -159,56 +146,12 @@ def supervised_models(run: Run, data: Data) -> tuple[GPT, GPT]:
 
 def reward_models(run: Run, data: Data, policy: GPT, pit_policy: GPT):
     """R_P and R_PIT, trained or restored."""
-    rp = restored(RewardModel(new_gpt(run, data)).to(run.device), run.stage(
+    rp = restored(new_reward_model(run, data), run.stage(
         "rp", BASE + ("sft", "reward", "rp"), lambda: train_rp(run, data, policy)))
-    rpit = restored(RewardModel(new_gpt(run, data)).to(run.device), run.stage(
+    rpit = restored(new_reward_model(run, data), run.stage(
         "rpit", BASE + ("sft", "pit_sft", "reward", "rpit"),
         lambda: train_rpit(run, data, pit_policy)))
     return rp, rpit
-
-
-def share_right(right: list[bool]) -> dict:
-    """The share of true values, with its 95 % interval (Wilson) and the number."""
-    n, z = len(right), 1.96
-    if not n:
-        return {"accuracy": math.nan, "ci_low": 0.0, "ci_high": 1.0, "pairs": 0}
-    p = float(sum(right)) / n
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
-    return {"accuracy": p, "ci_low": low, "ci_high": high, "pairs": n}
-
-
-def scores_of(model: RewardModel, rows_of, count: int, pool: str) -> np.ndarray:
-    """Scores of `count` rows, in shares of the ranks and portions of 128: rows_of(indices) makes
-    them."""
-    own = mine(range(count))
-    portions = [own[i:i + 128] for i in range(0, len(own), 128)]
-    return np.array(gather([s for i in portions
-                            for s in reward.score(model, rows_of(i), pool).tolist()]))
-
-
-def fold_scores(run: Run, data: Data, rp: RewardModel, rpit: RewardModel, fold: Fold) -> dict:
-    """Scores of a fold's pairs: R_P's of "w" and "l", R_PIT's of the four ordered pairs."""
-    pool, n = run.config.reward.pool, len(fold)
-    scores = {side: scores_of(
-        rp, lambda i, side=side: policy_rows(data, fold, i, f"y_{side}", run.device), n, pool)
-        for side in ("w", "l")}
-    return scores | {pair: scores_of(
-        rpit, lambda i, pair=pair: pit_rows(data, fold, i, pair, run.device), n, pool)
-        for pair in PAIRS}
-
-
-def held_out_accuracies(run: Run, data: Data, rp: RewardModel, rpit: RewardModel, split: str) -> dict:
-    """How often R_P and each comparison of Eq. 2 agree with the labels of held-out pairs, beside
-    the longer response as a guess (a guess at random, or of the majority, is right in half)."""
-    fold = data.folds[split]
-    s = fold_scores(run, data, rp, rpit, fold)
-    result = {"R_P": share_right(list(s["w"] > s["l"]))}
-    result |= {f"R_PIT {term}": share_right(list(s[term[:2]] > s[term[3:]]))
-               for term in ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw")}
-    longer = fold.y_w.lengths > fold.y_l.lengths
-    unequal = fold.y_w.lengths != fold.y_l.lengths
-    return result | {"longer response": share_right(list(longer[unequal]))}
 
 
 def main() -> None:

@@ -9,9 +9,8 @@ import torch
 import ppo
 from conftest import tiny_gpt, tiny_run
 from model import pad_rows, sample
-from ppo import (Prompts, Task, adapt_beta, compute_gae, k3, kl_penalty, policy_loss, token_rewards,
-                 value_loss, whiten)
-from reward import ScalarModel
+from ppo import (Critic, Prompts, Task, adapt_beta, compute_gae, k3, kl_penalty, policy_loss,
+                 token_rewards, value_loss, whiten)
 from runtime import PPOSection, StageSection, UserError
 
 EOS = 0
@@ -151,11 +150,19 @@ def test_adapt_beta_by_hand():
 # -------------------------------------------------------------------------------- rolling out
 
 
+def critic_of(seed: int) -> Critic:
+    """A critic whose values are not zero any more."""
+    critic = Critic(tiny_gpt(8, seed=seed))
+    torch.nn.init.normal_(critic.head.weight, std=0.3)
+    torch.nn.init.constant_(critic.head.bias, 0.1)
+    return critic
+
+
 def toy(count: int = 16):
     """A policy, an anchor, a critic that knows something, prompts, and a task: score is 2 x the
     share of token 3."""
     policy, anchor = tiny_gpt(8, seed=1), tiny_gpt(8, seed=2)
-    critic = ScalarModel(tiny_gpt(8, seed=3))
+    critic = critic_of(3)
     ids = [[1 + i % 7] * (1 + i % 3) for i in range(count)]
 
     def score(prompts, rows):
@@ -172,20 +179,16 @@ def roll(policy, anchor, critic, prompts, task, section, beta=0.3, max_new=6):
                                  torch.Generator().manual_seed(0))
 
 
-def test_new_critic_starts_at_zero_with_the_reward_models_trunk():
-    reward_model = ScalarModel(tiny_gpt(8))
-    torch.nn.init.ones_(reward_model.head.bias)
-    critic = ppo.new_critic(reward_model)
-    rows = pad_rows([[1, 2], [3]], [[4, 0], [5, 6, 0]])
+def test_a_new_critic_values_everything_at_zero():
+    critic, rows = Critic(tiny_gpt(8)), pad_rows([[1, 2], [3]], [[4, 0], [5, 6, 0]])
     assert (ppo.token_values(critic, rows, rows.mask) == 0).all()
-    assert reward_model.head.bias.item() == 1 and reward_model.head.weight.abs().sum() > 0
-    ours, theirs = critic.trunk.embedding.weight, reward_model.trunk.embedding.weight
-    assert torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr()
+    assert critic(rows.tokens).dtype == torch.float32
 
 
 def test_a_value_is_read_before_its_token():
-    critic, rows = ScalarModel(tiny_gpt(8)), pad_rows([[1, 2], [3]], [[4, 0], [5, 6, 0]])
-    values, scalars = ppo.token_values(critic, rows, rows.mask), critic(rows.tokens)[1]
+    critic, rows = critic_of(0), pad_rows([[1, 2], [3]], [[4, 0], [5, 6, 0]])
+    values, scalars = ppo.token_values(critic, rows, rows.mask), critic(rows.tokens)
+    torch.testing.assert_close(scalars, critic.head(critic.trunk(rows.tokens))[:, :, 0])
     torch.testing.assert_close(values[0], torch.cat([torch.zeros(2), scalars[0, 1:3]]))
     torch.testing.assert_close(values[1], torch.cat([torch.zeros(1), scalars[1, :3]]))
     changed = copy.deepcopy(rows)
@@ -308,7 +311,7 @@ def train(folder, policy, anchor, critic, task, stage, spread=(0.0, 1.0), **fiel
 
 def test_ppo_solves_a_toy(tmp_path):
     policy, _, _, _, task = toy(32)
-    anchor, critic = copy.deepcopy(policy), ppo.new_critic(ScalarModel(tiny_gpt(8, seed=3)))
+    anchor, critic = copy.deepcopy(policy), Critic(tiny_gpt(8, seed=3))
     _, history = train(tmp_path, policy, anchor, critic, task,
                        StageSection(iterations=40, beta=0.02, kl_target=10.0), ppo__lr=1e-2,
                        ppo__critic_lr=1e-2, ppo__no_eos_score=-1.0)

@@ -10,8 +10,8 @@ import reward
 import train_reward
 from conftest import read_lines, tiny_gpt
 from model import pad_rows, token_logprobs
-from reward import (PAIRS, ScalarModel, branch_scores, eq2_loss, gap_loss, make_branches, pair_loss,
-                    pointwise_loss, pooled, score)
+from reward import (PAIRS, RewardModel, branch_scores, eq2_loss, gap_loss, make_branches,
+                    pair_loss, pointwise_loss, pooled, score)
 from runtime import FitSection, RewardSection
 
 TERMS = RewardSection().terms
@@ -24,9 +24,11 @@ def random_lists(count: int, seed: int) -> list[list[int]]:
     return [torch.randint(1, 11, (n,), generator=generator).tolist() for n in sizes]
 
 
-def scalar_model(**changes) -> ScalarModel:
-    model = ScalarModel(tiny_gpt(**changes))
-    torch.nn.init.constant_(model.head.bias, 0.3)  # a trained bias is not 0
+def reward_model(**changes) -> RewardModel:
+    """A reward model whose every weight has a say, as after some training."""
+    model = RewardModel(tiny_gpt(**changes))
+    torch.nn.init.normal_(model.head.weight, std=0.25)
+    model.head.bias.data = torch.tensor([0.3, -0.2])
     return model
 
 
@@ -35,26 +37,40 @@ def scalar_model(**changes) -> ScalarModel:
 
 def test_pooled_by_hand():
     rows = pad_rows([[5, 5], [5]], [[6, 6], [6, 6, 6]], room=1)
-    scalars = torch.tensor([[9.0, 9.0, 1.0, 2.0, 9.0], [9.0, 3.0, 4.0, 5.0, 9.0]])
-    assert pooled(scalars, rows, "sum").tolist() == [3.0, 12.0]
-    assert pooled(scalars, rows, "last").tolist() == [2.0, 5.0]
+    scores = torch.tensor([[9.0, 9.0, 1.0, 2.0, 9.0], [9.0, 3.0, 4.0, 5.0, 9.0]])
+    assert pooled(scores, rows, "sum").tolist() == [3.0, 12.0]
+    assert pooled(scores, rows, "last").tolist() == [2.0, 5.0]
 
 
 @pytest.mark.parametrize("pool", ["sum", "last"])
-def test_score_reads_the_response_and_is_unaffected_by_padding(pool):
-    model, prompts, responses = scalar_model(), random_lists(6, 1), random_lists(6, 2)
+def test_score_is_its_formula_and_unaffected_by_padding(pool):
+    model, prompts, responses = reward_model(), random_lists(6, 1), random_lists(6, 2)
     together = score(model, pad_rows(prompts, responses, room=7), pool)
+    (w, g), (w_0, g_0) = model.head.weight, model.head.bias
     for i, (x, y) in enumerate(zip(prompts, responses)):
-        scalars = model.head(model.trunk(torch.tensor([x + y])))[0, :, 0]
-        alone = scalars[len(x):].sum() if pool == "sum" else scalars[-1]
-        assert together[i].item() == pytest.approx(alone.item(), abs=1e-5)
+        h = model.trunk(torch.tensor([x + y]))[0]
+        logp = torch.log_softmax(model.trunk.logits(h), -1)
+        s = [(w @ h[t] + w_0 + (g @ h[t] + g_0) * logp[t - 1, y[t - len(x)]]).item()
+             for t in range(len(x), len(x + y))]
+        assert together[i].item() == pytest.approx(sum(s) if pool == "sum" else s[-1], abs=1e-4)
     assert not together.requires_grad
 
 
-def test_reward_head_starts_small_and_without_bias():
-    model = ScalarModel(tiny_gpt(width=1024, layers=1, heads=2, hidden=8))
-    assert model.head.weight.std().item() == pytest.approx(1025 ** -0.5, rel=0.1)
-    assert model.head.bias.item() == 0
+def test_the_score_does_not_teach_the_language_model_head():
+    model = reward_model(tied=False)
+    branches = make_branches(random_lists(3, 1), random_lists(3, 2), random_lists(3, 3), "cpu")
+    for lm_coef, taught in ((0.0, False), (0.5, True)):
+        model.zero_grad()
+        pointwise_loss(model, branches, "sum", lm_coef)[0].backward()
+        gradient = model.trunk.head.weight.grad
+        assert (gradient is not None and bool(gradient.any())) == taught
+        assert model.head.weight.grad.any(1).all()
+
+
+def test_reward_head_starts_small_without_bias_and_without_log_probabilities():
+    model = RewardModel(tiny_gpt(width=1024, layers=1, heads=2, hidden=8))
+    assert model.head.weight[0].std().item() == pytest.approx(1025 ** -0.5, rel=0.1)
+    assert (model.head.weight[1] == 0).all() and (model.head.bias == 0).all()
 
 
 def test_pair_loss_by_hand():
@@ -99,7 +115,7 @@ def test_branches_of_one_row_by_hand():
 
 @pytest.mark.parametrize("pool", ["sum", "last"])
 def test_branches_score_as_separate_rows(pool):
-    model = scalar_model()
+    model = reward_model()
     prompts, a, b = (random_lists(8, seed) for seed in (1, 2, 3))
     of_a, of_b, lm_loss = branch_scores(model, make_branches(prompts, a, b, "cpu"), pool)
     nll, tokens = 0.0, 0
@@ -113,7 +129,7 @@ def test_branches_score_as_separate_rows(pool):
 
 
 def test_pointwise_loss_is_bradley_terry_and_lm_coef_zero_leaves_it_pure():
-    model = scalar_model()
+    model = reward_model()
     prompts, a, b = (random_lists(5, seed) for seed in (4, 5, 6))
     branches = make_branches(prompts, a, b, "cpu")
     r_w, r_l = (score(model, pad_rows(prompts, side), "sum") for side in (a, b))
@@ -126,7 +142,7 @@ def test_pointwise_loss_is_bradley_terry_and_lm_coef_zero_leaves_it_pure():
 
 
 def test_eq2_loss_is_equation_2_and_lm_coef_zero_leaves_it_pure():
-    model = scalar_model()
+    model = reward_model()
     x, y_w, y_l = (random_lists(4, seed) for seed in (7, 8, 9))
     sides = {"w": y_w, "l": y_l}
     prompts = [p + ref for refs in (y_l, y_w) for p, ref in zip(x, refs)]
@@ -155,7 +171,7 @@ def fit(model, loss_of, steps: int) -> None:
 
 @pytest.mark.parametrize("pool", ["sum", "last"])
 def test_a_pointwise_model_overfits_ten_pairs(pool):
-    model = scalar_model()
+    model = reward_model()
     prompts, a, b = (random_lists(10, seed) for seed in (10, 11, 12))
     branches = make_branches(prompts, a, b, "cpu")
     assert pointwise_loss(model, branches, pool, 0.0)[1] < 10
@@ -165,7 +181,7 @@ def test_a_pointwise_model_overfits_ten_pairs(pool):
 
 
 def test_a_gap_model_overfits_ten_triples():
-    model = scalar_model()
+    model = reward_model()
     x, y_w, y_l = (random_lists(10, seed) for seed in (13, 14, 15))
     prompts = [p + [0] + ref for refs in (y_l, y_w) for p, ref in zip(x, refs)]
     branches = make_branches(prompts, y_w * 2, y_l * 2, "cpu")

@@ -6,7 +6,6 @@ there is none, and R_P stands in for it, which the policies were trained on: no 
 """
 
 import json
-import math
 import random
 import time
 
@@ -17,7 +16,7 @@ from data import Data
 from runtime import Run
 from sample import Models, answer, gap_scores, improve, last_stage, rp_scores
 from tools import bills
-from train_reward import fold_scores, held_out_accuracies, share_right
+from tools.measure import fold_scores, held_out_accuracies, mean_interval, pair_agreement
 
 EXAMPLES = 8
 
@@ -45,12 +44,6 @@ def batched(scores, count: int) -> np.ndarray:
     """Scores of `count` responses in portions: scores(indices) -> tensor."""
     portions = [range(i, min(i + 128, count)) for i in range(0, count, 128)]
     return np.concatenate([scores(i).cpu().numpy() for i in portions])
-
-
-def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean with its 95 % interval (normal)."""
-    half = 1.96 * values.std(ddof=1) / math.sqrt(len(values))
-    return values.mean(), values.mean() - half, values.mean() + half
 
 
 class Table:
@@ -118,12 +111,6 @@ def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperatu
             table.add(final, chains[final][i], "RLHF equal budget", more, temperature, i,
                       chains[final][i - 1])
     return {"sft": sft, "chain": chains[final]}
-
-
-def pair_agreement(first, second, better) -> dict:
-    """How often first > second where the judge finds `better` > 0, and the reverse; no ties."""
-    told = better != 0
-    return share_right(list((np.sign(first - second) == np.sign(better))[told]))
 
 
 def sample_agreements(run: Run, data: Data, models: Models, judge: Judge, x: list) -> dict:

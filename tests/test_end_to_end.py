@@ -1,0 +1,258 @@
+"""The scripts as a user runs them, on the tiny config: everything there, reused, and usable."""
+
+import json
+import math
+import os
+import re
+
+import pytest
+import torch
+
+from conftest import command, read_lines, write_lines
+from runtime import load, load_config
+from tools import bills
+
+TINY = "configs/tiny.toml"
+FITS = {"sft": [5, 10, 15, 20], "pit_sft": [5], "rp": [5], "rpit": [5]}
+STAGES = {"rlhf": [0, 1, 2, 3], "stage0": [0, 1, 2, 3], "stage1": [1, 2, 3],
+          "rlhf_more": [1, 2, 3, 4, 5, 6]}
+ROW = {"system", "against", "iteration", "temperature", "win", "tie", "lose", "delta", "ci_low",
+       "ci_high", "gold", "aspects", "length", "copies"}
+REPORT = {"name", "seed", "split", "prompts", "judge", "rows", "reward", "seconds", "data",
+          "examples"}
+PROMPT = "What is the bill for tea, a coupon and a hat?"
+
+
+def succeed(*arguments, stdin: str = "") -> str:
+    """Run a script that has to end well; returns what it prints."""
+    done = command(*arguments, stdin=stdin)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a finished run, the argument that leads to it, and what the run printed."""
+    folder = tmp_path_factory.mktemp("runs")
+    where = f"--run.dir={folder}"
+    return folder / "tiny", where, succeed("train_pit.py", "--config", TINY, where)
+
+
+def report_of(folder) -> dict:
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+def assert_finite(value) -> None:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            assert_finite(item)
+    assert not isinstance(value, float) or math.isfinite(value)
+
+
+def test_a_run_leaves_everything_it_should(trained):
+    folder, where, printed = trained
+    names = {"data", *FITS, *STAGES}
+    assert {path.stem for path in folder.glob("*.pt")} == names
+    assert not list(folder.glob("*.tmp"))
+    assert load_config(str(folder / "config.toml")) == load_config(
+        TINY if os.path.exists(TINY) else str(command.__globals__["ROOT"] / TINY), [where])
+    for name in names:
+        content = load(folder / f"{name}.pt")
+        assert content["inputs"]["run.seed"] == 1 and content["seconds"] >= 0
+    page = (folder / "report.md").read_text(encoding="utf-8")
+    assert page.split("## Examples")[0].strip() in printed and str(folder) in printed
+
+
+def test_the_models_of_a_run_are_different_ones(trained):
+    folder = trained[0]
+    weights = {name: load(folder / f"{name}.pt")["model"]["embedding.weight"]
+               for name in ("sft", "pit_sft", *STAGES)}
+    names = sorted(weights)
+    assert not any(torch.equal(weights[a], weights[b])
+                   for i, a in enumerate(names) for b in names[:i])
+
+
+def test_the_report_has_every_system_and_key(trained):
+    report = report_of(trained[0])
+    assert set(report) == REPORT
+    assert (report["prompts"], report["split"], report["judge"]) == (20, "test", "hidden judge")
+    found = [(r["system"], r["against"], r["temperature"], r["iteration"]) for r in report["rows"]]
+    rl, sft, more = "M_P^RL", "M_P^SFT", "RLHF equal budget"
+    assert found == [row for t in (1.0, 0.5) for row in [
+        (sft, rl, t, 0), (rl, sft, t, 0), ("best of 4", rl, t, 0), (more, rl, t, 0),
+        ("M_PIT^SFT", rl, t, 1), ("PIT stage 0", rl, t, 1), ("PIT stage 0", rl, t, 2),
+        ("PIT stage 1", rl, t, 1), ("PIT stage 1", rl, t, 2), ("PIT stage 1", sft, t, 1),
+        ("PIT stage 1", more, t, 1), ("PIT stage 1", more, t, 2)]] + [
+        ("y_l", rl, None, 0), ("y_w", rl, None, 0)]
+    for row in report["rows"]:
+        assert set(row) == ROW and set(row["aspects"]) == set(bills.WEIGHTS)
+        assert row["win"] + row["tie"] + row["lose"] == pytest.approx(100)
+        assert row["delta"] == pytest.approx(row["win"] - row["lose"])
+        assert row["ci_low"] <= row["delta"] <= row["ci_high"]
+        assert row["gold"] == pytest.approx(sum(bills.WEIGHTS[k] * v
+                                                for k, v in row["aspects"].items()))
+        assert (row["copies"] is None) == (row["system"] in (sft, rl, "best of 4", more, "y_l",
+                                                             "y_w"))
+    assert_finite(report["rows"])
+    assert report["data"]["read"] == 600 and report["data"]["test"] == 50
+    assert set(report["seconds"]) == {"data", *FITS, *STAGES, "evaluation"}
+    for name, a in report["reward"].items():
+        assert set(a) == {"accuracy", "ci_low", "ci_high", "pairs"}, name
+        assert a["pairs"] == 0 or 0 <= a["ci_low"] <= a["accuracy"] <= a["ci_high"] <= 1
+    assert len(report["reward"]) == 14 and len(report["examples"]) == 8
+    for example in report["examples"]:
+        grades = [bills.grade(example["x"], step["y"]) for step in example["steps"]]
+        assert [step["gold"] for step in example["steps"]] == pytest.approx(grades)
+        assert [step["r_gap"] is None for step in example["steps"]] == [True, False, False]
+
+
+def test_the_metrics_have_every_stage_and_only_finite_numbers(trained):
+    lines = read_lines(trained[0] / "metrics.jsonl")
+    steps = {}
+    for line in lines:
+        steps.setdefault(line["stage"], []).append(line["step"])
+        assert_finite(line)
+        if line["stage"] in FITS:
+            assert set(line) == {"stage", "step", "loss", "accuracy", "grad_norm", "lr"}
+        elif line["step"] == 0:
+            assert set(line) == {"stage", "step", "score_mean", "score_spread", "same_mean"}
+        else:
+            assert set(line) == {
+                "stage", "step", "reward", "kl", "k3", "eos_rate", "length", "copies", "empty",
+                "value_error", "beta", "policy_loss", "clipped", "value_loss", "first_ratio",
+                "gold"}
+            assert line["first_ratio"] == pytest.approx(1, abs=1e-4)
+            assert 0 <= line["gold"] <= 1 and line["k3"] >= 0
+    assert steps == FITS | STAGES
+
+
+def test_a_sample_of_every_rollout_is_kept(trained):
+    lines = read_lines(trained[0] / "samples.jsonl")
+    assert [(line["stage"], line["step"]) for line in lines] == [
+        (stage, step) for stage, steps in STAGES.items() for step in steps if step]
+    for line in lines:
+        assert set(line) == {"stage", "step", "x", "source", "y_ref", "y", "score", "kl"}
+        bills.things_of(line["x"])  # a question
+        source = {"stage0": ("y_l", "y_w"), "stage1": ("M_P^RL",)}.get(line["stage"], ("",))
+        assert line["source"] in source and (line["y_ref"] == "") == (line["source"] == "")
+    assert len({line["x"] for line in lines}) > 8
+
+
+def test_a_second_run_reuses_everything(trained):
+    folder, where, _ = trained
+    before, report = {p: p.read_bytes() for p in folder.glob("*.*") if p.suffix in (
+        ".pt", ".jsonl")}, report_of(folder)
+    succeed("train_pit.py", "--config", TINY, where)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    again = report_of(folder)
+    assert all(again[key] == report[key] for key in REPORT - {"seconds"})
+    assert all(again["seconds"][name] == report["seconds"][name] for name in (*FITS, *STAGES))
+
+
+def test_a_run_that_was_cut_off_ends_as_one_that_was_not(trained):
+    folder, where, _ = trained
+    lines, report = read_lines(folder / "metrics.jsonl"), report_of(folder)
+    weights = load(folder / "stage1.pt")["model"]
+    (folder / "stage1.pt").unlink()
+    succeed("train_pit.py", "--config", TINY, where)
+    again = load(folder / "stage1.pt")["model"]
+    assert all(torch.equal(weight, again[name]) for name, weight in weights.items())
+    order = lambda line: (line["stage"], line["step"])
+    assert sorted(read_lines(folder / "metrics.jsonl"), key=order) == sorted(lines, key=order)
+    assert report_of(folder)["rows"] == report["rows"]
+
+
+def test_another_config_is_refused_for_the_same_folder(trained):
+    folder, where, _ = trained
+    before = (folder / "sft.pt").read_bytes()
+    done = command("train_reward.py", "--config", TINY, where, "--sft.lr=0.5")
+    assert done.returncode == 2 and "was made with other values of sft.lr" in done.stderr
+    assert (folder / "sft.pt").read_bytes() == before
+
+
+def test_sample_improves_a_response(trained):
+    printed = succeed("sample.py", "--config", TINY, trained[1], "--prompt", PROMPT, "--ref",
+                      "Sure! 10 in all: tea 5, coupon 2, hat 10.", "--iters", "2").splitlines()
+    assert printed[0] == f"x    {PROMPT}"
+    assert printed[1] == "y_0  Sure! 10 in all: tea 5, coupon 2, hat 10.  gold 1.00"
+    text = "\n".join(printed[2:])
+    assert re.fullmatch(r"y_1  .*  r_gap [+-]\d+\.\d\d  gold 0?[01]\.\d\d\n"
+                        r"y_2  .*  r_gap [+-]\d+\.\d\d  gold 0?[01]\.\d\d", text, re.DOTALL)
+
+
+def test_sample_asks_for_prompts(trained):
+    printed = succeed("sample.py", "--config", TINY, trained[1], "--iters=1",
+                      stdin=f"{PROMPT}\nHello you\n\nWhat is more?\n")
+    assert [line for line in printed.splitlines() if line.startswith("x ")] == [
+        f"x    {PROMPT}", "x    Hello you"]
+    assert printed.count("\ny_0  ") == printed.count("\ny_1  ") == 2 and "y_2" not in printed
+    first, second = printed.split("x    Hello you")
+    assert "gold" in first and "gold" not in second  # the judge knows bills only
+
+
+def test_sample_refuses_a_prompt_that_is_too_long(trained):
+    done = command("sample.py", "--config", TINY, trained[1], "--prompt", "tea " * 50)
+    assert done.returncode == 2 and "data.max_prompt is 32; shorten it" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_eval_writes_the_same_report_again(trained):
+    folder, where, _ = trained
+    report = report_of(folder)
+    (folder / "report.json").unlink()
+    (folder / "report.md").unlink()
+    succeed("sample.py", "--config", TINY, where, "--eval")
+    again = report_of(folder)
+    assert again["rows"] == report["rows"] and again["examples"] == report["examples"]
+    assert again["reward"] == report["reward"] and (folder / "report.md").exists()
+
+
+def test_train_reward_prints_accuracies(trained):
+    printed = succeed("train_reward.py", "--config", TINY, trained[1])
+    figures = dict(re.findall(r"^  (\S.*?) +(\d\.\d{3})  \[\d\.\d{3}, \d\.\d{3}\] of \d+$", printed,
+                              re.MULTILINE))
+    report = report_of(trained[0])["reward"]
+    assert set(figures) == {"R_P", "R_PIT wl>ww", "R_PIT wl>ll", "R_PIT wl>lw", "R_PIT ww>lw",
+                            "R_PIT ll>lw", "longer response"}
+    assert all(float(figures[name]) == pytest.approx(report[name]["accuracy"], abs=6e-4)
+               for name in figures)
+    assert "read: 600" in printed.splitlines()
+
+
+def test_hh_conversations_go_all_the_way(tmp_path):
+    lines = []
+    for i, pair in enumerate(bills.make_pairs(300, 4, "first")):
+        start = f"\n\nHuman: Hi {i % 7}\n\nAssistant: Yes?\n\nHuman: {pair['prompt']}\n\nAssistant: "
+        lines.append({side: start + pair[side] for side in ("chosen", "rejected")})
+    lines += [{"chosen": lines[0]["chosen"], "rejected": lines[1]["rejected"]}] * 3
+    lines += [{"chosen": lines[5]["chosen"], "rejected": lines[5]["chosen"]}] * 2
+    path = write_lines(tmp_path / "hh.jsonl", lines)
+    printed = succeed("train_reward.py", "--config", TINY, f"--run.dir={tmp_path}",
+                      f"--data.files=['{path}']", "--data.max_prompt=70", "--model.context=256",
+                      "--tokenizer.vocab=220", "--tokenizer.byte_fallback=false").splitlines()
+    assert {"read: 305", "dropped, prompts differ: 3", "dropped, responses equal: 2"} <= set(printed)
+    kept = sum(int(line.split(": ")[1]) for line in printed[:printed.index("")] if line.split(
+        ": ")[0] in ("sft", "reward", "rl", "valid", "test"))
+    assert kept == 300
+    assert any(re.match(r"  R_P +\d\.\d{3}", line) for line in printed)
+
+
+def test_two_ranks_train_as_one_does(trained, tmp_path):
+    """The batches are the same and gradients are summed, so supervised losses agree."""
+    succeed("train_pit.py", "--config", TINY, f"--run.dir={tmp_path}", "--run.ranks=2")
+    folder, one = tmp_path / "tiny", trained[0]
+    two, report = report_of(folder), report_of(one)
+    assert set(two) == set(report) == REPORT
+    key = lambda row: (row["system"], row["against"], row["temperature"], row["iteration"])
+    assert [key(row) for row in two["rows"]] == [key(row) for row in report["rows"]]
+    assert_finite(two["rows"])
+    assert two["data"] == report["data"] and set(two["reward"]) == set(report["reward"])
+    losses = [[(line["stage"], line["step"], pytest.approx(line["loss"], rel=1e-3))
+               for line in read_lines(f / "metrics.jsonl") if line["stage"] in FITS]
+              for f in (folder, one)]
+    assert losses[0] == [(stage, step, loss.expected) for stage, step, loss in losses[1]]
+    steps = [(line["stage"], line["step"]) for line in read_lines(folder / "metrics.jsonl")]
+    assert steps == [(stage, step) for stage, all_ in (FITS | STAGES).items() for step in all_]

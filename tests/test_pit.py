@@ -1,0 +1,286 @@
+"""What makes PPO into Eqs. 3, 4 and 5: prompts, scores, anchors; and the report's figures."""
+
+import copy
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+import ppo
+import sample
+import train_pit
+from conftest import ROOT
+from model import pad_rows
+from reward import RewardModel, score
+from runtime import StageSection
+from sample import Models
+from tools import bills, report
+from train_reward import new_gpt
+
+
+@pytest.fixture(scope="module")
+def models(bills_run) -> Models:
+    """Models of random weights, each another one."""
+    run, data = bills_run
+    def gpt(seed):
+        run.config.run.seed = seed
+        model = new_gpt(run, data)
+        run.config.run.seed = 1
+        return model
+    policies = {"M_P^SFT": gpt(2), "M_PIT^SFT": gpt(3), "M_P^RL": gpt(4), "PIT stage 0": gpt(5),
+                "PIT stage 1": gpt(6)}
+    return Models(RewardModel(gpt(7)), RewardModel(gpt(8)), policies)
+
+
+def same(one, two) -> bool:
+    """Whether two models have the same weights."""
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+# --------------------------------------------------------------------------- prompts and scores
+
+
+def test_the_fold_is_gone_through_before_a_pair_comes_again(bills_run):
+    run, _ = bills_run
+    drawn = [i for it in range(6) for i in train_pit.fold_indices(run, "rlhf", 10, it, 5)]
+    passes = [drawn[i:i + 10] for i in (0, 10, 20)]
+    assert all(sorted(one) == list(range(10)) for one in passes) and passes[0] != passes[1]
+    assert len(train_pit.fold_indices(run, "rlhf", 10, 3, 25)) == 25  # more than the fold
+    counts = Counter(train_pit.fold_indices(run, "rlhf", 10, 0, 40))
+    assert set(counts.values()) == {4}
+    assert train_pit.fold_indices(run, "stage0", 10, 0, 5) != drawn[:5]
+
+
+def test_rlhf_reads_the_prompt_alone(bills_run):
+    run, data = bills_run
+    prompts = train_pit.draw_prompts(run, data, "rlhf")(1, 6)
+    fold = data.folds["rl"]
+    indices = train_pit.fold_indices(run, "rlhf", len(fold), 1, 6)
+    assert prompts.x == [fold.x[i] for i in indices]
+    assert prompts.ids == [data.policy(x) for x in prompts.x]
+    assert prompts.y_ref == [[]] * 6 and prompts.source == [""] * 6
+
+
+def test_stage_0_reads_each_prompt_with_y_l_and_with_y_w(bills_run):
+    run, data = bills_run
+    prompts, fold = train_pit.draw_data_references(run, data, "stage0")(2, 6), data.folds["rl"]
+    indices = train_pit.fold_indices(run, "stage0", len(fold), 2, 3)
+    seen = Counter((tuple(x), tuple(y), s) for x, y, s in zip(prompts.x, prompts.y_ref,
+                                                             prompts.source))
+    assert seen == Counter((tuple(fold.x[i]), tuple(getattr(fold, s)[i]), s)
+                           for i in indices for s in ("y_l", "y_w"))
+    assert prompts.ids == [data.pit(x, y) for x, y in zip(prompts.x, prompts.y_ref)]
+
+
+def test_stage_1_reads_responses_that_the_policy_gives_now(bills_run, models):
+    run, data = bills_run
+    draw = train_pit.draw_policy_references(run, data, "stage1", models.policies["M_P^RL"])
+    first, again = draw(1, 6), draw(1, 6)
+    assert first.x == again.x and first.y_ref != again.y_ref  # drawn afresh
+    assert first.source == ["M_P^RL"] * 6
+    assert first.ids == [data.pit(x, y) for x, y in zip(first.x, first.y_ref)]
+    same_draws = train_pit.draw_policy_references(run, data, "stage1", models.policies["M_P^RL"])
+    assert same_draws(1, 6).y_ref == first.y_ref
+
+
+def test_the_reward_model_reads_the_tokens_of_the_rollout(bills_run, models):
+    run, data = bills_run
+    prompts = train_pit.draw_data_references(run, data, "stage0")(1, 4)
+    rows = pad_rows(prompts.ids, [[5, 6, data.tokenizer.eos]] * 4)
+    gap = train_pit.pointwise_score(run, models.rpit)(prompts, rows)
+    assert torch.equal(gap, score(models.rpit, rows, "sum"))
+    by_hand = sample.gap_scores(run, data, models.rpit, prompts.x, [[5, 6]] * 4, prompts.y_ref)
+    torch.testing.assert_close(gap, by_hand)
+
+
+def test_the_difference_is_of_two_pointwise_scores(bills_run, models):
+    run, data = bills_run
+    prompts = train_pit.draw_data_references(run, data, "stage0")(1, 4)
+    rows = pad_rows(prompts.ids, [[5, 6, data.tokenizer.eos], [7]] * 2)
+    found = train_pit.difference_score(run, data, models.rp)(prompts, rows)
+    for i, y in enumerate([[5, 6], [7]] * 2):
+        own, other = (sample.rp_scores(run, data, models.rp, [prompts.x[i]], [text])
+                      for text in (y, prompts.y_ref[i]))
+        assert found[i].item() == pytest.approx((own - other).item(), abs=1e-4)
+
+
+def test_the_spread_is_that_of_the_anchors_samples(bills_run, models, monkeypatch):
+    run, data = bills_run
+    logged, raw = {}, torch.arange(256.0) % 4  # mean 1.5, variance 1.25
+    monkeypatch.setattr(run, "log", lambda stage, step, **figures: logged.update(figures))
+    task = ppo.Task("stage0", train_pit.draw_data_references(run, data, "stage0"),
+                    lambda prompts, rows: raw, None)
+    found = train_pit.measure_spread(run, data, task, models.policies["M_PIT^SFT"], models.rpit)
+    assert found == pytest.approx((1.5, 1.25 ** 0.5))
+    prompts = task.draw(0, 256)
+    gap = sample.gap_scores(run, data, models.rpit, prompts.x, prompts.y_ref, prompts.y_ref)
+    assert logged["same_mean"] == pytest.approx(gap.mean().item(), rel=1e-4)
+
+
+# --------------------------------------------------------------------------------- the stages
+
+
+def test_each_stage_starts_from_and_is_anchored_to_what_the_method_says(bills_run, models,
+                                                                        monkeypatch):
+    run, data = bills_run
+    seen = []
+
+    def train(run, task, learner, anchor, spread, stage, *_):
+        seen.append((task, copy.deepcopy(learner.policy), copy.deepcopy(learner.critic), anchor,
+                     spread, stage))
+        learner.policy.embedding.weight.data += 1  # as if it had learnt
+        learner.critic.head.bias.data += 1
+        learner.beta = 0.7
+    monkeypatch.setattr(ppo, "train", train)
+    monkeypatch.setattr(train_pit, "measure_spread", lambda run, data, task, anchor, rpit: (
+        (1.0, 2.0) if rpit is None else (3.0, 4.0)))
+    sft, pit_sft = models.policies["M_P^SFT"], models.policies["M_PIT^SFT"]
+    before = copy.deepcopy(sft), copy.deepcopy(pit_sft)
+    rlhf = train_pit.train_rlhf(run, data, sft, models.rp)
+    zero = train_pit.train_pit_stage(run, data, "stage0", models, None)
+    train_pit.train_pit_stage(run, data, "stage1", models, zero)
+    train_pit.train_rlhf_more(run, data, sft, models.rp, rlhf)
+    (_, policy, critic, anchor, spread, stage) = seen[0]  # Eq. 3
+    assert same(policy, sft) and anchor is sft and spread == (1.0, 2.0)
+    assert same(critic.trunk, models.rp.trunk) and critic.head.weight.abs().sum() == 0
+    (task, policy, critic, anchor, spread, stage) = seen[1]  # Eq. 4
+    assert same(policy, pit_sft) and anchor is pit_sft and spread == (3.0, 4.0)
+    assert same(critic.trunk, models.rpit.trunk) and stage is run.config.stage0
+    assert set(task.draw(1, 4).source) == {"y_l", "y_w"}
+    (task, policy, critic, anchor, spread, stage) = seen[2]  # Eq. 5, on from stage 0
+    assert torch.equal(policy.embedding.weight, pit_sft.embedding.weight + 1)
+    assert anchor is pit_sft and spread == (3.0, 4.0) and critic.head.bias.item() == 1
+    assert task.draw(1, 4).source == ["M_P^RL"] * 4 and stage is run.config.stage1
+    (_, policy, critic, anchor, spread, stage) = seen[3]  # as many samples as both stages had
+    assert torch.equal(policy.embedding.weight, sft.embedding.weight + 1)
+    assert anchor is sft and stage.beta == 0.7 and critic.head.bias.item() == 1
+    assert stage.iterations == run.config.stage0.iterations + run.config.stage1.iterations
+    assert run.config.rlhf == StageSection()  # untouched by that
+    assert same(sft, before[0]) and same(pit_sft, before[1])  # and so are the models
+
+
+# ------------------------------------------------------------------------------------- sampling
+
+
+def test_responses_are_those_of_each_prompt_without_their_end(bills_run, models):
+    run, data = bills_run
+    policy, fold = models.policies["M_P^RL"], data.folds["test"]
+    x = [fold.x[i] for i in range(8)]
+    together = sample.answer(run, data, policy, x, 0, None)
+    assert together == [sample.answer(run, data, policy, [ids], 0, None)[0] for ids in x]
+    assert all(data.tokenizer.eos not in y and len(y) <= 40 for y in together)
+    better = sample.improve(run, data, policy, x, together, 0, None)
+    rows = sample.sample(policy, [data.pit(*pair) for pair in zip(x, together)], 40, 0,
+                         data.tokenizer.eos)
+    assert better == [data.bare(ids) for ids in rows.responses()]
+
+
+def test_new_words_are_marked_on_a_terminal(monkeypatch):
+    before, after = "tea 5, hat 9.", "Sure! tea 5, hat 13."
+    assert sample.marked(before, after) == after
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert sample.marked(before, after) == (
+        "\033[1;32mSure!\033[0m tea 5, hat \033[1;32m13.\033[0m")
+    assert sample.marked("a b", "a") .split() == ["a"]
+
+
+# --------------------------------------------------------------------------------------- report
+
+
+class FixedJudge:
+    """A judge whose grade of a response is its length."""
+    hidden = True
+
+    def grades(self, y):
+        return np.array([len(ids) for ids in y], dtype=float)
+
+    def aspects(self, y):
+        return [{"length": len(ids), "empty": float(not ids)} for ids in y]
+
+
+def test_a_row_of_the_table_by_hand():
+    # wins, a tie and a loss: signs 1, 1, 0, -1; mean 1/4, variance (2 * 9 + 1 + 25) / 16 / 3
+    table = report.Table(FixedJudge())
+    y, other = [[1, 1, 1], [2, 2], [3], []], [[1], [2], [4], [5, 5]]
+    table.add("A", y, "B", other, 0.5, 2, y_ref=[[1, 1, 1], [2], [3], [9]])
+    row, = table.rows
+    half = 100 * 1.96 * ((18 + 1 + 25) / 48 / 4) ** 0.5
+    assert row == {
+        "system": "A", "against": "B", "iteration": 2, "temperature": 0.5, "win": 50, "tie": 25,
+        "lose": 25, "delta": 25, "ci_low": pytest.approx(25 - half), "gold": 1.5,
+        "ci_high": pytest.approx(25 + half), "aspects": {"length": 1.5, "empty": 0.25},
+        "length": 1.5, "copies": 50}
+    table.add("A", y, "B", other, 0.5)
+    assert table.rows[1]["copies"] is None
+
+
+def test_the_hidden_judge_grades_the_text(bills_run, models):
+    run, data = bills_run
+    fold = data.folds["test"]
+    x = [fold.x[i] for i in range(5)]
+    judge = report.Judge(run, data, models, x)
+    y = [fold.y_w[i] for i in range(5)]
+    texts = [(data.tokenizer.decode(a), data.tokenizer.decode(b)) for a, b in zip(x, y)]
+    assert judge.grades(y) == pytest.approx([bills.grade(*pair) for pair in texts])
+    assert judge.aspects(y)[0] == bills.judge(*texts[0]) and judge.hidden
+
+
+def test_without_a_hidden_judge_r_p_stands_in(bills_run, models, monkeypatch):
+    run, data = bills_run
+    monkeypatch.setattr(run.config.data, "files", ["some.jsonl"])
+    fold = data.folds["test"]
+    x, y = ([part[i] for i in range(5)] for part in (fold.x, fold.y_w))
+    judge = report.Judge(run, data, models, x)
+    assert not judge.hidden and "not independent" in judge.name
+    expected = sample.rp_scores(run, data, models.rp, x, y)
+    assert judge.grades(y) == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_best_of_takes_the_highest_r_p(bills_run, models):
+    run, data = bills_run
+    x = [data.folds["test"].x[i] for i in range(6)]
+    policy = models.policies["M_P^RL"]
+    best = report.best_of(run, data, models, x, 1.0, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    tries = [sample.answer(run, data, policy, x, 1.0, generator)
+             for _ in range(run.config.eval.best_of)]
+    scores = torch.stack([sample.rp_scores(run, data, models.rp, x, y) for y in tries])
+    for i, k in enumerate(scores.argmax(0).tolist()):
+        assert best[i] == tries[k][i]
+
+
+def test_agreement_leaves_out_ties_of_the_judge():
+    first, second = np.array([2.0, 1, 3, 0, 5]), np.array([1.0, 2, 0, 4, 5])
+    better = np.array([1.0, 1, 0, -1, 1])  # right, wrong, a tie, right, and equal scores: wrong
+    a = report.pair_agreement(first, second, better)
+    assert (a["accuracy"], a["pairs"]) == (0.5, 4)
+
+
+def test_every_example_of_a_report_stands_on_its_page():
+    rows = [dict(system="S", against="B", iteration=1, temperature=0.5, win=1, tie=2, lose=3,
+                 delta=-2, ci_low=-4, ci_high=0, gold=None, aspects={}, length=7, copies=None)]
+    steps = [{"y": "first draft", "r_gap": None, "gold": None},
+             {"y": "second draft", "r_gap": 1.5, "gold": 0.25}]
+    text = report.as_markdown({
+        "name": "n", "seed": 1, "prompts": 2, "split": "test", "judge": "J", "rows": rows,
+        "reward": {"R_P": {"accuracy": 0.5, "ci_low": 0.25, "ci_high": 0.75, "pairs": 9}},
+        "examples": [{"x": "a question", "temperature": 0.5, "steps": steps}],
+        "data": {"read": 4}, "seconds": {"sft": 1.0, "rp": 2.0}})
+    for part in ("| S | 0.5 | 1 |  | B | 1.0 | 2.0 | 3.0 | -2.0 [-4.0, +0.0] | 7.0 |  |",
+                 "| R_P | 0.500 | 0.250 to 0.750 | 9 |", "**a question** (T = 0.5)",
+                 "- y_0: first draft\n", "- y_1: second draft (r_gap +1.50, gold +0.25)\n",
+                 "| all | 3 |"):
+        assert part in text
+
+
+def test_bills_can_be_looked_at():
+    from conftest import command
+    done = command("tools/bills.py", "--pairs", "3", "--total", "last")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0 and len(lines) == 3
+    for line in lines:
+        for side in ("chosen", "rejected"):
+            assert line["grades"][side] == round(bills.grade(line["prompt"], line[side]), 2)
+    assert (ROOT / "tools" / "bills.py").exists()

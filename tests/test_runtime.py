@@ -1,0 +1,316 @@
+"""Configuration, errors as the user sees them, checkpoints, stages, the optimiser step."""
+
+import dataclasses
+import math
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import runtime
+from conftest import ROOT, command, read_lines, tiny_run
+from runtime import Config, Run, UserError, descend, load, load_config, save, to_toml
+
+
+def config_of(folder: Path, text: str, *overrides: str) -> Config:
+    path = folder / "c.toml"
+    path.write_text(text, encoding="utf-8")
+    return load_config(str(path), list(overrides))
+
+
+# ------------------------------------------------------------------------------ configuration
+
+
+def test_a_file_and_overrides_on_top_of_the_defaults(tmp_path):
+    c = config_of(tmp_path, '[run]\nname = "a"\nseed = 3\n[ppo]\nlr = 1\n[eval]\ntemperatures = [1]',
+                  "--run.name=b c", "--model.width=64", "--model.tied=false", "--ppo.clip=0.1",
+                  '--data.files=["x", "y"]', "--pit.curriculum=['stage0']", "--run.base=a=b")
+    assert (c.run.name, c.run.seed, c.run.base) == ("b c", 3, "a=b")
+    assert (c.model.width, c.model.tied, c.ppo.clip) == (64, False, 0.1)
+    assert (c.data.files, c.pit.curriculum) == (["x", "y"], ["stage0"])
+    assert (c.ppo.lr, c.eval.temperatures) == (1.0, [1.0])
+    assert type(c.ppo.lr) is float and type(c.eval.temperatures[0]) is float
+    untouched = Config()
+    assert c.sft == untouched.sft and c.ppo.batch == untouched.ppo.batch
+    assert untouched.run.seed == 1  # defaults are not shared
+
+
+def test_the_configs_of_the_repository_load():
+    paths = sorted((ROOT / "configs").glob("*.toml"))
+    assert {"tiny.toml", "synthetic.toml"} <= {path.name for path in paths}
+    for path in paths:
+        assert load_config(str(path)).run.name == path.stem
+
+
+def test_a_written_config_reads_as_the_same(tmp_path):
+    text = '[template]\npolicy = "a \\"{x}\\"\\n\\\\"\n[sft]\nlr = 1e-7\n[data]\nfiles = ["ü"]'
+    config = config_of(tmp_path, text)
+    assert config_of(tmp_path, to_toml(config)) == config
+    sections = tomllib.loads(to_toml(config))
+    assert {k: set(v) for k, v in sections.items()} == {
+        k: set(v) for k, v in dataclasses.asdict(Config()).items()}
+
+
+@pytest.mark.parametrize("override, said", [
+    ("--run.nmae=x", "unknown key 'nmae' in [run]; did you mean 'name'?"),
+    ("--stage_0.beta=1", "unknown section 'stage_0'; did you mean 'stage0'?"),
+    ("--modle.width=64", "unknown section 'modle'; did you mean 'model'?"),
+    ("--ppo.zzzzzz=1", "known are: batch, epochs"),
+    ("--model.width=wide", "model.width: 'wide' is not of type int"),
+    ("--model.width=64.0", "model.width: 64.0 is not of type int"),
+    ("--model.layers=true", "model.layers: True is not of type int"),
+    ("--model.tied=1", "model.tied: 1 is not of type bool"),
+    ("--ppo.lr=fast", "ppo.lr: 'fast' is not of type float"),
+    ("--data.files=x", "data.files: 'x' is not of type list[str]"),
+    ("--data.files=[1]", "data.files: 1 is not of type str"),
+    ("--run.name", "expected --section.key=value"),
+    ("--name=x", "expected --section.key=value"),
+    ("run.name=x", "expected --section.key=value"),
+    ("--model.heads=3", "model.width must be a multiple of model.heads"),
+    ("--model.width=20", "the width of a head (width / heads) must be even"),
+    ("--model.kv_heads=3", "model.heads must be a multiple of model.kv_heads"),
+    ("--ppo.batch=7", "ppo.batch must be a multiple of minibatches x ranks (2)"),
+    ("--rp.batch=0", "rp.batch must be greater than 0"),
+    ("--sft.steps=0", "sft.steps must be greater than 0"),
+    ("--stage0.iterations=-1", "stage0.iterations must be greater than 0"),
+    ("--ppo.temperature=0", "ppo.temperature must be greater than 0"),
+    ("--data.valid=0", "data.valid must be greater than 0"),
+    ("--reward.pool=mean", "reward.pool is 'mean'"),
+    ("--run.device=gpu", "run.device is 'gpu'; did you mean 'cpu'?"),
+    ("--eval.split=tset", "eval.split is 'tset'; did you mean 'test'?"),
+    ("--stage1.reference=date", "stage1.reference is 'date'; did you mean 'data'?"),
+    ("--pit.curriculum=['stage3']", "pit.curriculum is 'stage3'; did you mean"),
+    ("--pit.curriculum=[]", "pit.curriculum names no stage"),
+    ("--pit.score=gpa", "pit.score is 'gpa'; did you mean 'gap'?"),
+    ("--reward.terms=['wl>lx']", "reward.terms is 'wl>lx'; did you mean 'wl>l"),
+    ("--reward.terms=[]", "reward.terms names no comparison"),
+    ("--eval.temperatures=[-1]", "eval.temperatures must not be negative"),
+    ("--template.policy=say", "template.policy lacks {x}"),
+    ("--template.pit={x} only", "template.pit needs both {x} and {y_ref}"),
+    ("--model.context=100", "model.context is shorter than"),
+])
+def test_a_wrong_field_is_refused_with_what_to_do(tmp_path, override, said):
+    with pytest.raises(UserError) as caught:
+        config_of(tmp_path, "", override)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text, said", [
+    ("[run]\nnmae = 1", "unknown key 'nmae' in [run]; did you mean 'name'?"),
+    ("[rnu]\nname = 1", "unknown section 'rnu'; did you mean 'run'?"),
+    ("name = 1", "'name' stands outside of any [section]"),
+    ("[run]\nname = 1", "run.name: 1 is not of type str"),
+    ("[run\n", "cannot read the config"),
+])
+def test_a_wrong_file_is_named(tmp_path, text, said):
+    with pytest.raises(UserError) as caught:
+        config_of(tmp_path, text)
+    assert str(caught.value).startswith(f"{tmp_path / 'c.toml'}: ") and said in str(caught.value)
+
+
+@pytest.mark.parametrize("name, content", [("missing.toml", None), ("latin.toml", b"a = '\xfc'")])
+def test_an_unreadable_config_is_named(tmp_path, name, content):
+    if content:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: cannot read the config"):
+        load_config(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("script, arguments, said", [
+    ("train_pit.py", ["--config", "missing.toml"], "missing.toml: cannot read the config"),
+    ("train_pit.py", ["--config", "configs/tiny.toml", "--run.nmae=x"], "did you mean 'name'?"),
+    ("train_reward.py", ["--config", "configs/tiny.toml", "--model.heads=3"], "multiple of model"),
+    ("train_reward.py", ["--config", "configs/tiny.toml", "--data.files=['no.jsonl']"], "no.jsonl"),
+    ("sample.py", ["--config", "configs/tiny.toml", "--ref=x"], "--ref needs the --prompt"),
+])
+def test_scripts_end_with_code_2_and_one_line(tmp_path, script, arguments, said):
+    done = command(script, *arguments, f"--run.dir={tmp_path}")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and said in done.stderr
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+def test_guard_lets_other_errors_through(capsys):
+    runtime.guard(lambda: None)
+    with pytest.raises(ZeroDivisionError):
+        runtime.guard(lambda: 1 / 0)
+    assert capsys.readouterr().err == ""
+
+
+# -------------------------------------------------------------------------------- checkpoints
+
+
+def test_a_checkpoint_is_read_as_it_was_written(tmp_path):
+    save(tmp_path / "a.pt", {"model": {"w": torch.arange(3)}, "beta": 0.1, "names": ["x"]})
+    content = load(tmp_path / "a.pt")
+    assert torch.equal(content["model"]["w"], torch.arange(3))
+    assert (content["beta"], content["names"]) == (0.1, ["x"])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+@pytest.mark.parametrize("failing", ["torch.save", "os.fsync", "os.replace"])
+def test_a_failing_write_leaves_the_old_file_whole(tmp_path, monkeypatch, failing):
+    save(tmp_path / "a.pt", {"step": 1})
+    def fail(*arguments):
+        if failing == "torch.save":
+            arguments[1].write(b"half of")
+        raise OSError("no space left")
+    monkeypatch.setattr(failing, fail)
+    with pytest.raises((OSError, UserError)):
+        save(tmp_path / "a.pt", {"step": 2})
+    monkeypatch.undo()
+    assert load(tmp_path / "a.pt") == {"step": 1}
+
+
+def test_a_damaged_or_missing_checkpoint_is_named(tmp_path):
+    save(tmp_path / "a.pt", {"w": torch.randn(1000)})
+    whole = (tmp_path / "a.pt").read_bytes()
+    for content in (whole[:len(whole) // 2], b"", b"no checkpoint"):
+        (tmp_path / "a.pt").write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            load(tmp_path / "a.pt")
+        assert str(caught.value).startswith(f"{tmp_path / 'a.pt'}: cannot read the checkpoint")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="b.pt: no such checkpoint"):
+        load(tmp_path / "b.pt")
+
+
+# -------------------------------------------------------------------------------------- stages
+
+
+def make(calls: list, **content):
+    """A stage's maker that notes its calls."""
+    return lambda: calls.append(1) or dict(content)
+
+
+def test_a_stage_is_made_once_and_reused(tmp_path):
+    calls = []
+    made = tiny_run(tmp_path).stage("sft", ("sft", "model"), make(calls, w=torch.ones(2)))
+    run = tiny_run(tmp_path, ppo__lr=1.0)  # no section of the stage
+    again = run.stage("sft", ("sft", "model"), make(calls, w=torch.zeros(2)))
+    assert len(calls) == 1 and torch.equal(again["w"], torch.ones(2))
+    assert made["inputs"] == again["inputs"] and again["seconds"] >= 0
+    assert tomllib.loads((run.folder / "config.toml").read_text())["ppo"]["lr"] == 1.0
+    run.stage("rp", ("sft", "model"), make(calls))
+    assert len(calls) == 2
+
+
+def test_a_stage_of_other_values_is_refused_with_the_fields_that_differ(tmp_path):
+    calls = []
+    tiny_run(tmp_path).stage("sft", ("sft", "model"), make(calls))
+    for fields, differ in ((dict(sft__lr=0.5, model__width=32), "sft.lr, model.width"),
+                           (dict(run__seed=2), "run.seed")):
+        run = tiny_run(tmp_path, **fields)
+        with pytest.raises(UserError) as caught:
+            run.stage("sft", ("sft", "model"), make(calls))
+        said = str(caught.value).replace("model.width, sft.lr", "sft.lr, model.width")
+        assert said.startswith(f"{run.folder / 'sft.pt'} was made with other values of {differ};")
+    assert len(calls) == 1
+
+
+def test_a_base_folder_is_used_where_it_fits(tmp_path):
+    calls = []
+    base = tiny_run(tmp_path, run__name="base")
+    base.stage("sft", ("sft",), make(calls, beta=1.0))
+    base.stage("rp", ("rp",), make(calls, beta=2.0))
+    run = tiny_run(tmp_path, run__name="new", run__base=str(base.folder), rp__lr=0.5)
+    assert run.stage("sft", ("sft",), make(calls, beta=3.0))["beta"] == 1.0
+    assert not (run.folder / "sft.pt").exists()
+    assert run.stage("rp", ("rp",), make(calls, beta=4.0))["beta"] == 4.0  # made anew, not refused
+    assert run.stage("rp", ("rp",), make(calls))["beta"] == 4.0 and len(calls) == 3
+    assert load(base.folder / "rp.pt")["beta"] == 2.0
+
+
+def test_metrics_of_a_stage_that_starts_again_are_not_doubled(tmp_path):
+    run = tiny_run(tmp_path)
+    def stage(name, fail=False):
+        def work():
+            for step in (1, 2):
+                run.log(name, step, loss=0.5 * step, note="ü")
+                run.append("samples.jsonl", {"stage": name, "step": step})
+            if fail:
+                raise KeyboardInterrupt
+            return {}
+        return run.stage(name, ("sft",), work)
+    stage("sft")
+    with pytest.raises(KeyboardInterrupt):
+        stage("rp", fail=True)
+    stage("rp")
+    stage("sft")  # reused, so its lines stay
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        lines = read_lines(run.folder / name)
+        assert [(line["stage"], line["step"]) for line in lines] == [
+            ("sft", 1), ("sft", 2), ("rp", 1), ("rp", 2)]
+    assert read_lines(run.folder / "metrics.jsonl")[1] == {
+        "stage": "sft", "step": 2, "loss": 1.0, "note": "ü"}
+
+
+def test_a_run_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write the run folder"):
+        tiny_run(tmp_path / "file")
+
+
+def test_an_absent_device_is_refused():
+    absent = next(kind for kind, there in (("mps", torch.backends.mps.is_available()),
+                                           ("cuda", torch.cuda.is_available())) if not there)
+    with pytest.raises(UserError, match=f"run.device = '{absent}'"):
+        runtime.pick_device(absent)
+    assert runtime.pick_device("cpu") == torch.device("cpu")
+
+
+def test_generators_of_two_purposes_are_independent(tmp_path):
+    run = tiny_run(tmp_path)
+    draws = [torch.rand(3, generator=run.generator(purpose)).tolist()
+             for purpose in ("a", "a", "b")]
+    assert draws[0] == draws[1] != draws[2]
+    other = runtime.generator(2, "a")
+    assert torch.rand(3, generator=other).tolist() != draws[0]
+
+
+# ----------------------------------------------------------------------------- the optimiser step
+
+
+def test_descend_divides_by_the_count_and_clips_by_hand():
+    # summed gradients (6, 8) and (0, 0) over 2 things: mean (3, 4), norm 5. Unclipped and with
+    # lr 1 the weights fall by (3, 4); clipped to 1, by (0.6, 0.8).
+    for clip, fall in ((10.0, [3.0, 4.0]), (1.0, [0.6, 0.8])):
+        one, two = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+        unused = torch.nn.Parameter(torch.ones(1))
+        optimizer = torch.optim.SGD([one, two, unused], lr=1.0)
+        (one * torch.tensor([6.0, 8.0])).sum().backward()
+        (two * 0).sum().backward()
+        norm = descend([one, two, unused], optimizer, torch.tensor(2), clip, "test")
+        assert norm == pytest.approx(5)
+        torch.testing.assert_close(-one.data, torch.tensor(fall), atol=1e-5, rtol=0)
+        assert two.tolist() == [0, 0] and unused.item() == 1
+        assert one.grad is None  # the next gradients do not add up to these
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_stops_and_leaves_the_weights(bad):
+    weights = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.Adam([weights], lr=1.0)
+    (weights * torch.tensor([1.0, bad])).sum().backward()
+    with pytest.raises(UserError, match="R_P: the gradient is not finite"):
+        descend([weights], optimizer, torch.tensor(2), 1.0, "R_P")
+    assert weights.tolist() == [1, 1]
+
+
+def test_shares_of_ranks_are_gathered_in_order(monkeypatch):
+    items = list(range(7))
+    shares = []
+    for number in range(3):
+        monkeypatch.setattr(runtime, "rank", lambda: number)
+        monkeypatch.setattr(runtime, "world", lambda: 3)
+        shares.append(runtime.mine(items))
+    assert shares == [[0, 3, 6], [1, 4], [2, 5]]
+
+    def gather_object(parts, mine):
+        parts[:] = shares
+    monkeypatch.setattr(runtime.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(runtime.dist, "all_gather_object", gather_object)
+    assert runtime.gather(shares[0]) == items
+    assert np.array_equal(runtime.mine(np.arange(4)), [2])  # rank 2 of 3

@@ -1,0 +1,66 @@
+"""Shares and means with their 95 % intervals, and how often reward models agree with labels."""
+
+import math
+
+import numpy as np
+
+import reward
+from data import Data, Fold, pit_rows, policy_rows
+from reward import PAIRS, RewardModel
+from runtime import Run, gather, mine
+
+
+def share_right(right: list[bool]) -> dict:
+    """The share of true values, with its 95 % interval (Wilson) and the number."""
+    n, z = len(right), 1.96
+    if not n:
+        return {"accuracy": math.nan, "ci_low": 0.0, "ci_high": 1.0, "pairs": 0}
+    p = float(sum(right)) / n
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
+    return {"accuracy": p, "ci_low": low, "ci_high": high, "pairs": n}
+
+
+def scores_of(model: RewardModel, rows_of, count: int) -> np.ndarray:
+    """Scores of `count` rows, in shares of the ranks and portions of 128: rows_of(indices) makes
+    them."""
+    own = mine(range(count))
+    portions = [own[i:i + 128] for i in range(0, len(own), 128)]
+    return np.array(gather([s for i in portions
+                            for s in reward.score(model, rows_of(i)).tolist()]))
+
+
+def fold_scores(run: Run, data: Data, rp: RewardModel, rpit: RewardModel, fold: Fold) -> dict:
+    """Scores of a fold's pairs: R_P's of "w" and "l", R_PIT's of the four ordered pairs."""
+    n = len(fold)
+    scores = {side: scores_of(
+        rp, lambda i, side=side: policy_rows(data, fold, i, f"y_{side}", run.device), n)
+        for side in ("w", "l")}
+    return scores | {pair: scores_of(
+        rpit, lambda i, pair=pair: pit_rows(data, fold, i, pair, run.device), n)
+        for pair in PAIRS}
+
+
+def held_out_accuracies(run: Run, data: Data, rp: RewardModel, rpit: RewardModel, split: str) -> dict:
+    """How often R_P and each comparison of Eq. 2 agree with the labels of held-out pairs, beside
+    the longer response as a guess (a guess at random, or of the majority, is right in half)."""
+    fold = data.folds[split]
+    s = fold_scores(run, data, rp, rpit, fold)
+    result = {"R_P": share_right(list(s["w"] > s["l"]))}
+    result |= {f"R_PIT {term}": share_right(list(s[term[:2]] > s[term[3:]]))
+               for term in ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw")}
+    longer = fold.y_w.lengths > fold.y_l.lengths
+    unequal = fold.y_w.lengths != fold.y_l.lengths
+    return result | {"longer response": share_right(list(longer[unequal]))}
+
+
+def pair_agreement(first, second, better) -> dict:
+    """How often first > second where the judge finds `better` > 0, and the reverse; no ties."""
+    told = better != 0
+    return share_right(list((np.sign(first - second) == np.sign(better))[told]))
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean with its 95 % interval (normal)."""
+    half = 1.96 * values.std(ddof=1) / math.sqrt(len(values))
+    return values.mean(), values.mean() - half, values.mean() + half
