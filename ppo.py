@@ -273,9 +273,11 @@ def train(run: Run, task: Task, learner: Learner, anchor: GPT, spread: tuple[flo
         figures = figures_of(rollout, prompts, bare) | {"beta": learner.beta}
         if not all(map(torch.isfinite, map(torch.tensor, figures.values()))):
             raise UserError(f"{task.name}, iteration {iteration}: a figure is not finite: {figures}")
-        figures |= update(learner, rollout, ppo, iteration > ppo.critic_warmup, shuffle)
-        learner.beta = adapt_beta(learner.beta, figures["kl"], stage.kl_target, ppo.batch,
-                                  ppo.kl_horizon)
+        train_policy = iteration > ppo.critic_warmup
+        figures |= update(learner, rollout, ppo, train_policy, shuffle)
+        if train_policy:
+            learner.beta = adapt_beta(learner.beta, figures["kl"], stage.kl_target, ppo.batch,
+                                      ppo.kl_horizon)
         figures |= task.observe(prompts, rollout.rows, rollout.score, rollout.kl.sum(1))
         run.log(task.name, iteration, bar, ("reward", "kl", "gold", "eos_rate"), **figures)
         history.append(figures)

@@ -13,7 +13,6 @@ import dataclasses
 import difflib
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
@@ -385,12 +384,6 @@ def barrier() -> None:
         dist.barrier()
 
 
-def generator(seed: int, purpose: str, device="cpu", per_rank: bool = True) -> torch.Generator:
-    """A random generator for one purpose: no purpose's draws depend on another's."""
-    text = f"{seed}/{purpose}/{rank() if per_rank else 'all'}"
-    return torch.Generator(device).manual_seed(zlib.crc32(text.encode()))
-
-
 def descend(params: list, optimizer: torch.optim.Optimizer, count: torch.Tensor, clip: float,
             what: str) -> float:
     """One optimiser step from gradients of *summed* losses; returns the norm before clipping.
@@ -446,8 +439,6 @@ class Run:
         self.config = config
         self.device = pick_device(config.run.device)
         start_ranks(config.run.ranks, self.device)
-        random.seed(config.run.seed)
-        torch.manual_seed(config.run.seed)
         self.folder = Path(config.run.dir) / config.run.name
         if rank() == 0:
             try:
@@ -457,8 +448,10 @@ class Run:
                 raise UserError(f"{self.folder}: cannot write the run folder: {error}") from None
         barrier()
 
-    def generator(self, purpose: str, device="cpu", per_rank: bool = True) -> torch.Generator:
-        return generator(self.config.run.seed, purpose, device, per_rank)
+    def generator(self, purpose: str, device="cpu", seed: int | None = None) -> torch.Generator:
+        """This rank's random generator for one purpose: no purpose's draws depend on another's."""
+        text = f"{self.config.run.seed if seed is None else seed}/{purpose}/{rank()}"
+        return torch.Generator(device).manual_seed(zlib.crc32(text.encode()))
 
     def stage(self, name: str, sections: tuple[str, ...], make) -> dict:
         """The checkpoint of a stage: reused if it is there, else made, saved and returned.

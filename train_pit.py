@@ -71,7 +71,7 @@ def draw_data_references(run: Run, data: Data, name: str):
 def draw_policy_references(run: Run, data: Data, name: str, policy: GPT):
     """Eq. 5: PIT reads x with a response that M_P^RL gives now."""
     fold = data.folds["rl"]
-    generator = run.generator(f"{name} references", run.device, per_rank=True)
+    generator = run.generator(f"{name} references", run.device)
 
     def draw(iteration: int, number: int) -> Prompts:
         x = [fold.x[i] for i in fold_indices(run, name, len(fold), iteration, number)]

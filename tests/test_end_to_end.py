@@ -2,13 +2,12 @@
 
 import json
 import math
-import os
 import re
 
 import pytest
 import torch
 
-from conftest import command, read_lines, write_lines
+from conftest import ROOT, command, read_lines, write_lines
 from runtime import load, load_config
 from tools import bills
 
@@ -18,8 +17,8 @@ STAGES = {"rlhf": [0, 1, 2, 3], "stage0": [0, 1, 2, 3], "stage1": [1, 2, 3],
           "rlhf_more": [1, 2, 3, 4, 5, 6]}
 ROW = {"system", "against", "iteration", "temperature", "win", "tie", "lose", "delta", "ci_low",
        "ci_high", "gold", "aspects", "length", "copies"}
-REPORT = {"name", "seed", "split", "prompts", "judge", "rows", "reward", "seconds", "data",
-          "examples"}
+REPORT = {"name", "seed", "eval_seed", "split", "prompts", "judge", "rows", "reward", "seconds",
+          "data", "examples"}
 PROMPT = "What is the bill for tea, a coupon and a hat?"
 
 
@@ -58,7 +57,7 @@ def test_a_run_leaves_everything_it_should(trained):
     assert {path.stem for path in folder.glob("*.pt")} == names
     assert not list(folder.glob("*.tmp"))
     assert load_config(str(folder / "config.toml")) == load_config(
-        TINY if os.path.exists(TINY) else str(command.__globals__["ROOT"] / TINY), [where])
+        str(ROOT / TINY), [where])
     for name in names:
         content = load(folder / f"{name}.pt")
         assert content["inputs"]["run.seed"] == 1 and content["seconds"] >= 0
@@ -225,15 +224,16 @@ def test_train_reward_prints_accuracies(trained):
 def test_hh_conversations_go_all_the_way(tmp_path):
     lines = []
     for i, pair in enumerate(bills.make_pairs(300, 4, "first")):
-        start = f"\n\nHuman: Hi {i % 7}\n\nAssistant: Yes?\n\nHuman: {pair['prompt']}\n\nAssistant: "
-        lines.append({side: start + pair[side] for side in ("chosen", "rejected")})
+        start = f"\n\nHuman: Hi {i % 7}\n\nAssistant: Yes?\n\nHuman: {pair['prompt']}"
+        lines.append({side: f"{start}\n\nAssistant: {pair[side]}" for side in ("chosen", "rejected")})
     lines += [{"chosen": lines[0]["chosen"], "rejected": lines[1]["rejected"]}] * 3
     lines += [{"chosen": lines[5]["chosen"], "rejected": lines[5]["chosen"]}] * 2
     path = write_lines(tmp_path / "hh.jsonl", lines)
     printed = succeed("train_reward.py", "--config", TINY, f"--run.dir={tmp_path}",
                       f"--data.files=['{path}']", "--data.max_prompt=70", "--model.context=256",
                       "--tokenizer.vocab=220", "--tokenizer.byte_fallback=false").splitlines()
-    assert {"read: 305", "dropped, prompts differ: 3", "dropped, responses equal: 2"} <= set(printed)
+    assert {"read: 305", "dropped, prompts differ: 3", "dropped, responses equal: 2"} <= set(
+        printed)
     kept = sum(int(line.split(": ")[1]) for line in printed[:printed.index("")] if line.split(
         ": ")[0] in ("sft", "reward", "rl", "valid", "test"))
     assert kept == 300

@@ -11,12 +11,12 @@ import torch
 import ppo
 import sample
 import train_pit
-from conftest import ROOT
+from conftest import command
 from model import pad_rows
 from reward import RewardModel, score
 from runtime import StageSection
 from sample import Models
-from tools import bills, report
+from tools import bills, measure, report
 from train_reward import new_gpt
 
 
@@ -31,7 +31,7 @@ def models(bills_run) -> Models:
         return model
     policies = {"M_P^SFT": gpt(2), "M_PIT^SFT": gpt(3), "M_P^RL": gpt(4), "PIT stage 0": gpt(5),
                 "PIT stage 1": gpt(6)}
-    return Models(RewardModel(gpt(7)), RewardModel(gpt(8)), policies)
+    return Models(*(RewardModel(gpt(seed), run.config.reward) for seed in (7, 8)), policies)
 
 
 def same(one, two) -> bool:
@@ -89,8 +89,8 @@ def test_the_reward_model_reads_the_tokens_of_the_rollout(bills_run, models):
     run, data = bills_run
     prompts = train_pit.draw_data_references(run, data, "stage0")(1, 4)
     rows = pad_rows(prompts.ids, [[5, 6, data.tokenizer.eos]] * 4)
-    gap = train_pit.pointwise_score(run, models.rpit)(prompts, rows)
-    assert torch.equal(gap, score(models.rpit, rows, "sum"))
+    gap = train_pit.own_score(models.rpit)(prompts, rows)
+    assert torch.equal(gap, score(models.rpit, rows))
     by_hand = sample.gap_scores(run, data, models.rpit, prompts.x, [[5, 6]] * 4, prompts.y_ref)
     torch.testing.assert_close(gap, by_hand)
 
@@ -183,7 +183,7 @@ def test_new_words_are_marked_on_a_terminal(monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     assert sample.marked(before, after) == (
         "\033[1;32mSure!\033[0m tea 5, hat \033[1;32m13.\033[0m")
-    assert sample.marked("a b", "a") .split() == ["a"]
+    assert sample.marked("a b", "a").split() == ["a"]
 
 
 # --------------------------------------------------------------------------------------- report
@@ -254,7 +254,7 @@ def test_best_of_takes_the_highest_r_p(bills_run, models):
 def test_agreement_leaves_out_ties_of_the_judge():
     first, second = np.array([2.0, 1, 3, 0, 5]), np.array([1.0, 2, 0, 4, 5])
     better = np.array([1.0, 1, 0, -1, 1])  # right, wrong, a tie, right, and equal scores: wrong
-    a = report.pair_agreement(first, second, better)
+    a = measure.pair_agreement(first, second, better)
     assert (a["accuracy"], a["pairs"]) == (0.5, 4)
 
 
@@ -264,7 +264,8 @@ def test_every_example_of_a_report_stands_on_its_page():
     steps = [{"y": "first draft", "r_gap": None, "gold": None},
              {"y": "second draft", "r_gap": 1.5, "gold": 0.25}]
     text = report.as_markdown({
-        "name": "n", "seed": 1, "prompts": 2, "split": "test", "judge": "J", "rows": rows,
+        "name": "n", "seed": 1, "eval_seed": 1, "prompts": 2, "split": "test", "judge": "J",
+        "rows": rows,
         "reward": {"R_P": {"accuracy": 0.5, "ci_low": 0.25, "ci_high": 0.75, "pairs": 9}},
         "examples": [{"x": "a question", "temperature": 0.5, "steps": steps}],
         "data": {"read": 4}, "seconds": {"sft": 1.0, "rp": 2.0}})
@@ -276,11 +277,9 @@ def test_every_example_of_a_report_stands_on_its_page():
 
 
 def test_bills_can_be_looked_at():
-    from conftest import command
     done = command("tools/bills.py", "--pairs", "3", "--total", "last")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0 and len(lines) == 3
     for line in lines:
         for side in ("chosen", "rejected"):
             assert line["grades"][side] == round(bills.grade(line["prompt"], line[side]), 2)
-    assert (ROOT / "tools" / "bills.py").exists()

@@ -1,4 +1,4 @@
-"""PPO: worked numbers, GAE against a second implementation, the update, and a toy that it solves."""
+"""PPO: worked numbers, GAE against a second implementation, the update, a toy that it solves."""
 
 import copy
 import math

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-import reward
 import train_reward
 from conftest import read_lines, tiny_gpt
+from data import pit_rows, policy_rows
 from model import pad_rows, token_logprobs
-from reward import (PAIRS, RewardModel, branch_scores, eq2_loss, gap_loss, make_branches,
-                    pair_loss, pointwise_loss, pooled, score)
+from reward import (PAIRS, POOLS, RewardModel, branch_scores, eq2_loss, gap_loss, make_branches,
+                    pair_loss, pointwise_loss, score)
 from runtime import FitSection, RewardSection
+from tools import measure
 
 TERMS = RewardSection().terms
 
@@ -24,9 +25,10 @@ def random_lists(count: int, seed: int) -> list[list[int]]:
     return [torch.randint(1, 11, (n,), generator=generator).tolist() for n in sizes]
 
 
-def reward_model(**changes) -> RewardModel:
+def reward_model(pool="sum", lm_coef=0.0, logp_feature=True, terms=TERMS, **sizes) -> RewardModel:
     """A reward model whose every weight has a say, as after some training."""
-    model = RewardModel(tiny_gpt(**changes))
+    section = RewardSection(pool=pool, lm_coef=lm_coef, logp_feature=logp_feature, terms=terms)
+    model = RewardModel(tiny_gpt(**sizes), section)
     torch.nn.init.normal_(model.head.weight, std=0.25)
     model.head.bias.data = torch.tensor([0.3, -0.2])
     return model
@@ -38,37 +40,38 @@ def reward_model(**changes) -> RewardModel:
 def test_pooled_by_hand():
     rows = pad_rows([[5, 5], [5]], [[6, 6], [6, 6, 6]], room=1)
     scores = torch.tensor([[9.0, 9.0, 1.0, 2.0, 9.0], [9.0, 3.0, 4.0, 5.0, 9.0]])
-    assert pooled(scores, rows, "sum").tolist() == [3.0, 12.0]
-    assert pooled(scores, rows, "last").tolist() == [2.0, 5.0]
+    assert POOLS["sum"](scores, rows).tolist() == [3.0, 12.0]
+    assert POOLS["last"](scores, rows).tolist() == [2.0, 5.0]
 
 
-@pytest.mark.parametrize("pool", ["sum", "last"])
-def test_score_is_its_formula_and_unaffected_by_padding(pool):
-    model, prompts, responses = reward_model(), random_lists(6, 1), random_lists(6, 2)
-    together = score(model, pad_rows(prompts, responses, room=7), pool)
+@pytest.mark.parametrize("pool, feature", [("sum", True), ("last", True), ("sum", False)])
+def test_score_is_its_formula_and_unaffected_by_padding(pool, feature):
+    model, prompts, responses = reward_model(pool, logp_feature=feature), *map(random_lists, (6, 6),
+                                                                               (1, 2))
+    together = score(model, pad_rows(prompts, responses, room=7))
     (w, g), (w_0, g_0) = model.head.weight, model.head.bias
     for i, (x, y) in enumerate(zip(prompts, responses)):
         h = model.trunk(torch.tensor([x + y]))[0]
         logp = torch.log_softmax(model.trunk.logits(h), -1)
-        s = [(w @ h[t] + w_0 + (g @ h[t] + g_0) * logp[t - 1, y[t - len(x)]]).item()
+        s = [w @ h[t] + w_0 + feature * (g @ h[t] + g_0) * logp[t - 1, y[t - len(x)]]
              for t in range(len(x), len(x + y))]
-        assert together[i].item() == pytest.approx(sum(s) if pool == "sum" else s[-1], abs=1e-4)
+        alone = sum(s) if pool == "sum" else s[-1]
+        assert together[i].item() == pytest.approx(alone.item(), abs=1e-4)
     assert not together.requires_grad
 
 
 def test_the_score_does_not_teach_the_language_model_head():
-    model = reward_model(tied=False)
-    branches = make_branches(random_lists(3, 1), random_lists(3, 2), random_lists(3, 3), "cpu")
     for lm_coef, taught in ((0.0, False), (0.5, True)):
-        model.zero_grad()
-        pointwise_loss(model, branches, "sum", lm_coef)[0].backward()
+        model = reward_model(lm_coef=lm_coef, tied=False)
+        branches = make_branches(random_lists(3, 1), random_lists(3, 2), random_lists(3, 3), "cpu")
+        pointwise_loss(model, branches)[0].backward()
         gradient = model.trunk.head.weight.grad
         assert (gradient is not None and bool(gradient.any())) == taught
         assert model.head.weight.grad.any(1).all()
 
 
 def test_reward_head_starts_small_without_bias_and_without_log_probabilities():
-    model = RewardModel(tiny_gpt(width=1024, layers=1, heads=2, hidden=8))
+    model = RewardModel(tiny_gpt(width=1024, layers=1, heads=2, hidden=8), RewardSection())
     assert model.head.weight[0].std().item() == pytest.approx(1025 ** -0.5, rel=0.1)
     assert (model.head.weight[1] == 0).all() and (model.head.bias == 0).all()
 
@@ -115,13 +118,13 @@ def test_branches_of_one_row_by_hand():
 
 @pytest.mark.parametrize("pool", ["sum", "last"])
 def test_branches_score_as_separate_rows(pool):
-    model = reward_model()
+    model = reward_model(pool)
     prompts, a, b = (random_lists(8, seed) for seed in (1, 2, 3))
-    of_a, of_b, lm_loss = branch_scores(model, make_branches(prompts, a, b, "cpu"), pool)
+    of_a, of_b, lm_loss = branch_scores(model, make_branches(prompts, a, b, "cpu"))
     nll, tokens = 0.0, 0
     for side, scores in ((a, of_a), (b, of_b)):
         rows = pad_rows(prompts, side)
-        torch.testing.assert_close(scores, score(model, rows, pool), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(scores, score(model, rows), atol=1e-4, rtol=1e-5)
         hidden = model.trunk(rows.tokens)
         nll -= token_logprobs(model.trunk, hidden, rows.tokens, rows.mask).sum().item()
         tokens += rows.mask.sum().item()
@@ -129,33 +132,36 @@ def test_branches_score_as_separate_rows(pool):
 
 
 def test_pointwise_loss_is_bradley_terry_and_lm_coef_zero_leaves_it_pure():
-    model = reward_model()
+    model = reward_model(lm_coef=0.0)
     prompts, a, b = (random_lists(5, seed) for seed in (4, 5, 6))
     branches = make_branches(prompts, a, b, "cpu")
-    r_w, r_l = (score(model, pad_rows(prompts, side), "sum") for side in (a, b))
-    pure, right = pointwise_loss(model, branches, "sum", 0.0)
-    assert pure.item() == pytest.approx(pair_loss(r_w, r_l).item(), rel=1e-5)
+    r_w, r_l = (score(model, pad_rows(prompts, side)) for side in (a, b))
+    pure, right = pointwise_loss(model, branches)
+    assert pure.item() == pytest.approx(pair_loss(r_w, r_l).item(), rel=1e-4)
     assert right.item() == (r_w > r_l).sum() and 0 < right < 5
-    lm_loss = branch_scores(model, branches, "sum")[2]
-    loss, _ = pointwise_loss(model, branches, "sum", 0.5)  # a sum over the 5 pairs, as pair_loss
-    assert loss.item() == pytest.approx(pure.item() + 0.5 * 5 * lm_loss.item(), rel=1e-5)
+    model.config.lm_coef = 0.5
+    loss, _ = pointwise_loss(model, branches)  # a sum over the 5 pairs, as pair_loss
+    lm_loss = branch_scores(model, branches)[2].item()
+    assert loss.item() == pytest.approx(pure.item() + 0.5 * 5 * lm_loss, rel=1e-5)
 
 
 def test_eq2_loss_is_equation_2_and_lm_coef_zero_leaves_it_pure():
-    model = reward_model()
+    model = reward_model(lm_coef=0.0)
     x, y_w, y_l = (random_lists(4, seed) for seed in (7, 8, 9))
     sides = {"w": y_w, "l": y_l}
     prompts = [p + ref for refs in (y_l, y_w) for p, ref in zip(x, refs)]
     branches = make_branches(prompts, y_w * 2, y_l * 2, "cpu")
     r = {pair: score(model, pad_rows([p + ref for p, ref in zip(x, sides[pair[1]])],
-                                     sides[pair[0]]), "sum") for pair in PAIRS}
-    for terms in (TERMS, TERMS[1:], ["wl>lw"]):
-        pure, right = eq2_loss(model, branches, "sum", 0.0, terms)
-        assert pure.item() == pytest.approx(gap_loss(r, terms).item(), rel=1e-5)
+                                     sides[pair[0]])) for pair in PAIRS}
+    for terms in (TERMS[1:], ["wl>lw"], TERMS):
+        model.config.terms = terms
+        pure, right = eq2_loss(model, branches)
+        assert pure.item() == pytest.approx(gap_loss(r, terms).item(), rel=1e-4)
     assert right.item() == (r["wl"] > r["lw"]).sum() and 0 < right < 4
-    lm_loss = branch_scores(model, branches, "sum")[2]
-    loss, _ = eq2_loss(model, branches, "sum", 0.5, ["wl>lw"])  # a sum over the 4 triples
-    assert loss.item() == pytest.approx(pure.item() + 0.5 * 4 * lm_loss.item(), rel=1e-5)
+    model.config.lm_coef = 0.5
+    loss, _ = eq2_loss(model, branches)  # a sum over the 4 triples
+    lm_loss = branch_scores(model, branches)[2].item()
+    assert loss.item() == pytest.approx(pure.item() + 0.5 * 4 * lm_loss, rel=1e-5)
 
 
 # --------------------------------------------------------------------------------------- training
@@ -171,25 +177,25 @@ def fit(model, loss_of, steps: int) -> None:
 
 @pytest.mark.parametrize("pool", ["sum", "last"])
 def test_a_pointwise_model_overfits_ten_pairs(pool):
-    model = reward_model()
+    model = reward_model(pool, lm_coef=0.1)
     prompts, a, b = (random_lists(10, seed) for seed in (10, 11, 12))
     branches = make_branches(prompts, a, b, "cpu")
-    assert pointwise_loss(model, branches, pool, 0.0)[1] < 10
-    fit(model, lambda: pointwise_loss(model, branches, pool, 0.1), 40)
-    assert (score(model, pad_rows(prompts, a), pool) > score(model, pad_rows(prompts, b), pool)).all()
-    assert pointwise_loss(model, branches, pool, 0.0)[0] < 1
+    assert pointwise_loss(model, branches)[1] < 10
+    fit(model, lambda: pointwise_loss(model, branches), 40)
+    better, worse = (score(model, pad_rows(prompts, side)) for side in (a, b))
+    assert (better > worse).all() and pair_loss(better, worse) < 1
 
 
 def test_a_gap_model_overfits_ten_triples():
-    model = reward_model()
+    model = reward_model(lm_coef=0.1)
     x, y_w, y_l = (random_lists(10, seed) for seed in (13, 14, 15))
     prompts = [p + [0] + ref for refs in (y_l, y_w) for p, ref in zip(x, refs)]
     branches = make_branches(prompts, y_w * 2, y_l * 2, "cpu")
-    fit(model, lambda: eq2_loss(model, branches, "sum", 0.1, TERMS), 60)
+    fit(model, lambda: eq2_loss(model, branches), 60)
     sides, r = {"w": y_w, "l": y_l}, {}
     for pair in PAIRS:
         refs = [p + [0] + ref for p, ref in zip(x, sides[pair[1]])]
-        r[pair] = score(model, pad_rows(refs, sides[pair[0]]), "sum")
+        r[pair] = score(model, pad_rows(refs, sides[pair[0]]))
     for term in TERMS:  # Eq. 1 holds for every triple
         assert (r[term[:2]] > r[term[3:]]).all(), term
 
@@ -198,10 +204,10 @@ def test_rows_hold_what_each_model_reads(bills_run):
     run, data = bills_run
     fold, eos = data.folds["reward"], data.tokenizer.eos
     x, y_w, y_l = fold.x[3], fold.y_w[3], fold.y_l[3]
-    rows = train_reward.policy_rows(data, fold, [3], "y_w", "cpu")
+    rows = policy_rows(data, fold, [3], "y_w", "cpu")
     assert rows.tokens[0].tolist() == data.policy(x) + y_w + [eos]
     assert rows.responses() == [y_w + [eos]]
-    rows = train_reward.pit_rows(data, fold, [3], "wl", "cpu")  # candidate y_w, reference y_l
+    rows = pit_rows(data, fold, [3], "wl", "cpu")  # candidate y_w, reference y_l
     assert rows.tokens[0].tolist() == data.pit(x, y_l) + y_w + [eos]
     assert rows.responses() == [y_w + [eos]]
 
@@ -215,7 +221,7 @@ def test_training_minimises_the_loss_of_the_folds_pairs(bills_run, monkeypatch, 
                         seen.update(model=model, fold=fold, loss=loss_of([4, 7, 2])))
     gpt = train_reward.new_gpt(run, data)
     {"rp": train_reward.train_rp, "rpit": train_reward.train_rpit}[name](run, data, gpt)
-    s = train_reward.fold_scores(run, data, seen["model"], seen["model"], fold)
+    s = measure.fold_scores(run, data, seen["model"], seen["model"], fold)
     s = {key: torch.tensor(value[[4, 7, 2]]) for key, value in s.items()}
     expected = gap_loss(s, TERMS) if name == "rpit" else pair_loss(s["w"], s["l"])
     assert seen["fold"] is fold and seen["loss"][1] == 3
@@ -258,7 +264,7 @@ def test_training_lowers_the_loss_and_logs_means(bills_run, monkeypatch):
 
 def test_share_right_has_wilsons_interval():
     # 8 of 10: (0.8 + 0.19208 +- 1.96 sqrt(0.016 + 0.009604)) / 1.38416
-    a = train_reward.share_right([True] * 8 + [False] * 2)
+    a = measure.share_right([True] * 8 + [False] * 2)
     assert (a["accuracy"], a["pairs"]) == (0.8, 10)
     assert (a["ci_low"], a["ci_high"]) == pytest.approx((0.4902, 0.9433), abs=1e-4)
 
@@ -268,8 +274,8 @@ def test_held_out_accuracies_count_the_right_orders(bills_run, monkeypatch):
     n, fold = 20, data.folds["valid"]
     fake = {"w": np.arange(n), "l": np.full(n, 4.5), "wl": np.full(n, 3), "ww": np.full(n, 2),
             "ll": np.arange(n), "lw": np.full(n, 0.5)}
-    monkeypatch.setattr(train_reward, "fold_scores", lambda *_: fake)
-    found = train_reward.held_out_accuracies(run, data, None, None, "valid")
+    monkeypatch.setattr(measure, "fold_scores", lambda *_: fake)
+    found = measure.held_out_accuracies(run, data, None, None, "valid")
     shares = {name: a["accuracy"] for name, a in found.items()}
     assert shares.pop("longer response") == pytest.approx(
         sum(len(fold.y_w[i]) > len(fold.y_l[i]) for i in range(n))

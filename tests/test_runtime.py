@@ -24,7 +24,8 @@ def config_of(folder: Path, text: str, *overrides: str) -> Config:
 
 
 def test_a_file_and_overrides_on_top_of_the_defaults(tmp_path):
-    c = config_of(tmp_path, '[run]\nname = "a"\nseed = 3\n[ppo]\nlr = 1\n[eval]\ntemperatures = [1]',
+    text = '[run]\nname = "a"\nseed = 3\n[ppo]\nlr = 1\n[eval]\ntemperatures = [1]'
+    c = config_of(tmp_path, text,
                   "--run.name=b c", "--model.width=64", "--model.tied=false", "--ppo.clip=0.1",
                   '--data.files=["x", "y"]', "--pit.curriculum=['stage0']", "--run.base=a=b")
     assert (c.run.name, c.run.seed, c.run.base) == ("b c", 3, "a=b")
@@ -68,33 +69,51 @@ def test_a_written_config_reads_as_the_same(tmp_path):
     ("--run.name", "expected --section.key=value"),
     ("--name=x", "expected --section.key=value"),
     ("run.name=x", "expected --section.key=value"),
-    ("--model.heads=3", "model.width must be a multiple of model.heads"),
-    ("--model.width=20", "the width of a head (width / heads) must be even"),
-    ("--model.kv_heads=3", "model.heads must be a multiple of model.kv_heads"),
-    ("--ppo.batch=7", "ppo.batch must be a multiple of minibatches x ranks (2)"),
-    ("--rp.batch=0", "rp.batch must be greater than 0"),
-    ("--sft.steps=0", "sft.steps must be greater than 0"),
-    ("--stage0.iterations=-1", "stage0.iterations must be greater than 0"),
-    ("--ppo.temperature=0", "ppo.temperature must be greater than 0"),
-    ("--data.valid=0", "data.valid must be greater than 0"),
-    ("--reward.pool=mean", "reward.pool is 'mean'"),
-    ("--run.device=gpu", "run.device is 'gpu'; did you mean 'cpu'?"),
-    ("--eval.split=tset", "eval.split is 'tset'; did you mean 'test'?"),
-    ("--stage1.reference=date", "stage1.reference is 'date'; did you mean 'data'?"),
-    ("--pit.curriculum=['stage3']", "pit.curriculum is 'stage3'; did you mean"),
+    ("--model.heads=3", "model.width ... multiple of model.heads"),
+    ("--model.width=20", "model.width ... even"),  # 4 heads of width 5
+    ("--model.kv_heads=3", "model.heads ... multiple of model.kv_heads"),
+    ("--ppo.batch=7", "ppo.batch ... multiple of minibatches x ranks (2)"),
+    ("--rp.batch=0", "rp.batch"),
+    ("--sft.steps=0", "sft.steps"),
+    ("--stage0.iterations=-1", "stage0.iterations"),
+    ("--ppo.temperature=0", "ppo.temperature"),
+    ("--ppo.gamma=-0.5", "ppo.gamma"),
+    ("--data.valid=0", "data.valid"),
+    ("--run.seed=-1", "run.seed"),
+    ("--reward.pool=mean", "reward.pool ... 'mean' ... sum, last"),
+    ("--run.device=gpu", "run.device ... 'gpu'; did you mean 'cpu'?"),
+    ("--eval.split=tset", "eval.split ... 'tset'; did you mean 'test'?"),
+    ("--stage1.reference=date", "stage1.reference ... 'date'; did you mean 'data'?"),
+    ("--pit.curriculum=['stage3']", "pit.curriculum ... 'stage3'; did you mean"),
     ("--pit.curriculum=[]", "pit.curriculum names no stage"),
-    ("--pit.score=gpa", "pit.score is 'gpa'; did you mean 'gap'?"),
-    ("--reward.terms=['wl>lx']", "reward.terms is 'wl>lx'; did you mean 'wl>l"),
+    ("--pit.score=gpa", "pit.score ... 'gpa'; did you mean 'gap'?"),
+    ("--reward.terms=['wl>ww', 'wl>lx']", "reward.terms ... 'wl>lx'; did you mean 'wl>l"),
     ("--reward.terms=[]", "reward.terms names no comparison"),
-    ("--eval.temperatures=[-1]", "eval.temperatures must not be negative"),
+    ("--eval.temperatures=[1.0, -1]", "eval.temperatures"),
     ("--template.policy=say", "template.policy lacks {x}"),
-    ("--template.pit={x} only", "template.pit needs both {x} and {y_ref}"),
-    ("--model.context=100", "model.context is shorter than"),
+    ("--template.pit={x} only", "template.pit ... {x} and {y_ref}"),
+    ("--model.context=100", "model.context ... shorter"),
 ])
 def test_a_wrong_field_is_refused_with_what_to_do(tmp_path, override, said):
     with pytest.raises(UserError) as caught:
         config_of(tmp_path, "", override)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert all(part in str(caught.value) for part in said.split(" ... ")), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("override", [
+    "--run.seed=0", "--sft.warmup=0", "--reward.lm_coef=0", "--ppo.critic_warmup=0",
+    "--rlhf.beta=0", "--ppo.kl_horizon=0", "--ppo.no_eos_score=-9", "--eval.temperatures=[0]", "--ppo.lam=0"])
+def test_values_that_mean_something_are_not_refused(tmp_path, override):
+    section, key = override[2:].partition("=")[0].split(".")
+    value = getattr(getattr(config_of(tmp_path, "", override), section), key)
+    assert value in (0, -9, [0])
+
+
+def test_batches_smaller_than_ranks_are_refused(tmp_path):
+    for fit in ("sft", "pit_sft", "rp", "rpit"):
+        with pytest.raises(UserError, match="smaller than"):
+            config_of(tmp_path, "[run]\nranks = 4", f"--{fit}.batch=3")
 
 
 @pytest.mark.parametrize("text, said", [
@@ -266,8 +285,7 @@ def test_generators_of_two_purposes_are_independent(tmp_path):
     draws = [torch.rand(3, generator=run.generator(purpose)).tolist()
              for purpose in ("a", "a", "b")]
     assert draws[0] == draws[1] != draws[2]
-    other = runtime.generator(2, "a")
-    assert torch.rand(3, generator=other).tolist() != draws[0]
+    assert torch.rand(3, generator=run.generator("a", seed=2)).tolist() != draws[0]
 
 
 # ----------------------------------------------------------------------------- the optimiser step

@@ -84,7 +84,7 @@ def best_of(run, data, models, x, temperature, generator) -> list:
 def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperature) -> dict:
     """All rows at one temperature. Returns the responses that the examples are drawn from."""
     setting, policies = run.config.eval, models.policies
-    generator = runtime.generator(setting.seed, f"evaluation {temperature}", run.device)
+    generator = run.generator(f"evaluation {temperature}", run.device, setting.seed)
     sft = answer(run, data, policies["M_P^SFT"], x, temperature, generator)
     y_0 = answer(run, data, policies["M_P^RL"], x, temperature, generator)
     table.add("M_P^SFT", sft, "M_P^RL", y_0, temperature)
@@ -115,7 +115,7 @@ def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperatu
 
 def sample_agreements(run: Run, data: Data, models: Models, judge: Judge, x: list) -> dict:
     """How often the reward models order two samples as the judge does, at temperature 1."""
-    generator = runtime.generator(run.config.eval.seed, "agreements", run.device)
+    generator = run.generator("agreements", run.device, run.config.eval.seed)
     policies, found = models.policies, {}
 
     def rp(y):
@@ -179,7 +179,8 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
         accuracies |= judge_agreements(run, data, models, judge, fold)
         accuracies |= sample_agreements(run, data, models, judge, x)
     seconds = stage_seconds(run) | {"evaluation": time.perf_counter() - start}
-    return {"name": run.config.run.name, "seed": run.config.run.seed, "split": setting.split,
+    return {"name": run.config.run.name, "seed": run.config.run.seed,
+            "eval_seed": setting.seed, "split": setting.split,
             "prompts": n, "judge": judge.name, "rows": table.rows, "reward": accuracies,
             "seconds": seconds, "data": data.counts,
             "examples": examples(run, data, models, judge, responses)}
@@ -232,7 +233,7 @@ def as_markdown(report: dict) -> str:
               "|---|---|---|---|"]
     lines += [f"| {name} | {a['accuracy']:.3f} | {a['ci_low']:.3f} to {a['ci_high']:.3f} | "
               f"{a['pairs']} |" for name, a in report["reward"].items()]
-    lines += ["", "## Examples", "", f"Drawn with seed {report['seed']}, not picked."]
+    lines += ["", "## Examples", "", f"Drawn with seed {report['eval_seed']}, not picked."]
     for example in report["examples"]:
         lines += ["", f"**{example['x']}** (T = {example['temperature']})", ""]
         for k, step in enumerate(example["steps"]):
