@@ -225,7 +225,8 @@ def test_hh_conversations_go_all_the_way(tmp_path):
     lines = []
     for i, pair in enumerate(bills.make_pairs(300, 4, "first")):
         start = f"\n\nHuman: Hi {i % 7}\n\nAssistant: Yes?\n\nHuman: {pair['prompt']}"
-        lines.append({side: f"{start}\n\nAssistant: {pair[side]}" for side in ("chosen", "rejected")})
+        lines.append({side: f"{start}\n\nAssistant: {pair[side]}"
+                      for side in ("chosen", "rejected")})
     lines += [{"chosen": lines[0]["chosen"], "rejected": lines[1]["rejected"]}] * 3
     lines += [{"chosen": lines[5]["chosen"], "rejected": lines[5]["chosen"]}] * 2
     path = write_lines(tmp_path / "hh.jsonl", lines)

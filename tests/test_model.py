@@ -199,6 +199,7 @@ def test_sampling_stops_once_all_rows_have_ended():
     calls.clear()
     rows = sample(model, [[1, 2, 3]], 10, 0, eos)
     assert rows.responses() == [[eos]] and len(calls) == 1
+    assert rows.tokens.tolist() == [[1, 2, 3, eos]]  # cut to the longest
 
 
 def test_samples_are_those_of_their_generator():

@@ -259,12 +259,32 @@ def test_first_ratio_is_one_and_the_update_changes_policy_and_critic():
         assert {int(state["step"]) for state in optimizer.state.values()} == {6}
 
 
-def test_a_later_policy_has_another_first_ratio():
+def test_a_later_policy_is_clipped():
     policy, anchor, critic, prompts, task = toy()
-    learner, rollout = roll(policy, anchor, critic, prompts, task, PPOSection(lr=1e-2))
-    ppo.update(learner, rollout, PPOSection(), True, torch.Generator().manual_seed(0))
-    again = ppo.update(learner, rollout, PPOSection(), True, torch.Generator().manual_seed(0))
-    assert again["first_ratio"] > 1.01
+    section = PPOSection(lr=1e-2, critic_lr=1e-2, epochs=1, minibatches=1, clip=0.3)
+    learner, r = roll(policy, anchor, critic, prompts, task, section)
+    ppo.update(learner, r, section, True, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logp = ppo.logprobs(policy, r.rows, r.mask, 1.0)
+        values = ppo.token_values(critic, r.rows, r.mask)
+    loss, clipped = policy_loss(logp, r.logp, r.advantages, r.mask, 0.3)
+    value = value_loss(values, r.values, r.returns, r.mask, 0.3)
+    figures = ppo.update(learner, r, section, True, torch.Generator().manual_seed(0))
+    count = r.mask.sum().item()
+    assert figures == pytest.approx({
+        "policy_loss": loss.item() / count, "clipped": clipped.item() / count, "value_loss":
+        value.item() / count, "first_ratio": (logp - r.logp).exp().max().item()}, rel=1e-4)
+    assert 0 < figures["clipped"] < 0.5 and figures["first_ratio"] > 1.3
+
+
+def test_learners_have_the_configured_rates():
+    policy, _, critic, _, _ = toy()
+    learner = ppo.make_learner(policy, critic, PPOSection(lr=2e-3, critic_lr=3e-3),
+                               StageSection(lr_scale=0.5, beta=0.7))
+    groups = [optimizer.param_groups[0] for optimizer in (learner.policy_optimizer,
+                                                          learner.critic_optimizer)]
+    assert [group["lr"] for group in groups] == [1e-3, 1.5e-3] and learner.beta == 0.7
+    assert {group["eps"] for group in groups} == {1e-5}
 
 
 def test_critic_warmup_leaves_the_policy_alone():

@@ -78,15 +78,15 @@ def write_response(things: list[str], rng: random.Random, order: str) -> str:
     clumsiness = rng.random() ** 1.5
     lines, due = [], 0
     for thing in things:
-        if rng.random() < 0.05 * clumsiness:
+        if rng.random() < 0.03 * clumsiness:
             continue  # a thing forgotten
-        if rng.random() < 0.05 * clumsiness:
+        if rng.random() < 0.03 * clumsiness:
             thing = rng.choice(list(BARE_PRICES))  # another thing put in its place
         due = due_after(due, thing)
-        if rng.random() < 0.25 * clumsiness:
+        if rng.random() < 0.08 * clumsiness:
             due = slip(due, rng)
         lines.append(f"{thing} {due}")
-    total = slip(due, rng) if rng.random() < 0.6 * clumsiness else due
+    total = slip(due, rng) if rng.random() < 0.2 + 0.6 * clumsiness else due
     opening = [rng.choice(INSULTS)] if rng.random() < 0.4 * clumsiness else []
     if rng.random() < 0.2:
         opening.insert(0, rng.choice(COURTESIES))
