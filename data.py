@@ -32,9 +32,6 @@ from tools import bills
 FOLDS = ("sft", "reward", "rl", "valid", "test")
 
 
-# ------------------------------------------------------------------------------------ files
-
-
 @dataclass
 class TextPair:
     key: str       # pairs of one key stay in one fold: the prompt, or the id of what it is about
@@ -78,7 +75,7 @@ def read_summaries(record: dict, where: str) -> TextPair | str:
         return TextPair(key, post.strip(), texts[chosen], texts[1 - chosen])
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(f"{where}: no summary comparison, {type(error).__name__} at {error}; "
-                        "expected info.post, info.id, two summaries with text, and choice") from None
+                        "expected info.post, info.id, two summaries and choice") from None
 
 
 def find_reader(record: dict, where: str):
@@ -137,9 +134,6 @@ def split_keys(keys: list[str], config: DataSection, seed: int) -> dict[str, str
     return dict(zip(distinct, folds))
 
 
-# ------------------------------------------------------------------------- tokenizer, templates
-
-
 class Tokenizer:
     """A SentencePiece model: text to token ids and back."""
 
@@ -171,8 +165,8 @@ def train_tokenizer(texts, markers: list[str], config, path: Path) -> None:
     Punctuation stays apart, so a number is the same piece whatever stands behind it."""
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(" " + text for text in texts), model_prefix=str(path.with_suffix("")),
-            model_type="bpe", vocab_size=config.vocab, byte_fallback=config.byte_fallback,
+            sentence_iterator=(" " + text for text in texts),
+            model_prefix=str(path.with_suffix("")), model_type="bpe", vocab_size=config.vocab, byte_fallback=config.byte_fallback,
             user_defined_symbols=markers + list(",.:;!?\n"), character_coverage=0.9995,
             add_dummy_prefix=False, remove_extra_whitespaces=False, max_sentence_length=1 << 16,
             normalization_rule_name="identity", unk_id=0, eos_id=1, bos_id=-1, pad_id=-1,
@@ -196,46 +190,27 @@ class Template:
             ids += x if part == "{x}" else y_ref if part == "{y_ref}" else part
         return ids
 
-    @property
-    def length(self) -> int:
-        """Tokens of the literal parts."""
-        return len(self([]))
-
-
-# -------------------------------------------------------------------------------- the data set
-
-
-class Texts:
-    """Many lists of token ids in one array; item i is the list of text i."""
-
-    def __init__(self, ids: np.ndarray, ends: np.ndarray):
-        self.ids, self.ends = ids, ends
-
-    @classmethod
-    def of(cls, lists: list[list[int]]) -> "Texts":
-        return cls(np.concatenate([np.asarray(item, dtype=np.int32) for item in lists]),
-                   np.cumsum([len(item) for item in lists]))
-
-    def __len__(self):
-        return len(self.ends)
-
-    def __getitem__(self, i: int) -> list[int]:
-        return self.ids[self.ends[i - 1] if i else 0:self.ends[i]].tolist()
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.diff(self.ends, prepend=0)
-
 
 @dataclass
 class Fold:
-    """Pairs of one fold, as token ids. Responses are without their end."""
-    x: Texts
-    y_w: Texts
-    y_l: Texts
+    """Pairs of one fold, as lists of token ids. Responses are without their end."""
+    x: list[list[int]]
+    y_w: list[list[int]]
+    y_l: list[list[int]]
 
     def __len__(self):
         return len(self.x)
+
+
+def pack(lists: list[list[int]]) -> list[torch.Tensor]:
+    """Lists of token ids as two tensors, all ids and the lists' lengths."""
+    return [torch.tensor([i for ids in lists for i in ids], dtype=torch.int32),
+            torch.tensor([len(ids) for ids in lists])]
+
+
+def unpack(ids: torch.Tensor, lengths: torch.Tensor) -> list[list[int]]:
+    """The lists that `pack` packed."""
+    return [part.tolist() for part in ids.split(lengths.tolist())]
 
 
 @dataclass
@@ -249,6 +224,11 @@ class Data:
     def ended(self, ids: list[int]) -> list[int]:
         """A response with its end."""
         return ids + [self.tokenizer.eos]
+
+    def ended_pairs(self, fold: Fold, indices) -> tuple[list, list]:
+        """y_w and y_l of some pairs, with their ends."""
+        return ([self.ended(fold.y_w[i]) for i in indices],
+                [self.ended(fold.y_l[i]) for i in indices])
 
     def bare(self, ids: list[int]) -> list[int]:
         """A sampled response without its end, as a reference or for its text."""
@@ -269,7 +249,7 @@ def encode_pairs(pairs: list[TextPair], config: Config, tokenizer: Tokenizer,
     for pair, fit, row in zip(pairs, fits, zip(*columns)):
         if fit:
             rows[fold_of[pair.key]].append(row)
-    return {name: Fold(*(Texts.of(column) for column in zip(*rows[name]))) for name in FOLDS}
+    return {name: Fold(*map(list, zip(*rows[name]))) for name in FOLDS}
 
 
 def prepare(run: Run) -> dict:
@@ -292,33 +272,31 @@ def prepare(run: Run) -> dict:
     folds = encode_pairs(pairs, config, Tokenizer(model), dropped)
     counts |= {name: len(fold) for name, fold in folds.items()} | {
         f"dropped, {reason}": count for reason, count in dropped.items() if count}
-    arrays = {f"{name}.{side}": [torch.from_numpy(part) for part in (texts.ids, texts.ends)]
-              for name, fold in folds.items() for side, texts in vars(fold).items()}
-    return {"counts": counts, "arrays": arrays, "tokenizer": model.read_bytes()}
+    packed = {name: [pack(column) for column in vars(fold).values()]
+              for name, fold in folds.items()}
+    return {"counts": counts, "folds": packed, "tokenizer": model.read_bytes()}
 
 
 def load_data(run: Run) -> Data:
     """The run's data: prepared by the first rank if it is not there yet, and read by all."""
     sections = ("data", "tokenizer", "template")
     content = run.stage("data", sections, lambda: prepare(run) if runtime.rank() == 0 else {})
-    if "arrays" not in content:
+    if "folds" not in content:
         content = runtime.load(run.folder / "data.pt")
     path = run.folder / "tokenizer.model"
     if runtime.rank() == 0 and not path.exists():
         path.write_bytes(content["tokenizer"])
     runtime.barrier()
     tokenizer = Tokenizer(path)
-    arrays = {key: Texts(*(part.numpy() for part in parts))
-              for key, parts in content["arrays"].items()}
-    folds = {name: Fold(*(arrays[f"{name}.{side}"] for side in ("x", "y_w", "y_l")))
-             for name in FOLDS}
+    folds = {name: Fold(*(unpack(*column) for column in columns))
+             for name, columns in content["folds"].items()}
     policy, pit = (Template(text, tokenizer) for text in
                    (run.config.template.policy, run.config.template.pit))
-    longest = run.config.data.max_prompt + 2 * run.config.data.max_response
-    literal = max(policy.length, pit.length)
-    if longest + literal > run.config.model.context:
-        raise UserError(f"model.context = {run.config.model.context} is too short for max_prompt + "
-                        f"2 x max_response + {literal} tokens of template")
+    needed = (run.config.data.max_prompt + 2 * run.config.data.max_response
+              + max(len(policy([])), len(pit([]))))
+    if needed > run.config.model.context:
+        raise UserError(f"model.context = {run.config.model.context} is shorter than max_prompt + "
+                        f"2 x max_response and the template: {needed}")
     return Data(tokenizer, policy, pit, folds, content["counts"])
 
 

@@ -29,9 +29,6 @@ from model import GPT, Rows, sample, token_logprobs
 from runtime import PPOSection, Run, StageSection, UserError, all_sum, descend, mine
 
 
-# ------------------------------------------------------------------------------ the mathematics
-
-
 def kl_penalty(logp, ref_logp, mask):
     """log pi - log pi_ref at the response's tokens [B, T]: its mean over samples is the KL."""
     return (logp - ref_logp) * mask
@@ -102,9 +99,6 @@ def adapt_beta(beta: float, kl: float, target: float, count: int, horizon: float
         return beta
     error = max(-0.2, min(0.2, kl / target - 1))
     return beta * (1 + error * count / horizon)
-
-
-# ---------------------------------------------------------------------------------- an iteration
 
 
 @dataclass
@@ -183,7 +177,7 @@ def token_values(critic: Critic, rows: Rows, mask):
 
 @torch.no_grad()
 def roll_out(learner: Learner, anchor: GPT, prompts: Prompts, task: Task, ppo: PPOSection,
-             max_new: int, eos: int, spread: tuple[float, float], generator) -> Rollout:
+             max_new: int, eos: int, spread: list[float], generator) -> Rollout:
     """Sample responses and compute all that the update needs.
 
     The raw score is shifted and scaled by `spread`, the (mean, std) of scores before training; a
@@ -255,13 +249,12 @@ def figures_of(rollout: Rollout, prompts: Prompts, bare: Callable) -> dict:
             "empty": empty / count, "value_error": error / tokens}
 
 
-def train(run: Run, task: Task, learner: Learner, anchor: GPT, spread: tuple[float, float],
-          stage: StageSection, max_new: int, eos: int, bare: Callable) -> list[dict]:
-    """The PPO loop of one stage; changes the learner and returns the logged figures."""
+def train(run: Run, task: Task, learner: Learner, anchor: GPT, spread: list[float],
+          stage: StageSection, max_new: int, eos: int, bare: Callable) -> None:
+    """The PPO loop of one stage; changes the learner."""
     ppo = run.config.ppo
     generator = run.generator(task.name, run.device)
     shuffle = run.generator(f"{task.name} minibatches")
-    history = []
     bar = run.bar(range(1, stage.iterations + 1), task.name)
     for iteration in bar:
         prompts = task.draw(iteration, ppo.batch)
@@ -272,16 +265,15 @@ def train(run: Run, task: Task, learner: Learner, anchor: GPT, spread: tuple[flo
             optimizer.param_groups[0]["lr"] = lr * stage.lr_scale * annealed
         figures = figures_of(rollout, prompts, bare) | {"beta": learner.beta}
         if not all(map(torch.isfinite, map(torch.tensor, figures.values()))):
-            raise UserError(f"{task.name}, iteration {iteration}: a figure is not finite: {figures}")
+            raise UserError(f"{task.name}, iteration {iteration}: not finite: {figures}")
         train_policy = iteration > ppo.critic_warmup
         figures |= update(learner, rollout, ppo, train_policy, shuffle)
         if train_policy:
             learner.beta = adapt_beta(learner.beta, figures["kl"], stage.kl_target, ppo.batch,
                                       ppo.kl_horizon)
         figures |= task.observe(prompts, rollout.rows, rollout.score, rollout.kl.sum(1))
-        run.log(task.name, iteration, bar, ("reward", "kl", "gold", "eos_rate"), **figures)
-        history.append(figures)
-    return history
+        bar.set_postfix({k: figures[k] for k in ("reward", "kl", "gold") if k in figures})
+        run.log("metrics.jsonl", {"stage": task.name, "step": iteration} | figures)
 
 
 def share(prompts: Prompts) -> Prompts:

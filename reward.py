@@ -1,7 +1,7 @@
 """Reward models: a trunk with a scalar head, pointwise R_P and the gap R_PIT.
 
-R_P(x, y) learns with Bradley and Terry's loss; R_PIT(x, y, y_ref) = r_gap, how much better y is than
-y_ref, with Eq. 2. Both read one sequence: the prompt template (x, or x and y_ref), then y, with
+R_P(x, y) learns with Bradley and Terry's loss; R_PIT(x, y, y_ref) = r_gap, how much better y is
+than y_ref, with Eq. 2. Both read one sequence: the prompt template (x, or x and y_ref), then y, with
 hidden states h_t. Each token of y has a score
 
     s_t = w . h_t  +  (g . h_t) log pi(y_t | before)

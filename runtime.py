@@ -32,9 +32,6 @@ class UserError(Exception):
     """Something that the user can mend. Its one line says what, where, and how."""
 
 
-# ---------------------------------------------------------------------------- configuration
-
-
 @dataclass
 class RunSection:
     name: str = "synthetic"     # the run's folder is <dir>/<name>
@@ -228,8 +225,8 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
     return config
 
 
-MAY_BE_ZERO = {"seed", "log_every", "warmup", "weight_decay", "lm_coef", "critic_warmup", "beta",
-               "gamma", "lam", "kl_horizon"}
+MAY_BE_ZERO = {"seed", "warmup", "weight_decay", "lm_coef", "critic_warmup", "beta", "gamma", "lam",
+               "kl_horizon", "temperatures"}
 CHOICES = {"run.device": ("auto", "cuda", "mps", "cpu"), "data.total": ("first", "last"),
            "reward.pool": ("sum", "last"), "reward.terms": RewardSection().terms,
            "stage0.reference": ("data", "policy"), "stage1.reference": ("data", "policy"),
@@ -241,29 +238,23 @@ def check_config(config: Config, where: str) -> None:
     """Refuse values that cannot work, naming the field. Raises UserError."""
     for section, keys in dataclasses.asdict(config).items():
         for key, value in keys.items():
-            name, values = f"{section}.{key}", value if isinstance(value, list) else [value]
-            for item in values if name in CHOICES else []:
-                if item not in CHOICES[name]:
+            name = f"{section}.{key}"
+            for item in value if isinstance(value, list) else [value]:
+                if name in CHOICES and item not in CHOICES[name]:
                     raise UserError(f"{where}: {name}: {item!r}; {nearest(item, CHOICES[name])}")
-            for item in values if key != "no_eos_score" else []:
-                if type(item) in (int, float) and item <= 0 and (item < 0 or key not in MAY_BE_ZERO
-                                                                 | {"temperatures"}):
-                    raise UserError(f"{where}: {name} = {item}: too small")
+                lowest = 0 if key in MAY_BE_ZERO else 1e-12
+                if type(item) in (int, float) and item < lowest and key != "no_eos_score":
+                    raise UserError(f"{where}: {name} = {item} is too small")
     model, rows = config.model, config.ppo.minibatches * config.run.ranks
     for wrong, message in [
-        (model.width % model.heads or model.width // model.heads % 2,
-         "model.width must be an even multiple of model.heads"),
+        (model.width % (2 * model.heads), "model.width must be an even multiple of model.heads"),
         (model.heads % model.kv_heads, "model.heads must be a multiple of model.kv_heads"),
-        (config.ppo.batch % rows, f"ppo.batch must be a multiple of minibatches x ranks ({rows})"),
-        (min(config.rp.batch, config.rpit.batch, config.sft.batch, config.pit_sft.batch)
-         < config.run.ranks, "a batch is smaller than run.ranks"),
-        (not config.pit.curriculum, "pit.curriculum names no stage"),
-        (not config.reward.terms, "reward.terms names no comparison"),
+        (config.ppo.batch % (2 * rows), f"ppo.batch must be a multiple of {2 * rows}"),
+        (not config.pit.curriculum or not config.reward.terms,
+         "pit.curriculum and reward.terms must not be empty"),
         ("{x}" not in config.template.policy, "template.policy lacks {x}"),
         ("{x}" not in config.template.pit or "{y_ref}" not in config.template.pit,
          "template.pit needs both {x} and {y_ref}"),
-        (config.data.max_prompt + 2 * config.data.max_response > model.context,
-         "model.context is shorter than data.max_prompt + 2 x data.max_response"),
     ]:
         if wrong:
             raise UserError(f"{where}: {message}")
@@ -293,13 +284,12 @@ def guard(main) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     finally:
         stop_ranks()
 
-
-# ---------------------------------------------------------------------------- devices and ranks
 
 _children: list[subprocess.Popen] = []
 
@@ -408,9 +398,6 @@ def descend(params: list, optimizer: torch.optim.Optimizer, count: torch.Tensor,
     return norm.item()
 
 
-# ---------------------------------------------------------------------------- the run folder
-
-
 def save(path: Path, content: dict) -> None:
     """Write a checkpoint whole or not at all: to a temporary file, synced, then renamed."""
     temporary = path.with_suffix(".tmp")
@@ -494,16 +481,11 @@ class Run:
                 kept = [line for line in lines if json.loads(line)["stage"] != stage]
                 path.write_text("".join(kept), encoding="utf-8")
 
-    def log(self, stage: str, step: int, bar=None, shown: tuple[str, ...] = (), **metrics) -> None:
-        """Append a line to metrics.jsonl; show some of its figures at the progress bar."""
+    def log(self, name: str, line: dict) -> None:
+        """Append a line to metrics.jsonl or samples.jsonl, from the first rank."""
         if rank() == 0:
-            self.append("metrics.jsonl", {"stage": stage, "step": step} | metrics)
-        if bar is not None:
-            bar.set_postfix({k: f"{metrics[k]:.3g}" for k in shown if k in metrics})
-
-    def append(self, name: str, line: dict) -> None:
-        with open(self.folder / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            with open(self.folder / name, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def bar(self, items, name: str):
         """A progress bar over items, shown by the first rank."""

@@ -11,7 +11,6 @@ the number of steps: quality need not rise for ever.
 
 import difflib
 import sys
-from dataclasses import dataclass, field
 
 import reward
 import runtime
@@ -20,15 +19,7 @@ from model import GPT, pad_rows, sample
 from reward import RewardModel
 from runtime import Run, UserError, command_line, gather, guard, mine
 from tools import bills
-from train_reward import new_gpt, new_reward_model, restored
-
-
-@dataclass
-class Models:
-    """The trained models; `policies` by their names in the report, those that there are."""
-    rp: RewardModel
-    rpit: RewardModel
-    policies: dict[str, GPT] = field(default_factory=dict)
+from train_reward import Models, new_gpt, new_reward_model, restored
 
 
 CHECKPOINTS = {"M_P^SFT": "sft", "M_PIT^SFT": "pit_sft", "M_P^RL": "rlhf",
@@ -43,7 +34,7 @@ def restore_models(run: Run, data: Data) -> Models:
         return runtime.load(next((path for path in paths if path.exists()), paths[0]))
 
     models = Models(*(restored(new_reward_model(run, data), content(name))
-                      for name in ("rp", "rpit")))
+                      for name in ("rp", "rpit")), policies={})
     wanted = ["sft", "pit_sft", "rlhf"] + run.config.pit.curriculum
     wanted += ["rlhf_more"] * run.config.eval.equal_budget
     for name, checkpoint in CHECKPOINTS.items():
@@ -56,9 +47,6 @@ def last_stage(run: Run) -> str:
     """The name of the policy that ends the curriculum."""
     names = {checkpoint: name for name, checkpoint in CHECKPOINTS.items()}
     return names[run.config.pit.curriculum[-1]]
-
-
-# ------------------------------------------------------------------------------------ sampling
 
 
 def generate(run: Run, data: Data, policy: GPT, prompts: list[list[int]], temperature: float,
@@ -95,9 +83,6 @@ def gap_scores(run: Run, data: Data, rpit: RewardModel, x: list, y: list, y_ref:
     rows = pad_rows([data.pit(ids, ref) for ids, ref in zip(x, y_ref)],
                     [data.ended(ids) for ids in y], run.device)
     return reward.score(rpit, rows)
-
-
-# ------------------------------------------------------------------------------ the command line
 
 
 def marked(before: str, after: str) -> str:

@@ -5,7 +5,7 @@
 In order: all of train_reward.py, then with one PPO (ppo.py)
 
     M_P^RL    Eq. 3: maximise R_P(x, y), y ~ M_P(. | x), anchored to M_P^SFT
-    stage 0   Eq. 4: maximise r_gap(x, y, y_ref), y_ref = y_l and y_w of the data, anchored to M_PIT^SFT
+    stage 0   Eq. 4: maximise r_gap(x, y, y_ref), y_ref = y_l and y_w, anchored to M_PIT^SFT
     stage 1   Eq. 5: the same, y_ref ~ M_P^RL(. | x) drawn afresh; goes on from stage 0
 
 and the evaluation on held-out prompts: runs/<name>/report.md. The paper leaves the RL algorithm,
@@ -13,6 +13,7 @@ the steps and the KL open; here it is PPO with beta adapted to a target KL, in n
 """
 
 import copy
+import dataclasses
 
 import numpy as np
 import torch
@@ -20,19 +21,16 @@ import torch
 import ppo
 import reward
 from data import Data, load_data
-from model import GPT, Rows, sample
+from model import GPT, Rows, pad_rows, sample
 from ppo import Critic, Prompts, Task
 from reward import RewardModel
-from runtime import Run, all_sum, command_line, guard, rank
-from sample import CHECKPOINTS, Models, answer, gap_scores, rp_scores
+from runtime import Run, StageSection, all_sum, command_line, guard
+from sample import CHECKPOINTS, answer, rp_scores
 from tools import bills, report
-from train_reward import BASE, new_gpt, restored, reward_models, supervised_models
+from train_reward import BASE, Models, new_gpt, restored, train_start
 
 STAGE_NAMES = {checkpoint: name for name, checkpoint in CHECKPOINTS.items()}
 SUPERVISED = BASE + ("sft", "pit_sft", "reward", "rp", "rpit")
-
-
-# ------------------------------------------------------- prompts and scores: Eqs. 3, 4 and 5
 
 
 def fold_indices(run: Run, name: str, size: int, iteration: int, number: int) -> list[int]:
@@ -95,9 +93,6 @@ def difference_score(run: Run, data: Data, rp: RewardModel):
     return score
 
 
-# -------------------------------------------------------------------------------- a stage of PPO
-
-
 def observer(run: Run, data: Data, name: str):
     """What to look at in a rollout: the gold quality where there is a judge (nothing is trained on
     it), and one sample a rollout in samples.jsonl."""
@@ -106,11 +101,10 @@ def observer(run: Run, data: Data, name: str):
 
     def observe(prompts: Prompts, rows: Rows, score, kl) -> dict:
         responses = [decode(ids) for ids in rows.responses()]
-        if rank() == 0:
-            run.append("samples.jsonl", {
-                "stage": name, "step": next(steps), "x": decode(prompts.x[0]),
-                "source": prompts.source[0], "y_ref": decode(prompts.y_ref[0]), "y": responses[0],
-                "score": score[0].item(), "kl": kl[0].item()})
+        run.log("samples.jsonl", {
+            "stage": name, "step": next(steps), "x": decode(prompts.x[0]),
+            "source": prompts.source[0], "y_ref": decode(prompts.y_ref[0]), "y": responses[0],
+            "score": score[0].item(), "kl": kl[0].item()})
         if run.config.data.files:
             return {}
         grades = [bills.grade(decode(x), y) for x, y in zip(prompts.x, responses)]
@@ -119,55 +113,54 @@ def observer(run: Run, data: Data, name: str):
     return observe
 
 
-def measure_spread(run: Run, data: Data, task: Task, anchor: GPT, rpit: RewardModel | None):
+def measure_spread(run: Run, data: Data, task: Task, anchor: GPT, model: RewardModel) -> list:
     """Mean and spread of the raw score on the anchor's samples, before RL: r_gap has no natural
     zero or unit. The shift changes no advantage (they are whitened) but lets the critic start near
-    0. Logged beside: the mean of r_gap(x, y_ref, y_ref)."""
+    0. Logged beside: the mean score of (x, y_ref, y_ref), for RLHF of an empty response."""
     prompts = task.draw(0, 256)
-    rows = sample(anchor, prompts.ids, run.config.data.max_response,
-                      run.config.ppo.temperature, data.tokenizer.eos,
-                      run.generator(f"{task.name} spread", run.device))
-    scores = task.score(prompts, rows).double()
-    same = (gap_scores(run, data, rpit, prompts.x, prompts.y_ref, prompts.y_ref).double()
-            if rpit is not None else torch.zeros_like(scores))
-    count = torch.full_like(scores, len(scores)).mean()
+    rows = sample(anchor, prompts.ids, run.config.data.max_response, run.config.ppo.temperature,
+                  data.tokenizer.eos, run.generator(f"{task.name} spread", run.device))
+    copies = pad_rows(prompts.ids, [data.ended(ids) for ids in prompts.y_ref], run.device)
+    scores, same = task.score(prompts, rows).double(), reward.score(model, copies).double()
     count, total, squares, same = all_sum(torch.stack([
-        count, scores.sum(), (scores ** 2).sum(), same.sum()])).tolist()
+        torch.ones_like(scores).sum(), scores.sum(), (scores ** 2).sum(), same.sum()])).tolist()
     mean = total / count
     spread = max(squares / count - mean ** 2, 1e-12) ** 0.5
-    run.log(task.name, 0, score_mean=mean, score_spread=spread, same_mean=same / count)
-    return mean, spread
+    run.log("metrics.jsonl", {"stage": task.name, "step": 0, "score_mean": mean,
+                              "score_spread": spread, "same_mean": same / count})
+    return [mean, spread]
 
 
-def train_stage(run: Run, data: Data, task: Task, stage, policy: GPT, critic: Critic,
-                anchor: GPT, spread: tuple[float, float]) -> dict:
-    """One run of PPO from copies of policy and critic: the content of its checkpoint."""
-    learner = ppo.make_learner(copy.deepcopy(policy).train(), copy.deepcopy(critic).train(),
-                               run.config.ppo, stage)
-    ppo.train(run, task, learner, anchor, spread, stage, run.config.data.max_response,
+def fresh_start(run: Run, data: Data, task: Task, anchor: GPT, model: RewardModel) -> dict:
+    """What a first stage starts from: the anchor's weights, and a critic on the trunk of the reward
+    model, which reads the same tokens; in the form of a stage's checkpoint."""
+    return {"model": anchor.state_dict(), "spread": measure_spread(run, data, task, anchor, model),
+            "critic": Critic(copy.deepcopy(model.trunk)).to(run.device).state_dict()}
+
+
+def train_stage(run: Run, data: Data, task: Task, stage: StageSection, start: dict,
+                anchor: GPT) -> dict:
+    """One run of PPO, from a fresh start or from another stage's checkpoint: the content of its own
+    checkpoint."""
+    policy = restored(new_gpt(run, data), start)
+    critic = restored(Critic(new_gpt(run, data)).to(run.device), {"model": start["critic"]})
+    learner = ppo.make_learner(policy, critic, run.config.ppo, stage)
+    ppo.train(run, task, learner, anchor, start["spread"], stage, run.config.data.max_response,
               data.tokenizer.eos, data.bare)
-    return {"model": learner.policy.state_dict(), "critic": learner.critic.state_dict(),
-            "beta": learner.beta, "spread": list(spread)}
+    return {"model": policy.state_dict(), "critic": critic.state_dict(), "beta": learner.beta,
+            "spread": start["spread"]}
 
 
-def train_rlhf(run: Run, data: Data, sft: GPT, rp: RewardModel) -> dict:
-    """M_P^RL, Eq. 3."""
-    task = Task("rlhf", draw_prompts(run, data, "rlhf"), own_score(rp),
-                observer(run, data, "rlhf"))
-    spread = measure_spread(run, data, task, sft, None)
-    return train_stage(run, data, task, run.config.rlhf, sft, Critic(copy.deepcopy(rp.trunk)), sft, spread)
-
-
-def train_rlhf_more(run: Run, data: Data, sft: GPT, rp: RewardModel, rlhf: dict) -> dict:
-    """Eq. 3 for as many more samples as all of PIT's stages had, on from M_P^RL."""
-    stage = copy.copy(run.config.rlhf)
-    stage.iterations = sum(getattr(run.config, name).iterations
-                           for name in run.config.pit.curriculum)
-    stage.beta = rlhf["beta"]
-    task = Task("rlhf_more", draw_prompts(run, data, "rlhf_more"), own_score(rp),
-                observer(run, data, "rlhf_more"))
-    return train_stage(run, data, task, stage, restored(new_gpt(run, data), rlhf),
-                       restore_critic(run, data, rlhf), sft, tuple(rlhf["spread"]))
+def train_rlhf(run: Run, data: Data, name: str, sft: GPT, rp: RewardModel,
+               before: dict | None = None) -> dict:
+    """M_P^RL, Eq. 3; or, from its checkpoint `before`, as many more iterations as PIT's stages."""
+    stage = run.config.rlhf
+    task = Task(name, draw_prompts(run, data, name), own_score(rp), observer(run, data, name))
+    if before is None:
+        return train_stage(run, data, task, stage, fresh_start(run, data, task, sft, rp), sft)
+    budget = sum(getattr(run.config, one).iterations for one in run.config.pit.curriculum)
+    stage = dataclasses.replace(stage, iterations=budget, beta=before["beta"])
+    return train_stage(run, data, task, stage, before, sft)
 
 
 def train_pit_stage(run: Run, data: Data, name: str, models: Models, before: dict | None) -> dict:
@@ -179,29 +172,16 @@ def train_pit_stage(run: Run, data: Data, name: str, models: Models, before: dic
     score = (own_score(models.rpit) if run.config.pit.score == "gap" else
              difference_score(run, data, models.rp))
     task = Task(name, draw, score, observer(run, data, name))
-    if before is None:
-        spread = measure_spread(run, data, task, anchor, models.rpit)
-        return train_stage(run, data, task, stage, anchor, Critic(copy.deepcopy(models.rpit.trunk)), anchor,
-                           spread)
-    return train_stage(run, data, task, stage, restored(new_gpt(run, data), before),
-                       restore_critic(run, data, before), anchor, tuple(before["spread"]))
-
-
-def restore_critic(run: Run, data: Data, content: dict) -> Critic:
-    critic = Critic(new_gpt(run, data)).to(run.device)
-    return restored(critic, {"model": content["critic"]})
-
-
-# --------------------------------------------------------------------------------- the pipeline
+    start = before or fresh_start(run, data, task, anchor, models.rpit)
+    return train_stage(run, data, task, stage, start, anchor)
 
 
 def train_all(run: Run, data: Data) -> Models:
     """Every model of the method, trained or restored, in order."""
-    sft, pit_sft = supervised_models(run, data)
-    rp, rpit = reward_models(run, data, sft, pit_sft)
-    models = Models(rp, rpit, {"M_P^SFT": sft, "M_PIT^SFT": pit_sft})
+    models = train_start(run, data)
+    sft, rp = models.policies["M_P^SFT"], models.rp
     rlhf_inputs = BASE + ("sft", "reward", "rp", "ppo", "rlhf")
-    rlhf = run.stage("rlhf", rlhf_inputs, lambda: train_rlhf(run, data, sft, rp))
+    rlhf = run.stage("rlhf", rlhf_inputs, lambda: train_rlhf(run, data, "rlhf", sft, rp))
     models.policies["M_P^RL"] = restored(new_gpt(run, data), rlhf)
     before, inputs = None, SUPERVISED + ("ppo", "pit")
     for name in run.config.pit.curriculum:
@@ -210,7 +190,7 @@ def train_all(run: Run, data: Data) -> Models:
         models.policies[STAGE_NAMES[name]] = restored(new_gpt(run, data), before)
     if run.config.eval.equal_budget:
         content = run.stage("rlhf_more", rlhf_inputs + ("pit", *run.config.pit.curriculum),
-                            lambda: train_rlhf_more(run, data, sft, rp, rlhf))
+                            lambda: train_rlhf(run, data, "rlhf_more", sft, rp, rlhf))
         models.policies["RLHF equal budget"] = restored(new_gpt(run, data), content)
     return models
 

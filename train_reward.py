@@ -9,6 +9,7 @@ how often each agrees with held-out pairs, with 95 % intervals.
 
 import copy
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,7 +24,12 @@ from tools.measure import held_out_accuracies
 BASE = ("data", "tokenizer", "template", "model")  # config sections that every model depends on
 
 
-# ------------------------------------------------------------------------------------ training
+@dataclass
+class Models:
+    """The trained models; `policies` by their names in the report, those that there are."""
+    rp: RewardModel
+    rpit: RewardModel
+    policies: dict[str, GPT]
 
 
 def learning_rate(fit: FitSection, step: int) -> float:
@@ -37,7 +43,7 @@ def learning_rate(fit: FitSection, step: int) -> float:
 def train(run: Run, name: str, model, fit: FitSection, fold: Fold, loss_of) -> None:
     """A supervised training. `loss_of(indices)` returns a summed loss, its count, and how many of
     `accuracy`'s things were right, for this rank's pairs of a batch."""
-    lengths = fold.x.lengths + fold.y_w.lengths + fold.y_l.lengths
+    lengths = np.array([len(x) + len(y_w) + len(y_l) for x, y_w, y_l in zip(*vars(fold).values())])
     rng = np.random.default_rng([run.config.run.seed, len(name), sum(map(ord, name))])
     optimizer = torch.optim.AdamW(model.parameters(), lr=fit.lr, betas=(0.9, 0.95),
                                   weight_decay=fit.weight_decay, fused=True)
@@ -52,13 +58,15 @@ def train(run: Run, name: str, model, fit: FitSection, fold: Fold, loss_of) -> N
         sums += torch.tensor([loss.item(), float(count), float(right)])
         if step % run.config.run.log_every == 0 or step == fit.steps:
             total, seen, good = all_sum(sums).tolist()
-            run.log(name, step, bar, ("loss", "accuracy"), loss=total / seen, accuracy=good / seen,
-                    grad_norm=norm, lr=learning_rate(fit, step - 1))
+            figures = {"loss": total / seen, "accuracy": good / seen}
+            bar.set_postfix(figures)
+            run.log("metrics.jsonl", {"stage": name, "step": step} | figures | {
+                "grad_norm": norm, "lr": learning_rate(fit, step - 1)})
             sums = torch.zeros(3)
 
 
 def lm_loss(model: GPT, rows: Rows):
-    """Next-token loss of the responses, summed; its count; how many tokens were likelier than 1/2."""
+    """Next-token loss of the responses, summed; its count; the tokens with probability > 1/2."""
     mask = rows.mask
     logp = token_logprobs(model, model(rows.tokens), rows.tokens, mask)
     return -logp.sum(), mask.sum(), ((logp > math.log(0.5)) & mask).sum()
@@ -91,38 +99,35 @@ def train_pit_sft(run: Run, data: Data, policy: GPT) -> dict:
 
 def train_rp(run: Run, data: Data, policy: GPT) -> dict:
     """R_P: -log sigmoid(R_P(x, y_w) - R_P(x, y_l)), from M_P^SFT."""
-    torch.manual_seed(run.config.run.seed)
-    model = RewardModel(copy.deepcopy(policy), run.config.reward).to(run.device)
-    fold = data.folds["reward"]
+    def branches(fold, i):
+        prompts = [data.policy(fold.x[j]) for j in i]
+        return make_branches(prompts, *data.ended_pairs(fold, i), run.device)
 
-    def loss_of(i):
-        y_w, y_l = ([data.ended(side[j]) for j in i] for side in (fold.y_w, fold.y_l))
-        branches = make_branches([data.policy(fold.x[j]) for j in i], y_w, y_l, run.device)
-        loss, right = reward.pointwise_loss(model, branches)
-        return loss, torch.tensor(len(i)), right
-
-    train(run, "rp", model, run.config.rp, fold, loss_of)
-    return {"model": model.state_dict()}
+    return train_reward_model(run, data, "rp", policy, branches, reward.pointwise_loss)
 
 
 def train_rpit(run: Run, data: Data, pit_policy: GPT) -> dict:
     """R_PIT: Eq. 2 over the four ordered pairs of each triple, from M_PIT^SFT."""
+    def branches(fold, i):
+        y_w, y_l = data.ended_pairs(fold, i)
+        prompts = [data.pit(fold.x[j], y_ref[j]) for y_ref in (fold.y_l, fold.y_w) for j in i]
+        return make_branches(prompts, y_w * 2, y_l * 2, run.device)
+
+    return train_reward_model(run, data, "rpit", pit_policy, branches, reward.eq2_loss)
+
+
+def train_reward_model(run: Run, data: Data, name: str, trunk: GPT, branches, loss) -> dict:
+    """A reward model from a supervised model's trunk."""
     torch.manual_seed(run.config.run.seed)
-    model = RewardModel(copy.deepcopy(pit_policy), run.config.reward).to(run.device)
+    model = RewardModel(copy.deepcopy(trunk), run.config.reward).to(run.device)
     fold = data.folds["reward"]
 
     def loss_of(i):
-        y_w, y_l = ([data.ended(side[j]) for j in i] for side in (fold.y_w, fold.y_l))
-        prompts = [data.pit(fold.x[j], y_ref[j]) for y_ref in (fold.y_l, fold.y_w) for j in i]
-        branches = make_branches(prompts, y_w * 2, y_l * 2, run.device)
-        loss, right = reward.eq2_loss(model, branches)
-        return loss, torch.tensor(len(i)), right
+        total, right = loss(model, branches(fold, i))
+        return total, torch.tensor(len(i)), right
 
-    train(run, "rpit", model, run.config.rpit, fold, loss_of)
+    train(run, name, model, getattr(run.config, name), fold, loss_of)
     return {"model": model.state_dict()}
-
-
-# ---------------------------------------------------------------------------- stages and report
 
 
 def restored(model, content: dict):
@@ -135,32 +140,26 @@ def restored(model, content: dict):
     return model.eval()
 
 
-def supervised_models(run: Run, data: Data) -> tuple[GPT, GPT]:
-    """M_P^SFT and M_PIT^SFT, trained or restored."""
-    policy = restored(new_gpt(run, data), run.stage("sft", BASE + ("sft",),
-                                                    lambda: train_sft(run, data)))
-    pit_policy = restored(new_gpt(run, data), run.stage("pit_sft", BASE + ("sft", "pit_sft"),
-                                                        lambda: train_pit_sft(run, data, policy)))
-    return policy, pit_policy
-
-
-def reward_models(run: Run, data: Data, policy: GPT, pit_policy: GPT):
-    """R_P and R_PIT, trained or restored."""
+def train_start(run: Run, data: Data) -> Models:
+    """M_P^SFT, M_PIT^SFT, R_P and R_PIT, trained or restored."""
+    policy = restored(new_gpt(run, data), run.stage(
+        "sft", BASE + ("sft",), lambda: train_sft(run, data)))
+    pit_policy = restored(new_gpt(run, data), run.stage(
+        "pit_sft", BASE + ("sft", "pit_sft"), lambda: train_pit_sft(run, data, policy)))
     rp = restored(new_reward_model(run, data), run.stage(
         "rp", BASE + ("sft", "reward", "rp"), lambda: train_rp(run, data, policy)))
     rpit = restored(new_reward_model(run, data), run.stage(
         "rpit", BASE + ("sft", "pit_sft", "reward", "rpit"),
         lambda: train_rpit(run, data, pit_policy)))
-    return rp, rpit
+    return Models(rp, rpit, {"M_P^SFT": policy, "M_PIT^SFT": pit_policy})
 
 
 def main() -> None:
     _, config = command_line(__doc__.splitlines()[0])
     run = Run(config)
     data = load_data(run)
-    policy, pit_policy = supervised_models(run, data)
-    rp, rpit = reward_models(run, data, policy, pit_policy)
-    accuracies = held_out_accuracies(run, data, rp, rpit, config.eval.split)
+    models = train_start(run, data)
+    accuracies = held_out_accuracies(run, data, models.rp, models.rpit, config.eval.split)
     if rank() == 0:
         print("\n".join(f"{name}: {count}" for name, count in data.counts.items()))
         print(f"\nagreement with the labels of held-out pairs ({config.eval.split}):")

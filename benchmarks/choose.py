@@ -1,6 +1,7 @@
 """Choose one setting of a PPO stage on validation prompts, by one rule for RLHF and for PIT.
 
-    python benchmarks/choose.py --config configs/synthetic.toml --field rlhf.kl_target --values 1 2 3
+    python benchmarks/choose.py --config configs/synthetic.toml \\
+        --field rlhf.kl_target --values 1 2 3
 
 Trains the stage of the field once for each value, on top of the finished stages of the config's
 run folder, and prints for each the gold quality of its responses (PIT's: of one and of four
@@ -44,8 +45,7 @@ def trial(config, base: str, stage: str, label: str) -> dict:
     run = Run(config)
     data = load_data(run)
     models = train_pit.train_all(run, data)
-    fold = data.folds["valid"]
-    x = [fold.x[i] for i in range(len(fold))]
+    x = data.folds["valid"].x
     judge, row = Judge(run, data, models, x), {"value": label, "gold": []}
     for temperature in (1.0, 0.5):
         before, after = responses(run, data, models, stage, x, temperature)
@@ -54,7 +54,8 @@ def trial(config, base: str, stage: str, label: str) -> dict:
               ("total", "lines", "courtesy", "kindness", "form")} for y in (before, after[0])]
     loss, aspect = min((means[1][name] - means[0][name], name) for name in means[0])
     row |= {"start": round(float(judge.grades(before).mean()), 4), "worst": aspect,
-            "worst_points": round(100 * float(loss), 1), "mean": round(float(np.mean(row["gold"])), 4)}
+            "worst_points": round(100 * float(loss), 1),
+            "mean": round(float(np.mean(row["gold"])), 4)}
     return row
 
 

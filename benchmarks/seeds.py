@@ -1,6 +1,7 @@
 """Run one config with several seeds and print their reports as one table.
 
-    python benchmarks/seeds.py --config configs/synthetic.toml --seeds 1 2 3 --eval.equal_budget=true
+    python benchmarks/seeds.py --config configs/synthetic.toml --seeds 1 2 3 \\
+        --eval.equal_budget=true
 
 Each seed has its own data, models and run folder (runs/<name>-seed<n>; finished stages are used
 again). Printed for each row of the reports: the mean over seeds, and each seed's win - lose.
@@ -38,13 +39,14 @@ def over_seeds(values: list[float], form: str) -> str:
 
 def table(reports: list[dict]) -> str:
     """All rows of the reports, seeds side by side, as markdown."""
-    lines = ["| system | T | iteration | against | gold | win - lose |", "|---|---|---|---|---|---|"]
+    lines = ["| system | T | iteration | against | gold | win - lose |",
+             "|---|---|---|---|---|---|"]
     for rows in zip(*(report["rows"] for report in reports)):
         first = rows[0]
         gold = "" if first["gold"] is None else f"{mean(r['gold'] for r in rows):.3f}"
         excludes_zero = all(r["ci_low"] > 0 or r["ci_high"] < 0 for r in rows)
-        lines.append(f"| {first['system']} | {first['temperature'] or ''} | {first['iteration'] or ''}"
-                     f" | {first['against']} | {gold} | "
+        lines.append(f"| {first['system']} | {first['temperature'] or ''} | "
+                     f"{first['iteration'] or ''} | {first['against']} | {gold} | "
                      f"{over_seeds([r['delta'] for r in rows], '+.1f')}{' *' * excludes_zero} |")
     lines += ["", "`*`: every seed's 95 % interval excludes zero.", "",
               "| agreement | mean (each seed) |", "|---|---|"]

@@ -108,15 +108,20 @@ def test_the_difference_is_of_two_pointwise_scores(bills_run, models):
 
 def test_the_spread_is_that_of_the_anchors_samples(bills_run, models, monkeypatch):
     run, data = bills_run
-    logged, raw = {}, torch.arange(256.0) % 4  # mean 1.5, variance 1.25
-    monkeypatch.setattr(run, "log", lambda stage, step, **figures: logged.update(figures))
+    logged, raw, read = {}, torch.arange(256.0) % 4, []  # mean 1.5, variance 1.25
+    monkeypatch.setattr(run, "log", lambda name, line: logged.update(line))
     task = ppo.Task("stage0", train_pit.draw_data_references(run, data, "stage0"),
-                    lambda prompts, rows: raw, None)
-    found = train_pit.measure_spread(run, data, task, models.policies["M_PIT^SFT"], models.rpit)
-    assert found == pytest.approx((1.5, 1.25 ** 0.5))
-    prompts = task.draw(0, 256)
+                    lambda prompts, rows: read.append((prompts, rows)) or raw, None)
+    anchor = models.policies["M_PIT^SFT"]
+    found = train_pit.measure_spread(run, data, task, anchor, models.rpit)
+    assert found == pytest.approx([1.5, 1.25 ** 0.5])
+    prompts, rows = read[0]
+    samples = sample.sample(anchor, prompts.ids, 40, 1.0, data.tokenizer.eos,
+                            run.generator("stage0 spread"))
+    assert torch.equal(rows.tokens, samples.tokens) and prompts.x == task.draw(0, 256).x
     gap = sample.gap_scores(run, data, models.rpit, prompts.x, prompts.y_ref, prompts.y_ref)
-    assert logged["same_mean"] == pytest.approx(gap.mean().item(), rel=1e-4)
+    assert logged == {"stage": "stage0", "step": 0, "score_mean": found[0], "score_spread": found[1],
+                      "same_mean": pytest.approx(gap.mean().item(), rel=1e-4)}
 
 
 # --------------------------------------------------------------------------------- the stages
@@ -129,36 +134,38 @@ def test_each_stage_starts_from_and_is_anchored_to_what_the_method_says(bills_ru
 
     def train(run, task, learner, anchor, spread, stage, *_):
         seen.append((task, copy.deepcopy(learner.policy), copy.deepcopy(learner.critic), anchor,
-                     spread, stage))
+                     spread, stage, learner.beta))
         learner.policy.embedding.weight.data += 1  # as if it had learnt
         learner.critic.head.bias.data += 1
         learner.beta = 0.7
     monkeypatch.setattr(ppo, "train", train)
-    monkeypatch.setattr(train_pit, "measure_spread", lambda run, data, task, anchor, rpit: (
-        (1.0, 2.0) if rpit is None else (3.0, 4.0)))
+    monkeypatch.setattr(train_pit, "measure_spread", lambda run, data, task, anchor, model: (
+        [1.0, 2.0] if model is models.rp else [3.0, 4.0]))
+    monkeypatch.setattr(run.config, "stage1", StageSection(iterations=7, beta=0.2))
     sft, pit_sft = models.policies["M_P^SFT"], models.policies["M_PIT^SFT"]
     before = copy.deepcopy(sft), copy.deepcopy(pit_sft)
-    rlhf = train_pit.train_rlhf(run, data, sft, models.rp)
+    rlhf = train_pit.train_rlhf(run, data, "rlhf", sft, models.rp)
     zero = train_pit.train_pit_stage(run, data, "stage0", models, None)
     train_pit.train_pit_stage(run, data, "stage1", models, zero)
-    train_pit.train_rlhf_more(run, data, sft, models.rp, rlhf)
-    (_, policy, critic, anchor, spread, stage) = seen[0]  # Eq. 3
-    assert same(policy, sft) and anchor is sft and spread == (1.0, 2.0)
+    train_pit.train_rlhf(run, data, "rlhf_more", sft, models.rp, rlhf)
+    task, policy, critic, anchor, spread, stage, beta = seen[0]  # Eq. 3
+    assert same(policy, sft) and anchor is sft and spread == [1.0, 2.0] and beta == 0.1
     assert same(critic.trunk, models.rp.trunk) and critic.head.weight.abs().sum() == 0
-    (task, policy, critic, anchor, spread, stage) = seen[1]  # Eq. 4
-    assert same(policy, pit_sft) and anchor is pit_sft and spread == (3.0, 4.0)
-    assert same(critic.trunk, models.rpit.trunk) and stage is run.config.stage0
-    assert set(task.draw(1, 4).source) == {"y_l", "y_w"}
-    (task, policy, critic, anchor, spread, stage) = seen[2]  # Eq. 5, on from stage 0
-    assert torch.equal(policy.embedding.weight, pit_sft.embedding.weight + 1)
-    assert anchor is pit_sft and spread == (3.0, 4.0) and critic.head.bias.item() == 1
-    assert task.draw(1, 4).source == ["M_P^RL"] * 4 and stage is run.config.stage1
-    (_, policy, critic, anchor, spread, stage) = seen[3]  # as many samples as both stages had
+    assert task.name == "rlhf" and stage == run.config.rlhf == StageSection()
+    task, policy, critic, anchor, spread, stage, beta = seen[1]  # Eq. 4
+    assert same(policy, pit_sft) and anchor is pit_sft and spread == [3.0, 4.0]
+    assert same(critic.trunk, models.rpit.trunk) and stage == run.config.stage0
+    assert set(task.draw(1, 4).source) == {"y_l", "y_w"} and task.name == "stage0"
+    task, policy, critic, anchor, spread, stage, beta = seen[2]  # Eq. 5, on from stage 0
+    assert torch.equal(policy.embedding.weight, pit_sft.embedding.weight + 1) and beta == 0.2
+    assert anchor is pit_sft and spread == [3.0, 4.0] and critic.head.bias.item() == 1
+    assert task.draw(1, 4).source == ["M_P^RL"] * 4 and stage == run.config.stage1
+    task, policy, critic, anchor, spread, stage, beta = seen[3]  # as many samples as both stages
     assert torch.equal(policy.embedding.weight, sft.embedding.weight + 1)
-    assert anchor is sft and stage.beta == 0.7 and critic.head.bias.item() == 1
-    assert stage.iterations == run.config.stage0.iterations + run.config.stage1.iterations
-    assert run.config.rlhf == StageSection()  # untouched by that
-    assert same(sft, before[0]) and same(pit_sft, before[1])  # and so are the models
+    assert anchor is sft and beta == 0.7 and critic.head.bias.item() == 1
+    assert stage == StageSection(iterations=67, beta=0.7) and task.name == "rlhf_more"
+    assert spread == [1.0, 2.0]
+    assert same(sft, before[0]) and same(pit_sft, before[1])  # the models are left as they were
 
 
 # ------------------------------------------------------------------------------------- sampling

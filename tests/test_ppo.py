@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import ppo
-from conftest import tiny_gpt, tiny_run
+from conftest import read_lines, tiny_gpt, tiny_run
 from model import pad_rows, sample
 from ppo import (Critic, Prompts, Task, adapt_beta, compute_gae, k3, kl_penalty, policy_loss,
                  token_rewards, value_loss, whiten)
@@ -325,7 +325,10 @@ def train(folder, policy, anchor, critic, task, stage, spread=(0.0, 1.0), **fiel
     run = tiny_run(folder, ppo__batch=32, **fields)
     learner = ppo.make_learner(policy, critic, run.config.ppo, stage)
     bare = lambda ids: ids[:-1] if ids[-1] == EOS else ids
-    history = ppo.train(run, task, learner, anchor, spread, stage, 6, EOS, bare)
+    ppo.train(run, task, learner, anchor, spread, stage, 6, EOS, bare)
+    history = read_lines(run.folder / "metrics.jsonl")
+    assert [(line["stage"], line["step"]) for line in history] == [
+        ("toy", i) for i in range(1, stage.iterations + 1)]
     return learner, history
 
 
@@ -363,9 +366,9 @@ def test_a_stage_warms_up_anneals_and_adapts(tmp_path):
     # in the last of 4 iterations 1 - 0.9 * 3 / 4 = 0.325 of the rate is left
     assert learner.policy_optimizer.param_groups[0]["lr"] == pytest.approx(0.5e-3 * 0.325)
     assert learner.critic_optimizer.param_groups[0]["lr"] == pytest.approx(2e-3 * 0.325)
-    # far above its target beta grows by 0.2 * 32 / 64 = a tenth each iteration
-    assert [h["beta"] for h in history] == pytest.approx([0.1, 0.11, 0.121, 0.1331])
-    assert learner.beta == pytest.approx(0.14641)
+    # far above its target beta grows by 0.2 * 32 / 64 = a tenth an iteration after the warm-up
+    assert [h["beta"] for h in history] == pytest.approx([0.1, 0.1, 0.1, 0.11])
+    assert learner.beta == pytest.approx(0.121)
     assert all(h["gold"] == 0.5 for h in history)
 
 

@@ -262,6 +262,24 @@ def test_training_lowers_the_loss_and_logs_means(bills_run, monkeypatch):
     assert lines[-1]["loss"] < lines[0]["loss"] - 1.5
 
 
+def test_the_log_has_means_over_the_steps_since_its_last_line(bills_run, monkeypatch):
+    run, data = bills_run
+    logged, steps = [], iter([(1.0, 1, 1), (6.0, 3, 2), (8.0, 4, 0)])  # loss, count, right
+    monkeypatch.setattr(run.config.run, "log_every", 2)
+    monkeypatch.setattr(run, "log", lambda name, line: logged.append(
+        (name, *(line[key] for key in ("stage", "step", "loss", "accuracy", "lr")))))
+    model = torch.nn.Linear(1, 1)
+
+    def loss_of(indices):
+        loss, count, right = next(steps)
+        return loss + 0 * model.weight.sum(), torch.tensor(count), torch.tensor(right)
+    train_reward.train(run, "x", model, FitSection(steps=3, batch=2, lr=0.5, warmup=2),
+                       data.folds["sft"], loss_of)
+    # (1 + 6) / 4 and 3 / 4, then 8 / 4 and 0; the rate is that of the step
+    assert logged == [("metrics.jsonl", "x", 2, 1.75, 0.75, 0.5),
+                      ("metrics.jsonl", "x", 3, 2.0, 0.0, 0.5)]
+
+
 def test_share_right_has_wilsons_interval():
     # 8 of 10: (0.8 + 0.19208 +- 1.96 sqrt(0.016 + 0.009604)) / 1.38416
     a = measure.share_right([True] * 8 + [False] * 2)

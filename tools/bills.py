@@ -127,8 +127,8 @@ def judge(question: str, response: str) -> dict[str, float]:
     body = re.sub(r"\d+ in all", "", response)
     given = [(name, int(amount)) for name, amount in re.findall(r"([a-z]+) (\d+)", body)]
     right = sum(line == due for line, due in zip(given, zip(things, amounts)))
-    form = re.fullmatch(r"(?:[A-Z][a-z]+(?: [a-z]+)?! )*(?:\d+ in all: )?[a-z]+ \d+(?:, [a-z]+ \d+)*"
-                        r"(?:: \d+ in all)?\.", response)
+    form = re.fullmatch(r"(?:[A-Z][a-z]+(?: [a-z]+)?! )*(?:\d+ in all: )?"
+                        r"[a-z]+ \d+(?:, [a-z]+ \d+)*(?:: \d+ in all)?\.", response)
     return {
         "total": float(total is not None and int(total.group(1)) == amounts[-1]),
         "lines": right / max(len(things), len(given)),

@@ -41,7 +41,8 @@ def fold_scores(run: Run, data: Data, rp: RewardModel, rpit: RewardModel, fold: 
         for pair in PAIRS}
 
 
-def held_out_accuracies(run: Run, data: Data, rp: RewardModel, rpit: RewardModel, split: str) -> dict:
+def held_out_accuracies(run: Run, data: Data, rp: RewardModel, rpit: RewardModel,
+                        split: str) -> dict:
     """How often R_P and each comparison of Eq. 2 agree with the labels of held-out pairs, beside
     the longer response as a guess (a guess at random, or of the majority, is right in half)."""
     fold = data.folds[split]
@@ -49,9 +50,8 @@ def held_out_accuracies(run: Run, data: Data, rp: RewardModel, rpit: RewardModel
     result = {"R_P": share_right(list(s["w"] > s["l"]))}
     result |= {f"R_PIT {term}": share_right(list(s[term[:2]] > s[term[3:]]))
                for term in ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw")}
-    longer = fold.y_w.lengths > fold.y_l.lengths
-    unequal = fold.y_w.lengths != fold.y_l.lengths
-    return result | {"longer response": share_right(list(longer[unequal]))}
+    longer = [len(y_w) > len(y_l) for y_w, y_l in zip(fold.y_w, fold.y_l) if len(y_w) != len(y_l)]
+    return result | {"longer response": share_right(longer)}
 
 
 def pair_agreement(first, second, better) -> dict:

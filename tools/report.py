@@ -142,10 +142,9 @@ def sample_agreements(run: Run, data: Data, models: Models, judge: Judge, x: lis
 
 def judge_agreements(run: Run, data: Data, models: Models, judge: Judge, fold) -> dict:
     """How often reward models and labels agree with the judge on held-out pairs."""
-    y_w, y_l = ([side[i] for i in range(len(judge.x))] for side in (fold.y_w, fold.y_l))
-    better, s = judge.grades(y_w) - judge.grades(y_l), fold_scores(run, data, models.rp,
-                                                                   models.rpit, fold)
     n = len(judge.x)
+    better = judge.grades(fold.y_w[:n]) - judge.grades(fold.y_l[:n])
+    s = fold_scores(run, data, models.rp, models.rpit, fold)
     return {"R_P, held-out pairs, judge": pair_agreement(s["w"][:n], s["l"][:n], better),
             "R_PIT, held-out pairs, judge": pair_agreement(s["wl"][:n], s["lw"][:n], better),
             "labels, held-out pairs, judge (the ceiling)": pair_agreement(
@@ -164,7 +163,7 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
     start, setting = time.perf_counter(), run.config.eval
     fold = data.folds[setting.split]
     n = min(setting.prompts, len(fold))
-    x = [fold.x[i] for i in range(n)]
+    x = fold.x[:n]
     judge = Judge(run, data, models, x)
     table = Table(judge)
     responses = {}
@@ -172,7 +171,7 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
         responses[temperature] = evaluate_at(run, data, models, table, x, temperature)
     y_0 = responses[setting.temperatures[0]]["chain"][0]
     for side in ("y_l", "y_w"):
-        y = [getattr(fold, side)[i] for i in range(n)]
+        y = getattr(fold, side)[:n]
         table.add(side, y, "M_P^RL", y_0, None)
     accuracies = held_out_accuracies(run, data, models.rp, models.rpit, setting.split)
     if judge.hidden:
@@ -195,8 +194,8 @@ def examples(run: Run, data: Data, models: Models, judge: Judge, responses: dict
                                                         min(EXAMPLES, len(judge.x))):
         steps = []
         for k, y in enumerate(chain):
-            gap = (gap_scores(run, data, models.rpit, [judge.x[i]], [y[i]], [chain[k - 1][i]]).item()
-                   if k else None)
+            gap = gap_scores(run, data, models.rpit, [judge.x[i]], [y[i]],
+                             [chain[k - 1][i]]).item() if k else None
             gold = bills.grade(decode(judge.x[i]), decode(y[i])) if judge.hidden else None
             steps.append({"y": decode(y[i]), "r_gap": gap, "gold": gold})
         found.append({"x": decode(judge.x[i]), "temperature": temperature, "steps": steps})
@@ -211,7 +210,8 @@ def as_markdown(report: dict) -> str:
     lines = [f"# {report['name']}, seed {report['seed']}", "",
              f"{report['prompts']} {report['split']} prompts, judge: {report['judge']}. "
              "Win, tie, lose, delta (win - lose, 95 % interval) and copies of y_ref in %.", "",
-             "| system | T | iteration | gold | against | win | tie | lose | delta | length | copies |",
+             "| system | T | iteration | gold | against | win | tie | lose | delta | length | "
+             "copies |",
              "|---|---|---|---|---|---|---|---|---|---|---|"]
     for r in report["rows"]:
         gold = "" if r["gold"] is None else f"{r['gold']:.3f}"
