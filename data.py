@@ -166,7 +166,8 @@ def train_tokenizer(texts, markers: list[str], config, path: Path) -> None:
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=(" " + text for text in texts),
-            model_prefix=str(path.with_suffix("")), model_type="bpe", vocab_size=config.vocab, byte_fallback=config.byte_fallback,
+            model_prefix=str(path.with_suffix("")), model_type="bpe",
+            vocab_size=config.vocab, byte_fallback=config.byte_fallback,
             user_defined_symbols=markers + list(",.:;!?\n"), character_coverage=0.9995,
             add_dummy_prefix=False, remove_extra_whitespaces=False, max_sentence_length=1 << 16,
             normalization_rule_name="identity", unk_id=0, eos_id=1, bos_id=-1, pad_id=-1,

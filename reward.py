@@ -1,8 +1,8 @@
 """Reward models: a trunk with a scalar head, pointwise R_P and the gap R_PIT.
 
 R_P(x, y) learns with Bradley and Terry's loss; R_PIT(x, y, y_ref) = r_gap, how much better y is
-than y_ref, with Eq. 2. Both read one sequence: the prompt template (x, or x and y_ref), then y, with
-hidden states h_t. Each token of y has a score
+than y_ref, with Eq. 2. Both read one sequence: the prompt template (x, or x and y_ref), then y,
+with hidden states h_t. Each token of y has a score
 
     s_t = w . h_t  +  (g . h_t) log pi(y_t | before)
 
@@ -35,9 +35,10 @@ class RewardModel(nn.Module):
         super().__init__()
         self.trunk, self.config = trunk, config
         self.head = nn.Linear(trunk.config.width, 2)
-        nn.init.normal_(self.head.weight, std=(trunk.config.width + 1) ** -0.5)  # arXiv 2009.01325
+        nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        nn.init.zeros_(self.head.weight[1])  # the log-probabilities start without a say
+        if config.pool == "last":  # arXiv 2009.01325; summed over tokens it would start as noise
+            nn.init.normal_(self.head.weight[0], std=(trunk.config.width + 1) ** -0.5)
 
     def token_scores(self, hidden, logp):
         """s_t [B, T] of hidden states [B, T, D] and log-probabilities [B, T]; no gradient flows

@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import sentencepiece
 
 import data
 from conftest import MARKERS, ROOT, tiny_config, tiny_run, write_lines
@@ -144,16 +145,17 @@ def test_too_few_prompts_are_refused():
 def bill_lines(count: int) -> list[dict]:
     """Pairs on bills; each prompt has two pairs."""
     pairs = list(bills.make_pairs(count, 5, "first"))
-    return pairs + [p | {"chosen": p["rejected"], "rejected": p["chosen"]} for p in pairs]
+    return pairs + [p | {"chosen": "Sure! Sure! " + p["rejected"], "rejected": p["chosen"]}
+                    for p in pairs]
 
 
 def test_loaded_folds_share_no_prompt_and_counts_add_up(tmp_path):
     lines = bill_lines(60)
-    lines += [PLAIN | {"chosen": "so " * 40}, PLAIN | {"prompt": "so " * 30}, PLAIN | {
+    lines += [PLAIN | {"chosen": "so " * 60}, PLAIN | {"prompt": "so " * 30}, PLAIN | {
         "chosen": "No."}]
     path = write_lines(tmp_path / "pairs.jsonl", lines)
     loaded = load_data(tiny_run(tmp_path, data__files=[path, path], data__valid=6, data__test=3,
-                                data__max_prompt=26))
+                                data__max_prompt=26, data__max_response=45))
     counts, decode = loaded.counts, loaded.tokenizer.decode
     assert counts["read"] == 2 * len(lines) == sum(n for k, n in counts.items() if k != "read")
     assert counts["dropped, too long"] == 4 and counts["dropped, responses equal"] == 2
@@ -229,7 +231,9 @@ def test_text_survives_encoding(tokenizer):
 
 def test_a_word_is_the_same_piece_first_and_later(tokenizer):
     first, later = tokenizer.encode(["tea", "salt tea"])
-    assert first == later[-len(first):] and len(tokenizer.encode(["bread"])[0]) == 1
+    assert first == later[-len(first):]
+    for word in ("bread", "What"):  # What is always the first of a text
+        assert len(tokenizer.encode([word])[0]) == 1
 
 
 def test_decode_stops_at_the_end(tokenizer):
@@ -250,7 +254,8 @@ def test_bytes_spell_unknown_characters_if_asked(tmp_path):
     data.train_tokenizer(texts, MARKERS, TokenizerSection(vocab=450, byte_fallback=True),
                          tmp_path / "t.model")
     spelling = Tokenizer(tmp_path / "t.model")
-    assert spelling.decode(spelling.encode(["tea ☕ ü"])[0]) == "tea ☕ ü"
+    text = "tea ☕ ü ½ ﬁsh"  # and nothing is normalised
+    assert spelling.decode(spelling.encode([text])[0]) == text
 
 
 def test_template_joins_parts_and_segments_as_ids(tokenizer):
@@ -265,10 +270,17 @@ def test_template_joins_parts_and_segments_as_ids(tokenizer):
     assert words([7], [8, 9]) == encode("Sure! ") + [8, 9] + encode(", then ") + [7] + encode(":")
 
 
-def test_template_begins_with_the_begin_token_where_there_is_one(tokenizer):
-    class WithBegin:
-        bos, pieces = 6, tokenizer.pieces
-    assert Template("{x}!", WithBegin)([7]) == [6, 7, *tokenizer.pieces.encode("!")]
+def test_a_tokenizer_of_somebody_elses_serves_as_well(tmp_path):
+    texts = [t for pair in bills.make_pairs(200, 1, "first") for t in pair.values()]
+    sentencepiece.SentencePieceTrainer.train(  # the defaults: it adds a space before a text itself
+        sentence_iterator=iter(texts), model_prefix=str(tmp_path / "other"), vocab_size=150,
+        model_type="bpe", minloglevel=2, num_threads=1)
+    other = Tokenizer(tmp_path / "other.model")
+    assert (other.bos, other.eos, other.vocab) == (1, 2, 150)
+    assert other.encode(["tea 5"])[0] == other.pieces.encode("tea 5")  # no second space
+    assert other.decode(other.encode(["tea 5"])[0] + [2]) == "tea 5"
+    begin = Template("{x}!", other)([7])
+    assert begin == [1, 7, *other.pieces.encode("!")] == Template("{x}!", other)([7])
 
 
 def test_responses_get_and_lose_their_end(bills_run):

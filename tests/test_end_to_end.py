@@ -101,7 +101,7 @@ def test_the_report_has_every_system_and_key(trained):
     for name, a in report["reward"].items():
         assert set(a) == {"accuracy", "ci_low", "ci_high", "pairs"}, name
         assert a["pairs"] == 0 or 0 <= a["ci_low"] <= a["accuracy"] <= a["ci_high"] <= 1
-    assert len(report["reward"]) == 14 and len(report["examples"]) == 8
+    assert len(report["reward"]) == 15 and len(report["examples"]) == 8
     for example in report["examples"]:
         grades = [bills.grade(example["x"], step["y"]) for step in example["steps"]]
         assert [step["gold"] for step in example["steps"]] == pytest.approx(grades)
@@ -215,7 +215,7 @@ def test_train_reward_prints_accuracies(trained):
                               re.MULTILINE))
     report = report_of(trained[0])["reward"]
     assert set(figures) == {"R_P", "R_PIT wl>ww", "R_PIT wl>ll", "R_PIT wl>lw", "R_PIT ww>lw",
-                            "R_PIT ll>lw", "longer response"}
+                            "R_PIT ll>lw", "longer response", "majority (either order)"}
     assert all(float(figures[name]) == pytest.approx(report[name]["accuracy"], abs=6e-4)
                for name in figures)
     assert "read: 600" in printed.splitlines()

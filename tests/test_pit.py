@@ -120,7 +120,8 @@ def test_the_spread_is_that_of_the_anchors_samples(bills_run, models, monkeypatc
                             run.generator("stage0 spread"))
     assert torch.equal(rows.tokens, samples.tokens) and prompts.x == task.draw(0, 256).x
     gap = sample.gap_scores(run, data, models.rpit, prompts.x, prompts.y_ref, prompts.y_ref)
-    assert logged == {"stage": "stage0", "step": 0, "score_mean": found[0], "score_spread": found[1],
+    assert logged == {"stage": "stage0", "step": 0, "score_mean": found[0],
+                      "score_spread": found[1],
                       "same_mean": pytest.approx(gap.mean().item(), rel=1e-4)}
 
 

@@ -70,8 +70,11 @@ def test_the_score_does_not_teach_the_language_model_head():
         assert model.head.weight.grad.any(1).all()
 
 
-def test_reward_head_starts_small_without_bias_and_without_log_probabilities():
-    model = RewardModel(tiny_gpt(width=1024, layers=1, heads=2, hidden=8), RewardSection())
+def test_reward_head_starts_without_a_say_or_small():
+    trunk = tiny_gpt(width=1024, layers=1, heads=2, hidden=8)
+    model = RewardModel(trunk, RewardSection(pool="sum"))
+    assert (model.head.weight == 0).all() and (model.head.bias == 0).all()
+    model = RewardModel(trunk, RewardSection(pool="last"))
     assert model.head.weight[0].std().item() == pytest.approx(1025 ** -0.5, rel=0.1)
     assert (model.head.weight[1] == 0).all() and (model.head.bias == 0).all()
 
@@ -268,7 +271,9 @@ def test_the_log_has_means_over_the_steps_since_its_last_line(bills_run, monkeyp
     monkeypatch.setattr(run.config.run, "log_every", 2)
     monkeypatch.setattr(run, "log", lambda name, line: logged.append(
         (name, *(line[key] for key in ("stage", "step", "loss", "accuracy", "lr")))))
-    model = torch.nn.Linear(1, 1)
+    model, rates = torch.nn.Linear(1, 1), []
+    monkeypatch.setattr(train_reward, "descend", lambda params, optimizer, *_: rates.append(
+        optimizer.param_groups[0]["lr"]) or 1.0)
 
     def loss_of(indices):
         loss, count, right = next(steps)
@@ -278,6 +283,7 @@ def test_the_log_has_means_over_the_steps_since_its_last_line(bills_run, monkeyp
     # (1 + 6) / 4 and 3 / 4, then 8 / 4 and 0; the rate is that of the step
     assert logged == [("metrics.jsonl", "x", 2, 1.75, 0.75, 0.5),
                       ("metrics.jsonl", "x", 3, 2.0, 0.0, 0.5)]
+    assert rates == [0.25, 0.5, 0.5]  # two steps of warm-up
 
 
 def test_share_right_has_wilsons_interval():
@@ -298,5 +304,6 @@ def test_held_out_accuracies_count_the_right_orders(bills_run, monkeypatch):
     assert shares.pop("longer response") == pytest.approx(
         sum(len(fold.y_w[i]) > len(fold.y_l[i]) for i in range(n))
         / sum(len(fold.y_w[i]) != len(fold.y_l[i]) for i in range(n)))
+    assert shares.pop("majority (either order)") == 0.5
     assert shares == {"R_P": 0.75, "R_PIT wl>ww": 1.0, "R_PIT wl>ll": 0.15, "R_PIT wl>lw": 1.0,
                       "R_PIT ww>lw": 1.0, "R_PIT ll>lw": 0.95}

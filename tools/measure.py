@@ -44,14 +44,16 @@ def fold_scores(run: Run, data: Data, rp: RewardModel, rpit: RewardModel, fold: 
 def held_out_accuracies(run: Run, data: Data, rp: RewardModel, rpit: RewardModel,
                         split: str) -> dict:
     """How often R_P and each comparison of Eq. 2 agree with the labels of held-out pairs, beside
-    the longer response as a guess (a guess at random, or of the majority, is right in half)."""
+    the longer response as a guess (not counting equal lengths), and the majority's answer, which is
+    right in half of the pairs, as they come in either order."""
     fold = data.folds[split]
     s = fold_scores(run, data, rp, rpit, fold)
     result = {"R_P": share_right(list(s["w"] > s["l"]))}
     result |= {f"R_PIT {term}": share_right(list(s[term[:2]] > s[term[3:]]))
                for term in ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw")}
     longer = [len(y_w) > len(y_l) for y_w, y_l in zip(fold.y_w, fold.y_l) if len(y_w) != len(y_l)]
-    return result | {"longer response": share_right(longer)}
+    coin = {"accuracy": 0.5, "ci_low": 0.5, "ci_high": 0.5, "pairs": len(fold)}
+    return result | {"longer response": share_right(longer), "majority (either order)": coin}
 
 
 def pair_agreement(first, second, better) -> dict:
