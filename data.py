@@ -16,6 +16,7 @@ import gzip
 import json
 import random
 import re
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ def text_field(record: dict, key: str, where: str) -> str:
     """A string of a record. Raises UserError where it is missing or something else."""
     if not isinstance(record.get(key), str):
         raise UserError(f"{where}: field {key!r} is missing or no string")
+    if any("\ud800" <= character <= "\udfff" for character in record[key]):
+        raise UserError(f"{where}: field {key!r} holds half of a surrogate pair, which is no text")
     return record[key]
 
 
@@ -70,7 +73,7 @@ def read_summaries(record: dict, where: str) -> TextPair | str:
     """OpenAI summary comparisons: `choice` is the index of the preferred summary."""
     try:
         post = record["info"]["post"] or record["info"]["article"]
-        texts = [summary["text"].strip() for summary in record["summaries"]]
+        texts = [text_field(summary, "text", where).strip() for summary in record["summaries"]]
         chosen, key = record["choice"], str(record["info"]["id"])
         return TextPair(key, post.strip(), texts[chosen], texts[1 - chosen])
     except (KeyError, TypeError, IndexError, AttributeError) as error:
@@ -103,7 +106,7 @@ def read_pairs(path: str, dropped: Counter) -> list[TextPair]:
                 where = f"{path}:{number}"
                 try:
                     record = json.loads(line)
-                except json.JSONDecodeError as error:
+                except (ValueError, RecursionError) as error:
                     raise UserError(f"{where}: no JSON: {error}") from None
                 if not isinstance(record, dict):
                     raise UserError(f"{where}: expected a JSON object a line")
@@ -116,7 +119,7 @@ def read_pairs(path: str, dropped: Counter) -> list[TextPair]:
                     dropped["empty text"] += 1
                 else:
                     pairs.append(pair)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeError, zlib.error) as error:
         raise UserError(f"{path}: cannot read the data: {error}") from None
     return pairs
 
@@ -264,6 +267,8 @@ def prepare(run: Run) -> dict:
                 file.write(json.dumps(pair) + "\n")
     pairs = [pair for path in files for pair in read_pairs(path, dropped)]
     counts = {"read": len(pairs) + dropped.total()}
+    if not pairs:
+        raise UserError(f"{', '.join(files)}: no usable pair of {counts['read']} read: {dropped}")
     model = Path(config.tokenizer.model or run.folder / "tokenizer.model")
     if not config.tokenizer.model:
         markers = re.findall(r"<\|\w+\|>", config.template.policy + config.template.pit)
@@ -285,7 +290,7 @@ def load_data(run: Run) -> Data:
     if "folds" not in content:
         content = runtime.load(run.folder / "data.pt")
     path = run.folder / "tokenizer.model"
-    if runtime.rank() == 0 and not path.exists():
+    if runtime.rank() == 0:
         path.write_bytes(content["tokenizer"])
     runtime.barrier()
     tokenizer = Tokenizer(path)
@@ -294,7 +299,7 @@ def load_data(run: Run) -> Data:
     policy, pit = (Template(text, tokenizer) for text in
                    (run.config.template.policy, run.config.template.pit))
     needed = (run.config.data.max_prompt + 2 * run.config.data.max_response
-              + max(len(policy([])), len(pit([]))))
+              + max(len(policy([])), len(pit([]))) + 1)  # a cut response is scored with an end
     if needed > run.config.model.context:
         raise UserError(f"model.context = {run.config.model.context} is shorter than max_prompt + "
                         f"2 x max_response and the template: {needed}")
@@ -324,12 +329,12 @@ def batches(lengths: np.ndarray, size: int, steps: int, rng: np.random.Generator
     size = min(size, len(lengths))
     made = 0
     while True:
-        order = rng.permutation(len(lengths))
+        order = rng.permutation(len(lengths))[:len(lengths) // size * size]
         stretches = [order[i:i + 32 * size] for i in range(0, len(order), 32 * size)]
         ready = []
         for stretch in stretches:
             stretch = stretch[np.argsort(lengths[stretch], kind="stable")]
-            ready += [stretch[i:i + size] for i in range(0, len(stretch) - size + 1, size)]
+            ready += [stretch[i:i + size] for i in range(0, len(stretch), size)]
         for i in rng.permutation(len(ready)):
             if made == steps:
                 return

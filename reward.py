@@ -93,7 +93,7 @@ def make_branches(prompts: list, a: list, b: list, device) -> Branches:
     middle = start + torch.tensor([len(x) for x in a], device=device)   # [B] where b begins
     at = torch.arange(both.tokens.shape[1], device=device)              # [T]
     in_b = at >= middle[:, None]                                        # [B, T]
-    positions = at - in_b * (middle - start)[:, None]
+    positions = at.minimum(end[:, None] - 1) - in_b * (middle - start)[:, None]
     previous = torch.where(at == middle[:, None], start[:, None] - 1, (at - 1).clamp(min=0))
     sees = (at <= at[:, None]) & ~(in_b[:, :, None] & ~in_b[:, None] & (at >= start[:, None, None]))
     return Branches(both.tokens, positions, sees[:, None], previous,
@@ -101,17 +101,17 @@ def make_branches(prompts: list, a: list, b: list, device) -> Branches:
 
 
 def branch_scores(model: RewardModel, branches: Branches):
-    """Scores of response a and of b, [B] each, and the mean language-model loss of a token."""
+    """Scores of response a and of b, [B] each, and the mean language-model loss of their tokens, [B]."""
     hidden = model.trunk(branches.tokens, branches.positions, branches.mask)    # [B, T, D]
     before = hidden.gather(1, branches.previous[..., None].expand_as(hidden))
     a, b = branches.rows
     responses = a.mask | b.mask
     logits = model.trunk.logits(before[responses])                              # [N, V]
     logp = -F.cross_entropy(logits, branches.tokens[responses], reduction="none")
-    scores = model.token_scores(hidden, torch.zeros_like(responses, dtype=logp.dtype)
-                                .masked_scatter(responses, logp))
+    logp = torch.zeros(responses.shape, device=logp.device).masked_scatter(responses, logp)
+    scores = model.token_scores(hidden, logp)                                   # [B, T]
     pool = POOLS[model.config.pool]
-    return pool(scores, a), pool(scores, b), -logp.mean()
+    return pool(scores, a), pool(scores, b), -logp.sum(1) / responses.sum(1)
 
 
 def pointwise_loss(model: RewardModel, branches: Branches):
@@ -119,7 +119,7 @@ def pointwise_loss(model: RewardModel, branches: Branches):
 
     Returns the loss and how many pairs are in the right order."""
     r_w, r_l, lm_loss = branch_scores(model, branches)
-    return pair_loss(r_w, r_l) + model.config.lm_coef * lm_loss * len(r_w), (r_w > r_l).sum()
+    return pair_loss(r_w, r_l) + model.config.lm_coef * lm_loss.sum(), (r_w > r_l).sum()
 
 
 def eq2_loss(model: RewardModel, branches: Branches):
@@ -128,4 +128,4 @@ def eq2_loss(model: RewardModel, branches: Branches):
     r_w, r_l, lm_loss = branch_scores(model, branches)  # [2B] each
     (wl, ww), (ll, lw) = r_w.chunk(2), r_l.chunk(2)
     loss = gap_loss({"wl": wl, "ww": ww, "ll": ll, "lw": lw}, model.config.terms)
-    return loss + model.config.lm_coef * lm_loss * len(wl), (wl > lw).sum()
+    return loss + model.config.lm_coef * lm_loss.sum() / 2, (wl > lw).sum()

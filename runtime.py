@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -243,15 +244,20 @@ def check_config(config: Config, where: str) -> None:
                 if name in CHOICES and item not in CHOICES[name]:
                     raise UserError(f"{where}: {name}: {item!r}; {nearest(item, CHOICES[name])}")
                 lowest = 0 if key in MAY_BE_ZERO else 1e-12
-                if type(item) in (int, float) and item < lowest and key != "no_eos_score":
-                    raise UserError(f"{where}: {name} = {item} is too small")
+                if type(item) in (int, float) and key != "no_eos_score" and not (
+                        lowest <= item < math.inf):
+                    raise UserError(f"{where}: {name} = {item} is out of range")
     model, rows = config.model, config.ppo.minibatches * config.run.ranks
     for wrong, message in [
         (model.width % (2 * model.heads), "model.width must be an even multiple of model.heads"),
         (model.heads % model.kv_heads, "model.heads must be a multiple of model.kv_heads"),
         (config.ppo.batch % (2 * rows), f"ppo.batch must be a multiple of {2 * rows}"),
-        (not config.pit.curriculum or not config.reward.terms,
-         "pit.curriculum and reward.terms must not be empty"),
+        (not (config.pit.curriculum and config.reward.terms and config.eval.temperatures),
+         "pit.curriculum, reward.terms and eval.temperatures must not be empty"),
+        (min(config.eval.prompts, config.data.test, config.data.valid) < 2,
+         "eval.prompts, data.test and data.valid must be at least 2"),
+        (any(getattr(config, fit).batch < config.run.ranks for fit in
+             ("sft", "pit_sft", "rp", "rpit")), "a batch is smaller than run.ranks"),
         ("{x}" not in config.template.policy, "template.policy lacks {x}"),
         ("{x}" not in config.template.pit or "{y_ref}" not in config.template.pit,
          "template.pit needs both {x} and {y_ref}"),
@@ -264,7 +270,7 @@ def to_toml(config: Config) -> str:
     """The config as TOML text."""
     lines = []
     for section, keys in dataclasses.asdict(config).items():
-        lines += [f"[{section}]"] + [f"{k} = {json.dumps(v)}" for k, v in keys.items()] + [""]
+        lines += [f"[{section}]"] + [f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in keys.items()] + [""]
     return "\n".join(lines)
 
 
@@ -430,7 +436,6 @@ class Run:
         if rank() == 0:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                (self.folder / "config.toml").write_text(to_toml(config), encoding="utf-8")
             except OSError as error:
                 raise UserError(f"{self.folder}: cannot write the run folder: {error}") from None
         barrier()
@@ -458,11 +463,13 @@ class Run:
             content = load(path)
             differ = [key for key, value in inputs.items() if content["inputs"].get(key) != value]
             if not differ:
+                self.write_config()
                 return content
             if folder == self.folder:
                 raise UserError(f"{path} was made with other values of {', '.join(differ)}; "
                                 "choose another --run.name, or delete it")
         barrier()  # no rank makes what another one has found
+        self.write_config()
         self.forget(name)
         start = time.perf_counter()
         content = make()
@@ -472,13 +479,19 @@ class Run:
         barrier()
         return content
 
+    def write_config(self) -> None:
+        """Keep the resolved config, once no stage has refused it."""
+        if rank() == 0:
+            (self.folder / "config.toml").write_text(to_toml(self.config), encoding="utf-8")
+
     def forget(self, stage: str) -> None:
         """Drop the log lines of a stage that starts again."""
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.folder / name
             if rank() == 0 and path.exists():
                 lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-                kept = [line for line in lines if json.loads(line)["stage"] != stage]
+                kept = [line for line in lines if line.endswith("\n")  # a torn line goes too
+                        and not line.startswith(f'{{"stage": "{stage}"')]
                 path.write_text("".join(kept), encoding="utf-8")
 
     def log(self, name: str, line: dict) -> None:

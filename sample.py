@@ -26,20 +26,22 @@ CHECKPOINTS = {"M_P^SFT": "sft", "M_PIT^SFT": "pit_sft", "M_P^RL": "rlhf",
                "PIT stage 0": "stage0", "PIT stage 1": "stage1", "RLHF equal budget": "rlhf_more"}
 
 
+def checkpoint(run: Run, stage: str) -> dict:
+    """A stage's checkpoint, of the run or of its base. Raises UserError where there is none."""
+    paths = [runtime.Path(folder) / f"{stage}.pt" for folder in (run.folder, run.config.run.base)
+             if folder]
+    return runtime.load(next((path for path in paths if path.exists()), paths[0]))
+
+
 def restore_models(run: Run, data: Data) -> Models:
     """All models of a finished run. Raises UserError where a necessary one is missing."""
-    def content(name):
-        paths = [runtime.Path(folder) / f"{name}.pt" for folder in (run.folder, run.config.run.base)
-                 if folder]
-        return runtime.load(next((path for path in paths if path.exists()), paths[0]))
-
-    models = Models(*(restored(new_reward_model(run, data), content(name))
+    models = Models(*(restored(new_reward_model(run, data), checkpoint(run, name))
                       for name in ("rp", "rpit")), policies={})
     wanted = ["sft", "pit_sft", "rlhf"] + run.config.pit.curriculum
     wanted += ["rlhf_more"] * run.config.eval.equal_budget
-    for name, checkpoint in CHECKPOINTS.items():
-        if checkpoint in wanted:
-            models.policies[name] = restored(new_gpt(run, data), content(checkpoint))
+    for name, stage in CHECKPOINTS.items():
+        if stage in wanted:
+            models.policies[name] = restored(new_gpt(run, data), checkpoint(run, stage))
     return models
 
 
@@ -144,6 +146,7 @@ def main() -> None:
     if not args.eval:
         config.run.ranks = 1
     run = Run(config)
+    checkpoint(run, config.pit.curriculum[-1])  # before any work is done for a run that is not there
     data = load_data(run)
     models = restore_models(run, data)
     if args.eval:
@@ -156,8 +159,11 @@ def main() -> None:
         show_improvements(run, data, models, args.prompt, args.ref, *settings)
         return
     print("A prompt a line; an empty line ends.")
-    while prompt := sys.stdin.readline().strip() if not sys.stdin.isatty() else input("> ").strip():
-        show_improvements(run, data, models, prompt, None, *settings)
+    for prompt in iter(lambda: sys.stdin.readline().strip(), ""):
+        try:
+            show_improvements(run, data, models, prompt, None, *settings)
+        except UserError as error:
+            print(error)
 
 
 if __name__ == "__main__":

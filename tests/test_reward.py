@@ -124,14 +124,14 @@ def test_branches_score_as_separate_rows(pool):
     model = reward_model(pool)
     prompts, a, b = (random_lists(8, seed) for seed in (1, 2, 3))
     of_a, of_b, lm_loss = branch_scores(model, make_branches(prompts, a, b, "cpu"))
-    nll, tokens = 0.0, 0
+    nll, tokens = torch.zeros(8), torch.zeros(8)
     for side, scores in ((a, of_a), (b, of_b)):
         rows = pad_rows(prompts, side)
         torch.testing.assert_close(scores, score(model, rows), atol=1e-4, rtol=1e-5)
         hidden = model.trunk(rows.tokens)
-        nll -= token_logprobs(model.trunk, hidden, rows.tokens, rows.mask).sum().item()
-        tokens += rows.mask.sum().item()
-    assert lm_loss.item() == pytest.approx(nll / tokens, rel=1e-5)
+        nll -= token_logprobs(model.trunk, hidden, rows.tokens, rows.mask).sum(1).detach()
+        tokens += rows.mask.sum(1)
+    torch.testing.assert_close(lm_loss, nll / tokens, rtol=1e-4, atol=1e-5)
 
 
 def test_pointwise_loss_is_bradley_terry_and_lm_coef_zero_leaves_it_pure():
@@ -144,8 +144,8 @@ def test_pointwise_loss_is_bradley_terry_and_lm_coef_zero_leaves_it_pure():
     assert right.item() == (r_w > r_l).sum() and 0 < right < 5
     model.config.lm_coef = 0.5
     loss, _ = pointwise_loss(model, branches)  # a sum over the 5 pairs, as pair_loss
-    lm_loss = branch_scores(model, branches)[2].item()
-    assert loss.item() == pytest.approx(pure.item() + 0.5 * 5 * lm_loss, rel=1e-5)
+    lm_loss = branch_scores(model, branches)[2].sum().item()
+    assert loss.item() == pytest.approx(pure.item() + 0.5 * lm_loss, rel=1e-5)
 
 
 def test_eq2_loss_is_equation_2_and_lm_coef_zero_leaves_it_pure():
@@ -163,8 +163,8 @@ def test_eq2_loss_is_equation_2_and_lm_coef_zero_leaves_it_pure():
     assert right.item() == (r["wl"] > r["lw"]).sum() and 0 < right < 4
     model.config.lm_coef = 0.5
     loss, _ = eq2_loss(model, branches)  # a sum over the 4 triples
-    lm_loss = branch_scores(model, branches)[2].item()
-    assert loss.item() == pytest.approx(pure.item() + 0.5 * 4 * lm_loss, rel=1e-5)
+    lm_loss = branch_scores(model, branches)[2].sum().item()  # two rows a triple
+    assert loss.item() == pytest.approx(pure.item() + 0.5 * lm_loss / 2, rel=1e-5)
 
 
 # --------------------------------------------------------------------------------------- training
@@ -220,8 +220,11 @@ def test_training_minimises_the_loss_of_the_folds_pairs(bills_run, monkeypatch, 
     run, data = bills_run
     fold, seen = data.folds["reward"], {}
     monkeypatch.setattr(run.config.reward, "lm_coef", 0.0)
-    monkeypatch.setattr(train_reward, "train", lambda run, name, model, fit, fold, loss_of:
-                        seen.update(model=model, fold=fold, loss=loss_of([4, 7, 2])))
+
+    def train(run, name, model, fit, fold, loss_of):
+        torch.nn.init.normal_(model.head.weight)  # so that every pair has another score
+        seen.update(model=model, fold=fold, loss=loss_of([4, 7, 2]))
+    monkeypatch.setattr(train_reward, "train", train)
     gpt = train_reward.new_gpt(run, data)
     {"rp": train_reward.train_rp, "rpit": train_reward.train_rpit}[name](run, data, gpt)
     s = measure.fold_scores(run, data, seen["model"], seen["model"], fold)
