@@ -74,7 +74,7 @@ class ModelSection:
     heads: int = 4
     kv_heads: int = 4
     width: int = 128
-    hidden: int = 344           # of the SwiGLU
+    hidden: int = 256           # of the SwiGLU
     context: int = 128
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
@@ -103,12 +103,12 @@ class RewardSection:
 
 @dataclass
 class PPOSection:
-    batch: int = 128            # responses an iteration
-    epochs: int = 2
-    minibatches: int = 2
-    lr: float = 3e-4
+    batch: int = 256            # responses an iteration
+    epochs: int = 1
+    minibatches: int = 4
+    lr: float = 1.5e-4
     critic_lr: float = 1e-3
-    critic_warmup: int = 3      # iterations in which only the critic learns
+    critic_warmup: int = 4      # iterations in which only the critic learns
     clip: float = 0.2
     gamma: float = 1.0
     lam: float = 0.95
@@ -121,7 +121,7 @@ class PPOSection:
 @dataclass
 class StageSection:
     """One run of PPO."""
-    iterations: int = 60
+    iterations: int = 45
     beta: float = 0.1           # first coefficient of the KL in the reward
     kl_target: float = 2.0      # nats a response
     reference: str = "policy"   # source of y_ref: "data" (y_l and y_w) or "policy" (M_P^RL)
