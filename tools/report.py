@@ -266,8 +266,9 @@ def draw_curves(run: Run) -> None:
         column[0].set_title(stage)
         for axis, name in zip(column, ("reward", "gold", "kl")):
             points = [(r["step"], r[name]) for r in lines if r["stage"] == stage and name in r]
-            axis.plot(*zip(*points)) if points else None
-            axis.set_ylabel(name if column is axes.T[0] else "")
+            axis.plot(*(zip(*points) if points else ([], [])))
+    for axis, label in zip(axes[:, 0], ("reward (spreads)", "gold", "KL (nats a response)")):
+        axis.set_ylabel(label)
     figure.supxlabel("iteration")
     figure.tight_layout()
     figure.savefig(run.folder / "curves.png", dpi=120)
