@@ -448,20 +448,21 @@ class Run:
     def stage(self, name: str, sections: tuple[str, ...], make) -> dict:
         """The checkpoint of a stage: reused if it is there, else made, saved and returned.
 
-        `sections` of the config (and the seed) decide what the stage yields; they are kept in
-        the checkpoint, and one that was made with other values is refused with the fields that
-        differ. `make()` returns a dict of tensors and plain values.
+        `sections` of the config, or single fields of it ("section.key"), and the seed decide what
+        the stage yields; they are kept in the checkpoint, and one that was made with other values
+        is refused with the fields that differ. `make()` returns a dict of tensors and plain values.
         """
-        inputs = {"run.seed": self.config.run.seed}
-        for section in sections:
-            values = dataclasses.asdict(getattr(self.config, section))
-            inputs |= {f"{section}.{key}": value for key, value in values.items()}
+        inputs = {f"{section}.{key}": value
+                  for section, keys in dataclasses.asdict(self.config).items()
+                  for key, value in keys.items()
+                  if {section, f"{section}.{key}"} & {*sections, "run.seed"}}
         for folder in [self.folder] + [Path(self.config.run.base)] * bool(self.config.run.base):
             path = folder / f"{name}.pt"
             if not path.exists():
                 continue
             content = load(path)
-            differ = [key for key, value in inputs.items() if content["inputs"].get(key) != value]
+            made = content["inputs"]
+            differ = [key for key in inputs | made if inputs.get(key) != made.get(key)]
             if not differ:
                 self.write_config()
                 return content

@@ -183,13 +183,14 @@ def train_all(run: Run, data: Data) -> Models:
     rlhf_inputs = BASE + ("sft", "reward", "rp", "ppo", "rlhf")
     rlhf = run.stage("rlhf", rlhf_inputs, lambda: train_rlhf(run, data, "rlhf", sft, rp))
     models.policies["M_P^RL"] = restored(new_gpt(run, data), rlhf)
-    before, inputs = None, SUPERVISED + ("ppo", "pit")
+    before, inputs = None, SUPERVISED + ("ppo", "pit.score")
     for name in run.config.pit.curriculum:
         inputs += (name,) if getattr(run.config, name).reference == "data" else ("rlhf", name)
         before = run.stage(name, inputs, lambda: train_pit_stage(run, data, name, models, before))
         models.policies[STAGE_NAMES[name]] = restored(new_gpt(run, data), before)
     if run.config.eval.equal_budget:
-        content = run.stage("rlhf_more", rlhf_inputs + ("pit", *run.config.pit.curriculum),
+        content = run.stage("rlhf_more", rlhf_inputs + tuple(
+            f"{name}.iterations" for name in run.config.pit.curriculum),
                             lambda: train_rlhf(run, data, "rlhf_more", sft, rp, rlhf))
         models.policies["RLHF equal budget"] = restored(new_gpt(run, data), content)
     return models

@@ -41,7 +41,8 @@ def responses(run, data, models, stage: str, x, temperature):
 def trial(config, base: str, stage: str, label: str) -> dict:
     """Train with the config and measure on validation prompts."""
     config.run.base, config.run.name = base, f"{Path(base).name}-{label}"
-    config.pit.curriculum = {"rlhf": [], "stage0": ["stage0"]}.get(stage, config.pit.curriculum)
+    names = config.pit.curriculum
+    config.pit.curriculum = names[:names.index(stage) + 1] if stage in names else []
     run = Run(config)
     data = load_data(run)
     models = train_pit.train_all(run, data)
