@@ -43,10 +43,10 @@ class TextPair:
 
 def text_field(record: dict, key: str, where: str) -> str:
     """A string of a record. Raises UserError where it is missing or something else."""
-    if not isinstance(record.get(key), str):
-        raise UserError(f"{where}: field {key!r} is missing or no string")
-    if any("\ud800" <= character <= "\udfff" for character in record[key]):
-        raise UserError(f"{where}: field {key!r} holds half of a surrogate pair, which is no text")
+    try:
+        record[key].encode()
+    except (KeyError, AttributeError, UnicodeEncodeError):
+        raise UserError(f"{where}: field {key!r} is missing or no string of text") from None
     return record[key]
 
 
