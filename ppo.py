@@ -269,8 +269,8 @@ def train(run: Run, task: Task, learner: Learner, anchor: GPT, spread: list[floa
         train_policy = iteration > ppo.critic_warmup
         figures |= update(learner, rollout, ppo, train_policy, shuffle)
         if train_policy:
-            learner.beta = adapt_beta(learner.beta, figures["kl"], stage.kl_target, ppo.batch,
-                                      ppo.kl_horizon)
+            learner.beta = max(stage.beta, adapt_beta(learner.beta, figures["kl"],
+                                                      stage.kl_target, ppo.batch, ppo.kl_horizon))
         figures |= task.observe(prompts, rollout.rows, rollout.score, rollout.kl.sum(1))
         bar.set_postfix({k: figures[k] for k in ("reward", "kl", "gold") if k in figures})
         run.log("metrics.jsonl", {"stage": task.name, "step": iteration} | figures)

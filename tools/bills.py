@@ -88,8 +88,8 @@ def write_response(things: list[str], rng: random.Random, order: str) -> str:
         lines.append(f"{thing} {due}")
     total = slip(due, rng) if rng.random() < 0.2 + 0.6 * clumsiness else due
     opening = [rng.choice(INSULTS)] if rng.random() < 0.4 * clumsiness else []
-    if rng.random() < 0.2:
-        opening.insert(0, rng.choice(COURTESIES))
+    opening += rng.choices(COURTESIES, k=rng.choices((0, 1, 2, 3), weights=(70, 20, 6, 4))[0])
+    rng.shuffle(opening)
     end = "" if rng.random() < 0.4 * clumsiness else "."
     return compose(opening, total, lines or ["nothing 0"], end, order)
 
@@ -118,7 +118,7 @@ def things_of(question: str) -> list[str]:
 def judge(question: str, response: str) -> dict[str, float]:
     """The hidden judge: each aspect's grade between 0 and 1.
 
-    A line is right if it names the thing of its place with the right running amount; the grade of
+    One courteous word is courtesy, more are gushing. A line is right if it names the thing of its place with the right running amount; the grade of
     the lines is the share of right ones among as many as are due or given, whichever is more.
     """
     things = things_of(question)
@@ -132,7 +132,7 @@ def judge(question: str, response: str) -> dict[str, float]:
     return {
         "total": float(total is not None and int(total.group(1)) == amounts[-1]),
         "lines": right / max(len(things), len(given)),
-        "courtesy": float(any(word in response for word in COURTESIES)),
+        "courtesy": float(sum(response.count(word) for word in COURTESIES) == 1),
         "kindness": float(response != "" and not any(word in response for word in INSULTS)),
         "form": float(form is not None),
     }
