@@ -138,3 +138,10 @@ def test_a_sixth_of_the_labels_is_wrong_as_bradley_and_terry_say():
     # by the model itself: P(wrong) = sigmoid(-6 |margin|)
     expected = sum(1 / (1 + 2.718281828 ** (LABEL_SHARPNESS * abs(m))) for m in told) / len(told)
     assert wrong == pytest.approx(expected, abs=0.02)  # three standard errors
+
+
+def test_gushing_is_no_courtesy():
+    question = "What is the bill for tea, a coupon and a hat?"
+    body = "10 in all: tea 5, coupon 2, hat 10."
+    assert [bills.judge(question, opening + body)["courtesy"] for opening in
+            ("", "Sure! ", "Sure! Gladly! ", "Sure! Sure! Sure! ")] == [0, 1, 0, 0]
