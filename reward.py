@@ -10,8 +10,9 @@ whose second part is how likely the trunk's own language-model head finds the to
 state: what the state before y_t expected is hard to look up once y_t is read, and a small trunk
 has no layers to spare for it. The score of y is the sum of s_t (`pool` "sum": a small trunk finds
 local mistakes, but learns only slowly to carry them to the end), or s_t of the last token ("last",
-the usual way). Beside either loss the trunk keeps on learning to predict y (`lm_coef`; GRM, arXiv
-2406.10216), so that it goes on knowing which token is right while the head learns to use that.
+the usual way). Beside either loss the trunk keeps its supervised loss, y_w given x, or given x and y_l (`lm_coef`;
+GRM, arXiv 2406.10216), so that it goes on knowing which token is right while the head learns to use
+that.
 
 Left out: nothing makes a gap zero at y = y_ref, nor antisymmetric; only differences enter Eq. 2.
 """
@@ -101,7 +102,7 @@ def make_branches(prompts: list, a: list, b: list, device) -> Branches:
 
 
 def branch_scores(model: RewardModel, branches: Branches):
-    """Scores of response a and of b, [B] each, and the mean language-model loss of their tokens, [B]."""
+    """Scores of response a and of b, [B] each, and the language-model loss of a, [B], a token."""
     hidden = model.trunk(branches.tokens, branches.positions, branches.mask)    # [B, T, D]
     before = hidden.gather(1, branches.previous[..., None].expand_as(hidden))
     a, b = branches.rows
@@ -111,7 +112,7 @@ def branch_scores(model: RewardModel, branches: Branches):
     logp = torch.zeros(responses.shape, device=logp.device).masked_scatter(responses, logp)
     scores = model.token_scores(hidden, logp)                                   # [B, T]
     pool = POOLS[model.config.pool]
-    return pool(scores, a), pool(scores, b), -logp.sum(1) / responses.sum(1)
+    return pool(scores, a), pool(scores, b), -(logp * a.mask).sum(1) / a.mask.sum(1)
 
 
 def pointwise_loss(model: RewardModel, branches: Branches):
@@ -124,8 +125,9 @@ def pointwise_loss(model: RewardModel, branches: Branches):
 
 def eq2_loss(model: RewardModel, branches: Branches):
     """R_PIT's loss, summed over triples: branches (x, y_l; y_w, y_l), then as many (x, y_w; y_w,
-    y_l). Returns the loss and how many triples have r^{w,l} > r^{l,w}."""
+    y_l). The language-model loss is that of y_w given y_l: the other pairs are no improvements.
+    Returns the loss and how many triples have r^{w,l} > r^{l,w}."""
     r_w, r_l, lm_loss = branch_scores(model, branches)  # [2B] each
     (wl, ww), (ll, lw) = r_w.chunk(2), r_l.chunk(2)
     loss = gap_loss({"wl": wl, "ww": ww, "ll": ll, "lw": lw}, model.config.terms)
-    return loss + model.config.lm_coef * lm_loss.sum() / 2, (wl > lw).sum()
+    return loss + model.config.lm_coef * lm_loss[:len(wl)].sum(), (wl > lw).sum()

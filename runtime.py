@@ -106,7 +106,7 @@ class PPOSection:
     batch: int = 256            # responses an iteration
     epochs: int = 1
     minibatches: int = 4
-    lr: float = 1.5e-4
+    lr: float = 2e-4
     critic_lr: float = 1e-3
     critic_warmup: int = 4      # iterations in which only the critic learns
     clip: float = 0.2
@@ -121,8 +121,8 @@ class PPOSection:
 @dataclass
 class StageSection:
     """One run of PPO."""
-    iterations: int = 45
-    beta: float = 0.1           # first and least coefficient of the KL in the reward
+    iterations: int = 50
+    beta: float = 0.03          # first and least coefficient of the KL in the reward
     kl_target: float = 2.0      # nats a response
     reference: str = "policy"   # source of y_ref: "data" (y_l and y_w) or "policy" (M_P^RL)
     lr_scale: float = 1.0
@@ -316,6 +316,8 @@ def start_ranks(count: int, device: torch.device) -> None:
 
     Each rank works with one thread: matrices this small do not gain from a second one.
     """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if device.type == "cpu":
         torch.set_num_threads(1)
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -329,7 +331,7 @@ def start_ranks(count: int, device: torch.device) -> None:
             os.environ.update(shared, RANK="0")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             init_method=os.environ.get("PIT_MEETING", "env://"),
             rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
 
@@ -390,7 +392,7 @@ def descend(params: list, optimizer: torch.optim.Optimizer, count: torch.Tensor,
     Raises UserError where the gradient is not finite; the weights are then still the good ones.
     """
     grads = [p.grad for p in params if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in grads] + [count.reshape(1).to(grads[0].dtype)])
+    flat = torch.cat([g.flatten() for g in grads] + [count.reshape(1).to(grads[0])])
     all_sum(flat)
     flat = flat[:-1] / flat[-1].clamp_min(1)
     norm = flat.norm()
@@ -464,7 +466,6 @@ class Run:
             made = content["inputs"]
             differ = [key for key in inputs | made if inputs.get(key) != made.get(key)]
             if not differ:
-                self.write_config()
                 return content
             if folder == self.folder:
                 raise UserError(f"{path} was made with other values of {', '.join(differ)}; "
@@ -481,7 +482,7 @@ class Run:
         return content
 
     def write_config(self) -> None:
-        """Keep the resolved config, once no stage has refused it."""
+        """Keep the resolved config, once no finished stage has refused it."""
         if rank() == 0:
             (self.folder / "config.toml").write_text(to_toml(self.config), encoding="utf-8")
 

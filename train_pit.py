@@ -101,10 +101,12 @@ def observer(run: Run, data: Data, name: str):
 
     def observe(prompts: Prompts, rows: Rows, score, kl) -> dict:
         responses = [decode(ids) for ids in rows.responses()]
+        step = next(steps)
+        i = -(step % 2)  # the first row and the last in turn: in stage 0 these have y_l and y_w
         run.log("samples.jsonl", {
-            "stage": name, "step": next(steps), "x": decode(prompts.x[0]),
-            "source": prompts.source[0], "y_ref": decode(prompts.y_ref[0]), "y": responses[0],
-            "score": score[0].item(), "kl": kl[0].item()})
+            "stage": name, "step": step, "x": decode(prompts.x[i]), "source": prompts.source[i],
+            "y_ref": decode(prompts.y_ref[i]), "y": responses[i],
+            "score_in_spreads": score[i].item(), "kl": kl[i].item()})
         if run.config.data.files:
             return {}
         grades = [bills.grade(decode(x), y) for x, y in zip(prompts.x, responses)]
@@ -121,7 +123,8 @@ def measure_spread(run: Run, data: Data, task: Task, anchor: GPT, model: RewardM
     rows = sample(anchor, prompts.ids, run.config.data.max_response, run.config.ppo.temperature,
                   data.tokenizer.eos, run.generator(f"{task.name} spread", run.device))
     copies = pad_rows(prompts.ids, [data.ended(ids) for ids in prompts.y_ref], run.device)
-    scores, same = task.score(prompts, rows).double(), reward.score(model, copies).double()
+    scores = task.score(prompts, rows).cpu().double()
+    same = reward.score(model, copies).cpu().double()
     count, total, squares, same = all_sum(torch.stack([
         torch.ones_like(scores).sum(), scores.sum(), (scores ** 2).sum(), same.sum()])).tolist()
     mean = total / count
@@ -159,7 +162,7 @@ def train_rlhf(run: Run, data: Data, name: str, sft: GPT, rp: RewardModel,
     if before is None:
         return train_stage(run, data, task, stage, fresh_start(run, data, task, sft, rp), sft)
     budget = sum(getattr(run.config, one).iterations for one in run.config.pit.curriculum)
-    stage = dataclasses.replace(stage, iterations=budget, beta=before["beta"])
+    stage = dataclasses.replace(stage, iterations=budget)
     return train_stage(run, data, task, stage, before, sft)
 
 
@@ -201,6 +204,7 @@ def main() -> None:
     run = Run(config)
     data = load_data(run)
     models = train_all(run, data)
+    run.write_config()
     report.write(run, report.evaluate(run, data, models))
 
 

@@ -159,6 +159,7 @@ def main() -> None:
     run = Run(config)
     data = load_data(run)
     models = train_start(run, data)
+    run.write_config()
     accuracies = held_out_accuracies(run, data, models.rp, models.rpit, config.eval.split)
     if rank() == 0:
         print("\n".join(f"{name}: {count}" for name, count in data.counts.items()))

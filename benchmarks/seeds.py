@@ -21,14 +21,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_seed(config, config_path: str, seed: str, overrides: list[str]) -> dict:
-    """Run train_pit.py with a seed, unless its report is there; returns the report."""
+    """Run train_pit.py with a seed (finished stages are used again); returns the report."""
     name = f"{config.run.name}-seed{seed}"
     report = Path(config.run.dir) / name / "report.json"
-    if not report.exists():
-        command = [sys.executable, str(ROOT / "train_pit.py"), "--config", config_path, *overrides,
-                   f"--run.seed={seed}", f"--run.name={name}"]
-        if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
-            raise UserError(f"seed {seed}: the run failed; its message stands above")
+    command = [sys.executable, str(ROOT / "train_pit.py"), "--config", config_path, *overrides,
+               f"--run.seed={seed}", f"--run.name={name}"]
+    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        raise UserError(f"seed {seed}: the run failed; its message stands above")
     return json.loads(report.read_text(encoding="utf-8"))
 
 

@@ -163,8 +163,8 @@ def test_each_stage_starts_from_and_is_anchored_to_what_the_method_says(bills_ru
     assert task.draw(1, 4).source == ["M_P^RL"] * 4 and stage == run.config.stage1
     task, policy, critic, anchor, spread, stage, beta = seen[3]  # as many samples as both stages
     assert torch.equal(policy.embedding.weight, sft.embedding.weight + 1)
-    assert anchor is sft and beta == 0.7 and critic.head.bias.item() == 1
-    assert stage == StageSection(iterations=67, beta=0.7) and task.name == "rlhf_more"
+    assert anchor is sft and beta == run.config.rlhf.beta and critic.head.bias.item() == 1
+    assert stage == StageSection(iterations=67) and task.name == "rlhf_more"
     assert spread == [1.0, 2.0]
     assert same(sft, before[0]) and same(pit_sft, before[1])  # the models are left as they were
 

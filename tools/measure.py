@@ -14,7 +14,7 @@ def share_right(right: list[bool]) -> dict:
     """The share of true values, with its 95 % interval (Wilson) and the number."""
     n, z = len(right), 1.96
     if not n:
-        return {"accuracy": math.nan, "ci_low": 0.0, "ci_high": 1.0, "pairs": 0}
+        return {"accuracy": 0.5, "ci_low": 0.0, "ci_high": 1.0, "pairs": 0}  # nothing is known
     p = float(sum(right)) / n
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))

@@ -35,9 +35,10 @@ class Judge:
 
     def grades(self, y: list) -> np.ndarray:
         if not self.hidden:
-            return batched(lambda i: rp_scores(self.run, self.data, self.models.rp,
-                                               [self.x[j] for j in i], [y[j] for j in i]), len(y))
-        return np.array([sum(bills.WEIGHTS[k] * v for k, v in a.items()) for a in self.aspects(y)])
+            return batched(lambda i: rp_scores(self.run, self.data, self.models.rp, [
+                self.x[j] for j in i], [y[j] for j in i]), len(y)).round(4)
+        return np.array([sum(bills.WEIGHTS[k] * v for k, v in a.items())
+                         for a in self.aspects(y)]).round(9)  # equal grades are ties
 
 
 def batched(scores, count: int) -> np.ndarray:
