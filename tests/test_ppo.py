@@ -337,7 +337,8 @@ def test_ppo_solves_a_toy(tmp_path):
     anchor, critic = copy.deepcopy(policy), Critic(tiny_gpt(8, seed=3))
     _, history = train(tmp_path, policy, anchor, critic, task,
                        StageSection(iterations=40, beta=0.02, kl_target=10.0), ppo__lr=1e-2,
-                       ppo__critic_lr=1e-2, ppo__no_eos_score=-1.0)
+                       ppo__critic_lr=1e-2, ppo__no_eos_score=-1.0,
+                           ppo__epochs=2, ppo__minibatches=2)
     first, last = history[0], history[-1]
     assert first["kl"] == pytest.approx(0, abs=1e-4)
     assert first["reward"] < 0.3 and last["reward"] > 1.2  # 2 is the supremum

@@ -124,14 +124,12 @@ def test_branches_score_as_separate_rows(pool):
     model = reward_model(pool)
     prompts, a, b = (random_lists(8, seed) for seed in (1, 2, 3))
     of_a, of_b, lm_loss = branch_scores(model, make_branches(prompts, a, b, "cpu"))
-    nll, tokens = torch.zeros(8), torch.zeros(8)
-    for side, scores in ((a, of_a), (b, of_b)):
+    for side, scores in ((b, of_b), (a, of_a)):
         rows = pad_rows(prompts, side)
         torch.testing.assert_close(scores, score(model, rows), atol=1e-4, rtol=1e-5)
-        hidden = model.trunk(rows.tokens)
-        nll -= token_logprobs(model.trunk, hidden, rows.tokens, rows.mask).sum(1).detach()
-        tokens += rows.mask.sum(1)
-    torch.testing.assert_close(lm_loss, nll / tokens, rtol=1e-4, atol=1e-5)
+    hidden = model.trunk(rows.tokens)  # of a alone
+    logp = token_logprobs(model.trunk, hidden, rows.tokens, rows.mask)
+    torch.testing.assert_close(lm_loss, -logp.sum(1) / rows.mask.sum(1), rtol=1e-4, atol=1e-5)
 
 
 def test_pointwise_loss_is_bradley_terry_and_lm_coef_zero_leaves_it_pure():
@@ -163,8 +161,8 @@ def test_eq2_loss_is_equation_2_and_lm_coef_zero_leaves_it_pure():
     assert right.item() == (r["wl"] > r["lw"]).sum() and 0 < right < 4
     model.config.lm_coef = 0.5
     loss, _ = eq2_loss(model, branches)  # a sum over the 4 triples
-    lm_loss = branch_scores(model, branches)[2].sum().item()  # two rows a triple
-    assert loss.item() == pytest.approx(pure.item() + 0.5 * lm_loss / 2, rel=1e-5)
+    lm_loss = branch_scores(model, branches)[2][:4].sum().item()  # y_w given y_l
+    assert loss.item() == pytest.approx(pure.item() + 0.5 * lm_loss, rel=1e-5)
 
 
 # --------------------------------------------------------------------------------------- training
