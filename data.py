@@ -205,6 +205,10 @@ class Fold:
     def __len__(self):
         return len(self.x)
 
+    def __getitem__(self, indices):
+        """Some of the pairs."""
+        return Fold(*([column[i] for i in indices] for column in vars(self).values()))
+
 
 def pack(lists: list[list[int]]) -> list[torch.Tensor]:
     """Lists of token ids as two tensors, all ids and the lists' lengths."""
@@ -224,15 +228,21 @@ class Data:
     pit: Template                  # what M_PIT and R_PIT read before y
     folds: dict[str, Fold]
     counts: dict[str, int]         # pairs read, kept in each fold, dropped by reason
+    device: torch.device           # where rows are put
 
     def ended(self, ids: list[int]) -> list[int]:
         """A response with its end."""
         return ids + [self.tokenizer.eos]
 
-    def ended_pairs(self, fold: Fold, indices) -> tuple[list, list]:
-        """y_w and y_l of some pairs, with their ends."""
-        return ([self.ended(fold.y_w[i]) for i in indices],
-                [self.ended(fold.y_l[i]) for i in indices])
+    def policy_rows(self, x: list, y: list) -> Rows:
+        """x with y and its end, as M_P and R_P read them."""
+        return pad_rows([self.policy(ids) for ids in x],
+                        [self.ended(ids) for ids in y], self.device)
+
+    def pit_rows(self, x: list, y_ref: list, y: list) -> Rows:
+        """x and y_ref with y and its end, as M_PIT and R_PIT read them."""
+        return pad_rows([self.pit(*pair) for pair in zip(x, y_ref)],
+                        [self.ended(ids) for ids in y], self.device)
 
     def bare(self, ids: list[int]) -> list[int]:
         """A sampled response without its end, as a reference or for its text."""
@@ -303,21 +313,7 @@ def load_data(run: Run) -> Data:
     if needed > run.config.model.context:
         raise UserError(f"model.context = {run.config.model.context} is shorter than max_prompt + "
                         f"2 x max_response and the template: {needed}")
-    return Data(tokenizer, policy, pit, folds, content["counts"])
-
-
-def policy_rows(data: Data, fold: Fold, indices, side: str, device) -> Rows:
-    """(x, y_w) or (x, y_l), as M_P and R_P read them."""
-    responses = getattr(fold, side)
-    return pad_rows([data.policy(fold.x[i]) for i in indices],
-                    [data.ended(responses[i]) for i in indices], device)
-
-
-def pit_rows(data: Data, fold: Fold, indices, pair: str, device) -> Rows:
-    """(x, y_ref, y), as M_PIT and R_PIT read them; pair "wl" has y = y_w and y_ref = y_l."""
-    y, y_ref = (getattr(fold, f"y_{side}") for side in pair)
-    return pad_rows([data.pit(fold.x[i], y_ref[i]) for i in indices],
-                    [data.ended(y[i]) for i in indices], device)
+    return Data(tokenizer, policy, pit, folds, content["counts"], run.device)
 
 
 def batches(lengths: np.ndarray, size: int, steps: int, rng: np.random.Generator):

@@ -10,9 +10,9 @@ whose second part is how likely the trunk's own language-model head finds the to
 state: what the state before y_t expected is hard to look up once y_t is read, and a small trunk
 has no layers to spare for it. The score of y is the sum of s_t (`pool` "sum": a small trunk finds
 local mistakes, but learns only slowly to carry them to the end), or s_t of the last token ("last",
-the usual way). Beside either loss the trunk keeps its supervised loss, y_w given x, or given x and y_l (`lm_coef`;
-GRM, arXiv 2406.10216), so that it goes on knowing which token is right while the head learns to use
-that.
+the usual way). Beside either loss the trunk keeps its supervised loss, y_w given x, or given x and
+y_l (`lm_coef`; GRM, arXiv 2406.10216), so that it goes on knowing which token is right while the
+head learns to use that.
 
 Left out: nothing makes a gap zero at y = y_ref, nor antisymmetric; only differences enter Eq. 2.
 """

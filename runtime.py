@@ -270,8 +270,9 @@ def to_toml(config: Config) -> str:
     """The config as TOML text."""
     lines = []
     for section, keys in dataclasses.asdict(config).items():
-        lines += [f"[{section}]"] + [f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in keys.items()] + [""]
-    return "\n".join(lines)
+        lines.append(f"\n[{section}]")
+        lines += [f"{key} = {json.dumps(v, ensure_ascii=False)}" for key, v in keys.items()]
+    return "\n".join(lines) + "\n"
 
 
 def command_line(description: str, *arguments) -> tuple[argparse.Namespace, Config]:
@@ -428,14 +429,15 @@ def load(path: Path) -> dict:
 
 
 class Run:
-    """A run folder with its config, device, log and finished stages."""
+    """A run folder with its config, device, log and finished stages. With `trains` false a stage
+    that is not there is an error."""
 
-    def __init__(self, config: Config):
-        self.config = config
+    def __init__(self, config: Config, trains: bool = True):
+        self.config, self.trains = config, trains
         self.device = pick_device(config.run.device)
         start_ranks(config.run.ranks, self.device)
         self.folder = Path(config.run.dir) / config.run.name
-        if rank() == 0:
+        if rank() == 0 and trains:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -470,6 +472,8 @@ class Run:
             if folder == self.folder:
                 raise UserError(f"{path} was made with other values of {', '.join(differ)}; "
                                 "choose another --run.name, or delete it")
+        if not self.trains:
+            raise UserError(f"{self.folder / name}.pt: no such checkpoint; run train_pit.py first")
         barrier()  # no rank makes what another one has found
         self.write_config()
         self.forget(name)

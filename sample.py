@@ -13,42 +13,14 @@ import difflib
 import sys
 
 import reward
-import runtime
 from data import Data, load_data
-from model import GPT, pad_rows, sample
-from reward import RewardModel
+from model import GPT, sample
 from runtime import Run, UserError, command_line, gather, guard, mine
 from tools import bills
-from train_reward import Models, new_gpt, new_reward_model, restored
+from train_reward import Models
 
 
-CHECKPOINTS = {"M_P^SFT": "sft", "M_PIT^SFT": "pit_sft", "M_P^RL": "rlhf",
-               "PIT stage 0": "stage0", "PIT stage 1": "stage1", "RLHF equal budget": "rlhf_more"}
-
-
-def checkpoint(run: Run, stage: str) -> dict:
-    """A stage's checkpoint, of the run or of its base. Raises UserError where there is none."""
-    paths = [runtime.Path(folder) / f"{stage}.pt" for folder in (run.folder, run.config.run.base)
-             if folder]
-    return runtime.load(next((path for path in paths if path.exists()), paths[0]))
-
-
-def restore_models(run: Run, data: Data) -> Models:
-    """All models of a finished run. Raises UserError where a necessary one is missing."""
-    models = Models(*(restored(new_reward_model(run, data), checkpoint(run, name))
-                      for name in ("rp", "rpit")), policies={})
-    wanted = ["sft", "pit_sft", "rlhf"] + run.config.pit.curriculum
-    wanted += ["rlhf_more"] * run.config.eval.equal_budget
-    for name, stage in CHECKPOINTS.items():
-        if stage in wanted:
-            models.policies[name] = restored(new_gpt(run, data), checkpoint(run, stage))
-    return models
-
-
-def last_stage(run: Run) -> str:
-    """The name of the policy that ends the curriculum."""
-    names = {checkpoint: name for name, checkpoint in CHECKPOINTS.items()}
-    return names[run.config.pit.curriculum[-1]]
+STAGES = {"stage0": "PIT stage 0", "stage1": "PIT stage 1"}  # in the config, in the report
 
 
 def generate(run: Run, data: Data, policy: GPT, prompts: list[list[int]], temperature: float,
@@ -72,19 +44,6 @@ def improve(run: Run, data: Data, policy: GPT, x: list, y_ref: list, temperature
     """y ~ M_PIT(. | x, y_ref) for each x and y_ref."""
     prompts = [data.pit(ids, ref) for ids, ref in zip(x, y_ref)]
     return generate(run, data, policy, prompts, temperature, generator)
-
-
-def rp_scores(run: Run, data: Data, rp: RewardModel, x: list, y: list):
-    """R_P(x, y) for each: [N]. Responses are token ids without their end."""
-    rows = pad_rows([data.policy(ids) for ids in x], [data.ended(ids) for ids in y], run.device)
-    return reward.score(rp, rows)
-
-
-def gap_scores(run: Run, data: Data, rpit: RewardModel, x: list, y: list, y_ref: list):
-    """r_gap(x, y, y_ref) for each: [N]."""
-    rows = pad_rows([data.pit(ids, ref) for ids, ref in zip(x, y_ref)],
-                    [data.ended(ids) for ids in y], run.device)
-    return reward.score(rpit, rows)
 
 
 def marked(before: str, after: str) -> str:
@@ -125,9 +84,10 @@ def show_improvements(run: Run, data: Data, models: Models, prompt: str, ref: st
     print(f"x    {prompt}\ny_0  {text}{gold_note(run, prompt, text)}")
     for i in range(1, iterations + 1):
         y_ref, before = y, text
-        y = improve(run, data, models.policies[last_stage(run)], x, y_ref, temperature, generator)
+        policy = models.policies[STAGES[run.config.pit.curriculum[-1]]]
+        y = improve(run, data, policy, x, y_ref, temperature, generator)
         text = data.tokenizer.decode(y[0])
-        gap = gap_scores(run, data, models.rpit, x, y, y_ref).item()
+        gap = reward.score(models.rpit, data.pit_rows(x, y_ref, y)).item()
         print(f"y_{i}  {marked(before, text)}  r_gap {gap:+.2f}{gold_note(run, prompt, text)}")
 
 
@@ -145,12 +105,12 @@ def main() -> None:
         raise UserError("--ref needs the --prompt that it responds to")
     if not args.eval:
         config.run.ranks = 1
-    run = Run(config)
-    checkpoint(run, config.pit.curriculum[-1])  # before any work is done for a run that is not there
+    from tools import report  # these two sample with this module
+    from train_pit import train_all
+    run = Run(config, trains=False)
     data = load_data(run)
-    models = restore_models(run, data)
+    models = train_all(run, data)
     if args.eval:
-        from tools import report  # which samples with this module
         report.write(run, report.evaluate(run, data, models))
         return
     generator = run.generator("sample", run.device)

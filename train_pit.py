@@ -25,11 +25,10 @@ from model import GPT, Rows, pad_rows, sample
 from ppo import Critic, Prompts, Task
 from reward import RewardModel
 from runtime import Run, StageSection, all_sum, command_line, guard
-from sample import CHECKPOINTS, answer, rp_scores
+from sample import STAGES, answer
 from tools import bills, report
 from train_reward import BASE, Models, new_gpt, restored, train_start
 
-STAGE_NAMES = {checkpoint: name for name, checkpoint in CHECKPOINTS.items()}
 SUPERVISED = BASE + ("sft", "pit_sft", "reward", "rp", "rpit")
 
 
@@ -84,12 +83,12 @@ def own_score(model: RewardModel):
     return lambda prompts, rows: reward.score(model, rows)
 
 
-def difference_score(run: Run, data: Data, rp: RewardModel):
+def difference_score(data: Data, rp: RewardModel):
     """The ablation R_P(x, y) - R_P(x, y_ref)."""
     def score(prompts: Prompts, rows: Rows):
         y = [data.bare(ids) for ids in rows.responses()]
-        return (rp_scores(run, data, rp, prompts.x, y)
-                - rp_scores(run, data, rp, prompts.x, prompts.y_ref))
+        return (reward.score(rp, data.policy_rows(prompts.x, y))
+                - reward.score(rp, data.policy_rows(prompts.x, prompts.y_ref)))
     return score
 
 
@@ -173,7 +172,7 @@ def train_pit_stage(run: Run, data: Data, name: str, models: Models, before: dic
     draw = (draw_data_references(run, data, name) if stage.reference == "data" else
             draw_policy_references(run, data, name, models.policies["M_P^RL"]))
     score = (own_score(models.rpit) if run.config.pit.score == "gap" else
-             difference_score(run, data, models.rp))
+             difference_score(data, models.rp))
     task = Task(name, draw, score, observer(run, data, name))
     start = before or fresh_start(run, data, task, anchor, models.rpit)
     return train_stage(run, data, task, stage, start, anchor)
@@ -190,7 +189,7 @@ def train_all(run: Run, data: Data) -> Models:
     for name in run.config.pit.curriculum:
         inputs += (name,) if getattr(run.config, name).reference == "data" else ("rlhf", name)
         before = run.stage(name, inputs, lambda: train_pit_stage(run, data, name, models, before))
-        models.policies[STAGE_NAMES[name]] = restored(new_gpt(run, data), before)
+        models.policies[STAGES[name]] = restored(new_gpt(run, data), before)
     if run.config.eval.equal_budget:
         content = run.stage("rlhf_more", rlhf_inputs + tuple(
             f"{name}.iterations" for name in run.config.pit.curriculum),

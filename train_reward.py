@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import reward
-from data import Data, Fold, batches, load_data, pit_rows, policy_rows
+from data import Data, Fold, batches, load_data
 from model import GPT, Rows, token_logprobs
 from reward import RewardModel, make_branches
 from runtime import FitSection, Run, UserError, all_sum, command_line, descend, guard, mine, rank
@@ -41,7 +41,7 @@ def learning_rate(fit: FitSection, step: int) -> float:
 
 
 def train(run: Run, name: str, model, fit: FitSection, fold: Fold, loss_of) -> None:
-    """A supervised training. `loss_of(indices)` returns a summed loss, its count, and how many of
+    """A supervised training. `loss_of(pairs)` returns a summed loss, its count, and how many of
     `accuracy`'s things were right, for this rank's pairs of a batch."""
     lengths = np.array([len(x) + len(y_w) + len(y_l) for x, y_w, y_l in zip(*vars(fold).values())])
     rng = np.random.default_rng([run.config.run.seed, len(name), sum(map(ord, name))])
@@ -52,7 +52,7 @@ def train(run: Run, name: str, model, fit: FitSection, fold: Fold, loss_of) -> N
     sums = torch.zeros(3)
     for step, indices in enumerate(bar, 1):
         optimizer.param_groups[0]["lr"] = learning_rate(fit, step - 1)
-        loss, count, right = loss_of(mine(indices))
+        loss, count, right = loss_of(fold[mine(indices)])
         loss.backward()
         norm = descend(list(model.parameters()), optimizer, count, fit.clip, name)
         sums += torch.tensor([loss.item(), float(count), float(right)])
@@ -85,7 +85,7 @@ def train_sft(run: Run, data: Data) -> dict:
     """M_P^SFT: maximise log M(y_w | x)."""
     model, fold = new_gpt(run, data), data.folds["sft"]
     train(run, "sft", model, run.config.sft, fold,
-          lambda i: lm_loss(model, policy_rows(data, fold, i, "y_w", run.device)))
+          lambda pairs: lm_loss(model, data.policy_rows(pairs.x, pairs.y_w)))
     return {"model": model.state_dict()}
 
 
@@ -93,24 +93,23 @@ def train_pit_sft(run: Run, data: Data, policy: GPT) -> dict:
     """M_PIT^SFT: maximise log M(y_w | x, y_l), from M_P^SFT."""
     model, fold = copy.deepcopy(policy), data.folds["sft"]
     train(run, "pit_sft", model, run.config.pit_sft, fold,
-          lambda i: lm_loss(model, pit_rows(data, fold, i, "wl", run.device)))
+          lambda pairs: lm_loss(model, data.pit_rows(pairs.x, pairs.y_l, pairs.y_w)))
     return {"model": model.state_dict()}
 
 
 def train_rp(run: Run, data: Data, policy: GPT) -> dict:
     """R_P: -log sigmoid(R_P(x, y_w) - R_P(x, y_l)), from M_P^SFT."""
-    def branches(fold, i):
-        prompts = [data.policy(fold.x[j]) for j in i]
-        return make_branches(prompts, *data.ended_pairs(fold, i), run.device)
+    def branches(pairs, y_w, y_l):
+        return make_branches([data.policy(x) for x in pairs.x], y_w, y_l, run.device)
 
     return train_reward_model(run, data, "rp", policy, branches, reward.pointwise_loss)
 
 
 def train_rpit(run: Run, data: Data, pit_policy: GPT) -> dict:
     """R_PIT: Eq. 2 over the four ordered pairs of each triple, from M_PIT^SFT."""
-    def branches(fold, i):
-        y_w, y_l = data.ended_pairs(fold, i)
-        prompts = [data.pit(fold.x[j], y_ref[j]) for y_ref in (fold.y_l, fold.y_w) for j in i]
+    def branches(pairs, y_w, y_l):
+        prompts = [data.pit(*pair) for y_ref in (pairs.y_l, pairs.y_w)
+                   for pair in zip(pairs.x, y_ref)]
         return make_branches(prompts, y_w * 2, y_l * 2, run.device)
 
     return train_reward_model(run, data, "rpit", pit_policy, branches, reward.eq2_loss)
@@ -120,13 +119,13 @@ def train_reward_model(run: Run, data: Data, name: str, trunk: GPT, branches, lo
     """A reward model from a supervised model's trunk."""
     torch.manual_seed(run.config.run.seed)
     model = RewardModel(copy.deepcopy(trunk), run.config.reward).to(run.device)
-    fold = data.folds["reward"]
 
-    def loss_of(i):
-        total, right = loss(model, branches(fold, i))
-        return total, torch.tensor(len(i)), right
+    def loss_of(pairs):
+        ended = ([data.ended(y) for y in side] for side in (pairs.y_w, pairs.y_l))
+        total, right = loss(model, branches(pairs, *ended))
+        return total, torch.tensor(len(pairs)), right
 
-    train(run, name, model, getattr(run.config, name), fold, loss_of)
+    train(run, name, model, getattr(run.config, name), data.folds["reward"], loss_of)
     return {"model": model.state_dict()}
 
 
@@ -160,7 +159,7 @@ def main() -> None:
     data = load_data(run)
     models = train_start(run, data)
     run.write_config()
-    accuracies = held_out_accuracies(run, data, models.rp, models.rpit, config.eval.split)
+    accuracies = held_out_accuracies(data, models.rp, models.rpit, config.eval.split)
     if rank() == 0:
         print("\n".join(f"{name}: {count}" for name, count in data.counts.items()))
         print(f"\nagreement with the labels of held-out pairs ({config.eval.split}):")

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train_pit  # noqa: E402
 from data import load_data  # noqa: E402
 from runtime import Run, command_line, guard, rank, set_field  # noqa: E402
-from sample import answer, improve  # noqa: E402
+from sample import STAGES, answer, improve  # noqa: E402
 from tools.report import Judge  # noqa: E402
 
 
@@ -32,7 +32,7 @@ def responses(run, data, models, stage: str, x, temperature):
         before = answer(run, data, models.policies["M_P^SFT"], x, temperature, generator)
         return before, [answer(run, data, models.policies["M_P^RL"], x, temperature, generator)]
     chain = [answer(run, data, models.policies["M_P^RL"], x, temperature, generator)]
-    policy = models.policies[train_pit.STAGE_NAMES[stage]]
+    policy = models.policies[STAGES[stage]]
     for _ in range(run.config.eval.iterations):
         chain.append(improve(run, data, policy, x, chain[-1], temperature, generator))
     return chain[0], [chain[1], chain[-1]]

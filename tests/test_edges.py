@@ -1,4 +1,4 @@
-"""Guards for the bugs in the report; they fail until each is mended, then belong beside the others."""
+"""Edges that once broke: one test for each bug that was found and mended."""
 
 import gzip
 import json

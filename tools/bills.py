@@ -118,8 +118,9 @@ def things_of(question: str) -> list[str]:
 def judge(question: str, response: str) -> dict[str, float]:
     """The hidden judge: each aspect's grade between 0 and 1.
 
-    One courteous word is courtesy, more are gushing. A line is right if it names the thing of its place with the right running amount; the grade of
-    the lines is the share of right ones among as many as are due or given, whichever is more.
+    One courteous word is courtesy, more are gushing. A line is right if it names the thing of its
+    place with the right running amount; the grade of the lines is the share of right ones among as
+    many as are due or given, whichever is more.
     """
     things = things_of(question)
     amounts = running_amounts(things)

@@ -5,9 +5,9 @@ import math
 import numpy as np
 
 import reward
-from data import Data, Fold, pit_rows, policy_rows
+from data import Data, Fold
 from reward import PAIRS, RewardModel
-from runtime import Run, gather, mine
+from runtime import gather, mine
 
 
 def share_right(right: list[bool]) -> dict:
@@ -21,33 +21,38 @@ def share_right(right: list[bool]) -> dict:
     return {"accuracy": p, "ci_low": low, "ci_high": high, "pairs": n}
 
 
-def scores_of(model: RewardModel, rows_of, count: int) -> np.ndarray:
-    """Scores of `count` rows, in shares of the ranks and portions of 128: rows_of(indices) makes
-    them."""
-    own = mine(range(count))
-    portions = [own[i:i + 128] for i in range(0, len(own), 128)]
-    return np.array(gather([s for i in portions
-                            for s in reward.score(model, rows_of(i)).tolist()]))
+def shared_scores(score, *columns) -> np.ndarray:
+    """score(portions of the columns) -> [n], for all rows of the columns: the ranks share them, in
+    portions of 128."""
+    own = [mine(column) for column in columns]
+    return np.array(gather([s for i in range(0, len(own[0]), 128)
+                            for s in score(*(column[i:i + 128] for column in own)).tolist()]))
 
 
-def fold_scores(run: Run, data: Data, rp: RewardModel, rpit: RewardModel, fold: Fold) -> dict:
+def rp_scores(data: Data, rp: RewardModel, x: list, y: list) -> np.ndarray:
+    """R_P(x, y) for each."""
+    return shared_scores(lambda x, y: reward.score(rp, data.policy_rows(x, y)), x, y)
+
+
+def gap_scores(data: Data, rpit: RewardModel, x: list, y: list, y_ref: list) -> np.ndarray:
+    """r_gap(x, y, y_ref) for each."""
+    return shared_scores(lambda x, y, y_ref: reward.score(rpit, data.pit_rows(x, y_ref, y)),
+                         x, y, y_ref)
+
+
+def fold_scores(data: Data, rp: RewardModel, rpit: RewardModel, fold: Fold) -> dict:
     """Scores of a fold's pairs: R_P's of "w" and "l", R_PIT's of the four ordered pairs."""
-    n = len(fold)
-    scores = {side: scores_of(
-        rp, lambda i, side=side: policy_rows(data, fold, i, f"y_{side}", run.device), n)
-        for side in ("w", "l")}
-    return scores | {pair: scores_of(
-        rpit, lambda i, pair=pair: pit_rows(data, fold, i, pair, run.device), n)
-        for pair in PAIRS}
+    sides = {"w": fold.y_w, "l": fold.y_l}
+    return {side: rp_scores(data, rp, fold.x, y) for side, y in sides.items()} | {
+        pair: gap_scores(data, rpit, fold.x, sides[pair[0]], sides[pair[1]]) for pair in PAIRS}
 
 
-def held_out_accuracies(run: Run, data: Data, rp: RewardModel, rpit: RewardModel,
-                        split: str) -> dict:
+def held_out_accuracies(data: Data, rp: RewardModel, rpit: RewardModel, split: str) -> dict:
     """How often R_P and each comparison of Eq. 2 agree with the labels of held-out pairs, beside
     the longer response as a guess (not counting equal lengths), and the majority's answer, which is
     right in half of the pairs, as they come in either order."""
     fold = data.folds[split]
-    s = fold_scores(run, data, rp, rpit, fold)
+    s = fold_scores(data, rp, rpit, fold)
     result = {"R_P": share_right(list(s["w"] > s["l"]))}
     result |= {f"R_PIT {term}": share_right(list(s[term[:2]] > s[term[3:]]))
                for term in ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw")}

@@ -13,10 +13,13 @@ import numpy as np
 
 import runtime
 from data import Data
+from reward import score
 from runtime import Run
-from sample import Models, answer, gap_scores, improve, last_stage, rp_scores
+from sample import STAGES, answer, improve
 from tools import bills
-from tools.measure import fold_scores, held_out_accuracies, mean_interval, pair_agreement
+from tools.measure import (fold_scores, gap_scores, held_out_accuracies, mean_interval,
+                           pair_agreement, rp_scores)
+from train_reward import Models
 
 EXAMPLES = 8
 
@@ -35,16 +38,9 @@ class Judge:
 
     def grades(self, y: list) -> np.ndarray:
         if not self.hidden:
-            return batched(lambda i: rp_scores(self.run, self.data, self.models.rp, [
-                self.x[j] for j in i], [y[j] for j in i]), len(y)).round(4)
+            return rp_scores(self.data, self.models.rp, self.x, y).round(4)
         return np.array([sum(bills.WEIGHTS[k] * v for k, v in a.items())
                          for a in self.aspects(y)]).round(9)  # equal grades are ties
-
-
-def batched(scores, count: int) -> np.ndarray:
-    """Scores of `count` responses in portions: scores(indices) -> tensor."""
-    portions = [range(i, min(i + 128, count)) for i in range(0, count, 128)]
-    return np.concatenate([scores(i).cpu().numpy() for i in portions])
 
 
 class Table:
@@ -77,8 +73,7 @@ def best_of(run, data, models, x, temperature, generator) -> list:
     """The best by R_P of eval.best_of responses of M_P^RL."""
     tries = [answer(run, data, models.policies["M_P^RL"], x, temperature, generator)
              for _ in range(run.config.eval.best_of)]
-    scores = [batched(lambda i, y=y: rp_scores(run, data, models.rp, [x[j] for j in i],
-                                               [y[j] for j in i]), len(x)) for y in tries]
+    scores = [rp_scores(data, models.rp, x, y) for y in tries]
     return [tries[k][i] for i, k in enumerate(np.argmax(scores, axis=0))]
 
 
@@ -104,7 +99,7 @@ def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperatu
             y_ref, y = y, improve(run, data, policies[name], x, y, temperature, generator)
             chains[name].append(y)
             table.add(name, y, "M_P^RL", y_0, temperature, i, y_ref)
-    final = last_stage(run)
+    final = STAGES[run.config.pit.curriculum[-1]]
     over_sft = improve(run, data, policies[final], x, sft, temperature, generator)
     table.add(final, over_sft, "M_P^SFT", sft, temperature, 1, sft)
     if more is not None:
@@ -119,33 +114,28 @@ def sample_agreements(run: Run, data: Data, models: Models, judge: Judge, x: lis
     generator = run.generator("agreements", run.device, run.config.eval.seed)
     policies, found = models.policies, {}
 
-    def rp(y):
-        return batched(lambda i: rp_scores(run, data, models.rp, [x[j] for j in i],
-                                           [y[j] for j in i]), len(x))
-
-    def gap(y, y_ref):
-        return batched(lambda i: gap_scores(run, data, models.rpit, [x[j] for j in i], [
-            y[j] for j in i], [y_ref[j] for j in i]), len(x))
-
     def compare(kind, a, b, gap_a, gap_b):
         better = judge.grades(a) - judge.grades(b)
-        found[f"R_P, {kind}"] = pair_agreement(rp(a), rp(b), better)
+        found[f"R_P, {kind}"] = pair_agreement(
+            rp_scores(data, models.rp, x, a), rp_scores(data, models.rp, x, b), better)
         found[f"R_PIT, {kind}"] = pair_agreement(gap_a, gap_b, better)
 
     a, b = (answer(run, data, policies["M_P^SFT"], x, 1.0, generator) for _ in range(2))
-    compare("pairs of M_P^SFT's samples", a, b, gap(a, b), gap(b, a))
+    compare("pairs of M_P^SFT's samples", a, b, gap_scores(data, models.rpit, x, a, b),
+            gap_scores(data, models.rpit, x, b, a))
     y_ref = answer(run, data, policies["M_P^RL"], x, 1.0, generator)
-    a, b = (improve(run, data, policies[last_stage(run)], x, y_ref, 1.0, generator)
-            for _ in range(2))
-    compare("pairs of PIT's samples over one y_ref ~ M_P^RL", a, b, gap(a, y_ref), gap(b, y_ref))
+    final = policies[STAGES[run.config.pit.curriculum[-1]]]
+    a, b = (improve(run, data, final, x, y_ref, 1.0, generator) for _ in range(2))
+    compare("pairs of PIT's samples over one y_ref ~ M_P^RL", a, b,
+            *(gap_scores(data, models.rpit, x, y, y_ref) for y in (a, b)))
     return found
 
 
-def judge_agreements(run: Run, data: Data, models: Models, judge: Judge, fold) -> dict:
+def judge_agreements(data: Data, models: Models, judge: Judge, fold) -> dict:
     """How often reward models and labels agree with the judge on held-out pairs."""
     n = len(judge.x)
     better = judge.grades(fold.y_w[:n]) - judge.grades(fold.y_l[:n])
-    s = fold_scores(run, data, models.rp, models.rpit, fold)
+    s = fold_scores(data, models.rp, models.rpit, fold)
     return {"R_P, held-out pairs, judge": pair_agreement(s["w"][:n], s["l"][:n], better),
             "R_PIT, held-out pairs, judge": pair_agreement(s["wl"][:n], s["lw"][:n], better),
             "labels, held-out pairs, judge (the ceiling)": pair_agreement(
@@ -174,9 +164,9 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
     for side in ("y_l", "y_w"):
         y = getattr(fold, side)[:n]
         table.add(side, y, "M_P^RL", y_0, None)
-    accuracies = held_out_accuracies(run, data, models.rp, models.rpit, setting.split)
+    accuracies = held_out_accuracies(data, models.rp, models.rpit, setting.split)
     if judge.hidden:
-        accuracies |= judge_agreements(run, data, models, judge, fold)
+        accuracies |= judge_agreements(data, models, judge, fold)
         accuracies |= sample_agreements(run, data, models, judge, x)
     seconds = stage_seconds(run) | {"evaluation": time.perf_counter() - start}
     return {"name": run.config.run.name, "seed": run.config.run.seed,
@@ -195,8 +185,8 @@ def examples(run: Run, data: Data, models: Models, judge: Judge, responses: dict
                                                         min(EXAMPLES, len(judge.x))):
         steps = []
         for k, y in enumerate(chain):
-            gap = gap_scores(run, data, models.rpit, [judge.x[i]], [y[i]],
-                             [chain[k - 1][i]]).item() if k else None
+            gap = score(models.rpit, data.pit_rows(
+                [judge.x[i]], [chain[k - 1][i]], [y[i]])).item() if k else None
             gold = bills.grade(decode(judge.x[i]), decode(y[i])) if judge.hidden else None
             steps.append({"y": decode(y[i]), "r_gap": gap, "gold": gold})
         found.append({"x": decode(judge.x[i]), "temperature": temperature, "steps": steps})
