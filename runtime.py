@@ -251,7 +251,8 @@ def check_config(config: Config, where: str) -> None:
     for wrong, message in [
         (model.width % (2 * model.heads), "model.width must be an even multiple of model.heads"),
         (model.heads % model.kv_heads, "model.heads must be a multiple of model.kv_heads"),
-        (config.ppo.batch % (2 * rows), f"ppo.batch must be a multiple of {2 * rows}"),
+        (config.ppo.batch % rows or config.ppo.batch % 2,
+         f"ppo.batch must be even and a multiple of minibatches x ranks ({rows})"),
         (not (config.pit.curriculum and config.reward.terms and config.eval.temperatures),
          "pit.curriculum, reward.terms and eval.temperatures must not be empty"),
         (min(config.eval.prompts, config.data.test, config.data.valid) < 2,

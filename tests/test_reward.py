@@ -8,7 +8,6 @@ import torch
 
 import train_reward
 from conftest import read_lines, tiny_gpt
-from data import pit_rows, policy_rows
 from model import pad_rows, token_logprobs
 from reward import (PAIRS, POOLS, RewardModel, branch_scores, eq2_loss, gap_loss, make_branches,
                     pair_loss, pointwise_loss, score)
@@ -205,10 +204,10 @@ def test_rows_hold_what_each_model_reads(bills_run):
     run, data = bills_run
     fold, eos = data.folds["reward"], data.tokenizer.eos
     x, y_w, y_l = fold.x[3], fold.y_w[3], fold.y_l[3]
-    rows = policy_rows(data, fold, [3], "y_w", "cpu")
+    rows = data.policy_rows([x], [y_w])
     assert rows.tokens[0].tolist() == data.policy(x) + y_w + [eos]
     assert rows.responses() == [y_w + [eos]]
-    rows = pit_rows(data, fold, [3], "wl", "cpu")  # candidate y_w, reference y_l
+    rows = data.pit_rows([x], [y_l], [y_w])
     assert rows.tokens[0].tolist() == data.pit(x, y_l) + y_w + [eos]
     assert rows.responses() == [y_w + [eos]]
 
@@ -221,11 +220,11 @@ def test_training_minimises_the_loss_of_the_folds_pairs(bills_run, monkeypatch, 
 
     def train(run, name, model, fit, fold, loss_of):
         torch.nn.init.normal_(model.head.weight)  # so that every pair has another score
-        seen.update(model=model, fold=fold, loss=loss_of([4, 7, 2]))
+        seen.update(model=model, fold=fold, loss=loss_of(fold[[4, 7, 2]]))
     monkeypatch.setattr(train_reward, "train", train)
     gpt = train_reward.new_gpt(run, data)
     {"rp": train_reward.train_rp, "rpit": train_reward.train_rpit}[name](run, data, gpt)
-    s = measure.fold_scores(run, data, seen["model"], seen["model"], fold)
+    s = measure.fold_scores(data, seen["model"], seen["model"], fold)
     s = {key: torch.tensor(value[[4, 7, 2]]) for key, value in s.items()}
     expected = gap_loss(s, TERMS) if name == "rpit" else pair_loss(s["w"], s["l"])
     assert seen["fold"] is fold and seen["loss"][1] == 3
@@ -236,7 +235,7 @@ def test_supervised_models_learn_the_preferred_response(bills_run, monkeypatch):
     run, data = bills_run
     fold, seen = data.folds["sft"], []
     monkeypatch.setattr(train_reward, "train", lambda run, name, model, fit, fold, loss_of:
-                        seen.append((fold, loss_of([5]))))
+                        seen.append((fold, loss_of(fold[[5]]))))
     gpt = train_reward.new_gpt(run, data)
     train_reward.train_sft(run, data)
     train_reward.train_pit_sft(run, data, gpt)
@@ -300,7 +299,7 @@ def test_held_out_accuracies_count_the_right_orders(bills_run, monkeypatch):
     fake = {"w": np.arange(n), "l": np.full(n, 4.5), "wl": np.full(n, 3), "ww": np.full(n, 2),
             "ll": np.arange(n), "lw": np.full(n, 0.5)}
     monkeypatch.setattr(measure, "fold_scores", lambda *_: fake)
-    found = measure.held_out_accuracies(run, data, None, None, "valid")
+    found = measure.held_out_accuracies(data, None, None, "valid")
     shares = {name: a["accuracy"] for name, a in found.items()}
     assert shares.pop("longer response") == pytest.approx(
         sum(len(fold.y_w[i]) > len(fold.y_l[i]) for i in range(n))

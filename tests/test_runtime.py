@@ -72,7 +72,7 @@ def test_a_written_config_reads_as_the_same(tmp_path):
     ("--model.heads=3", "model.width ... multiple of model.heads"),
     ("--model.width=20", "model.width ... even"),  # 4 heads of width 5
     ("--model.kv_heads=3", "model.heads ... multiple of model.kv_heads"),
-    ("--ppo.batch=6", "ppo.batch ... multiple of 4"),
+    ("--ppo.batch=6", "ppo.batch ... multiple of"),
     ("--rp.batch=0", "rp.batch"),
     ("--sft.steps=0", "sft.steps"),
     ("--stage0.iterations=-1", "stage0.iterations"),
@@ -114,7 +114,7 @@ def test_values_that_mean_something_are_not_refused(tmp_path, override):
 def test_rollouts_are_shared_evenly_by_ranks_minibatches_and_references(tmp_path):
     text = "[run]\nranks = 3\n[ppo]\nminibatches = 5\n"
     assert config_of(tmp_path, text, "--ppo.batch=60").ppo.batch == 60
-    with pytest.raises(UserError, match="ppo.batch must be a multiple of 30"):
+    with pytest.raises(UserError, match="ppo.batch must be even and a multiple of"):
         config_of(tmp_path, text, "--ppo.batch=45")
 
 
@@ -213,9 +213,9 @@ def test_a_stage_is_made_once_and_reused(tmp_path):
     again = run.stage("sft", ("sft", "model"), make(calls, w=torch.zeros(2)))
     assert len(calls) == 1 and torch.equal(again["w"], torch.ones(2))
     assert made["inputs"] == again["inputs"] and again["seconds"] >= 0
-    assert tomllib.loads((run.folder / "config.toml").read_text())["ppo"]["lr"] == 1.0
     run.stage("rp", ("sft", "model"), make(calls))
     assert len(calls) == 2
+    assert tomllib.loads((run.folder / "config.toml").read_text())["ppo"]["lr"] == 1.0
 
 
 def test_a_stage_of_other_values_is_refused_with_the_fields_that_differ(tmp_path):
