@@ -210,17 +210,6 @@ class Fold:
         return Fold(*([column[i] for i in indices] for column in vars(self).values()))
 
 
-def pack(lists: list[list[int]]) -> list[torch.Tensor]:
-    """Lists of token ids as two tensors, all ids and the lists' lengths."""
-    return [torch.tensor([i for ids in lists for i in ids], dtype=torch.int32),
-            torch.tensor([len(ids) for ids in lists])]
-
-
-def unpack(ids: torch.Tensor, lengths: torch.Tensor) -> list[list[int]]:
-    """The lists that `pack` packed."""
-    return [part.tolist() for part in ids.split(lengths.tolist())]
-
-
 @dataclass
 class Data:
     tokenizer: Tokenizer
@@ -288,9 +277,8 @@ def prepare(run: Run) -> dict:
     folds = encode_pairs(pairs, config, Tokenizer(model), dropped)
     counts |= {name: len(fold) for name, fold in folds.items()} | {
         f"dropped, {reason}": count for reason, count in dropped.items() if count}
-    packed = {name: [pack(column) for column in vars(fold).values()]
-              for name, fold in folds.items()}
-    return {"counts": counts, "folds": packed, "tokenizer": model.read_bytes()}
+    return {"counts": counts, "tokenizer": model.read_bytes(),  # JSON loads faster than a pickle
+            "folds": json.dumps({name: vars(fold) for name, fold in folds.items()})}
 
 
 def load_data(run: Run) -> Data:
@@ -304,8 +292,7 @@ def load_data(run: Run) -> Data:
         path.write_bytes(content["tokenizer"])
     runtime.barrier()
     tokenizer = Tokenizer(path)
-    folds = {name: Fold(*(unpack(*column) for column in columns))
-             for name, columns in content["folds"].items()}
+    folds = {name: Fold(**columns) for name, columns in json.loads(content["folds"]).items()}
     policy, pit = (Template(text, tokenizer) for text in
                    (run.config.template.policy, run.config.template.pit))
     needed = (run.config.data.max_prompt + 2 * run.config.data.max_response

@@ -26,7 +26,7 @@ import torch
 import torch.nn as nn
 
 from model import GPT, Rows, sample, token_logprobs
-from runtime import PPOSection, Run, StageSection, UserError, all_sum, descend, mine
+from runtime import PPOSection, Run, StageSection, UserError, all_sum, descend
 
 
 def kl_penalty(logp, ref_logp, mask):
@@ -103,7 +103,7 @@ def adapt_beta(beta: float, kl: float, target: float, count: int, horizon: float
 
 @dataclass
 class Prompts:
-    """What a rollout starts from. `x` and `y_ref` are kept as token ids."""
+    """What this rank's rollout starts from. `x` and `y_ref` are kept as token ids."""
     ids: list[list[int]]      # B prompts, as the policy reads them
     x: list[list[int]]
     y_ref: list[list[int]]    # empty lists for RLHF
@@ -274,8 +274,3 @@ def train(run: Run, task: Task, learner: Learner, anchor: GPT, spread: list[floa
         figures |= task.observe(prompts, rollout.rows, rollout.score, rollout.kl.sum(1))
         bar.set_postfix({k: figures[k] for k in ("reward", "kl", "gold") if k in figures})
         run.log("metrics.jsonl", {"stage": task.name, "step": iteration} | figures)
-
-
-def share(prompts: Prompts) -> Prompts:
-    """This rank's share of a batch of prompts that all ranks have drawn."""
-    return Prompts(*(mine(part) for part in vars(prompts).values()))

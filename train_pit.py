@@ -20,11 +20,11 @@ import torch
 
 import ppo
 import reward
-from data import Data, load_data
+from data import Data, Fold, load_data
 from model import GPT, Rows, pad_rows, sample
 from ppo import Critic, Prompts, Task
 from reward import RewardModel
-from runtime import Run, StageSection, all_sum, command_line, guard
+from runtime import Run, StageSection, all_sum, command_line, guard, mine
 from sample import STAGES, answer
 from tools import bills, report
 from train_reward import BASE, Models, new_gpt, restored, train_start
@@ -32,55 +32,50 @@ from train_reward import BASE, Models, new_gpt, restored, train_start
 SUPERVISED = BASE + ("sft", "pit_sft", "reward", "rp", "rpit")
 
 
-def fold_indices(run: Run, name: str, size: int, iteration: int, number: int) -> list[int]:
-    """The `number` pairs of the RL fold for one iteration, the same for all ranks: the fold is
-    gone through in a random order, another one each time."""
-    start = iteration * number
-    order = np.concatenate([np.random.default_rng([run.config.run.seed, sum(map(ord, name)), turn])
-                            .permutation(size) for turn in
-                            range(start // size, (start + number - 1) // size + 1)])
-    return order[start % size:start % size + number].tolist()
+def draw_pairs(run: Run, data: Data, name: str, iteration: int, number: int) -> Fold:
+    """`number` pairs of the RL fold for one iteration, the same for all ranks: the fold is gone
+    through in a random order, another one each time."""
+    fold, start = data.folds["rl"], iteration * number
+    size, name_seed = len(fold), sum(map(ord, name))
+    turns = range(start // size, (start + number - 1) // size + 1)
+    order = np.concatenate([np.random.default_rng([run.config.run.seed, name_seed, turn])
+                            .permutation(size) for turn in turns])
+    return fold[order[start % size:start % size + number].tolist()]
+
+
+def share(ids: list, x: list, y_ref: list, source: list) -> Prompts:
+    """This rank's share of the prompts."""
+    return Prompts(mine(ids), mine(x), mine(y_ref), mine(source))
 
 
 def draw_prompts(run: Run, data: Data, name: str):
     """Eq. 3: the policy reads x."""
-    fold = data.folds["rl"]
-
     def draw(iteration: int, number: int) -> Prompts:
-        x = [fold.x[i] for i in fold_indices(run, name, len(fold), iteration, number)]
-        return ppo.share(Prompts([data.policy(ids) for ids in x], x, [[]] * number, [""] * number))
+        x = draw_pairs(run, data, name, iteration, number).x
+        return share([data.policy(ids) for ids in x], x, [[]] * number, [""] * number)
     return draw
 
 
 def draw_data_references(run: Run, data: Data, name: str):
     """Eq. 4: PIT reads x with y_l, and x with y_w."""
-    fold = data.folds["rl"]
-
     def draw(iteration: int, number: int) -> Prompts:
-        indices = fold_indices(run, name, len(fold), iteration, number // 2)
-        x = [fold.x[i] for i in indices] * 2
-        y_ref = [fold.y_l[i] for i in indices] + [fold.y_w[i] for i in indices]
-        source = ["y_l"] * len(indices) + ["y_w"] * len(indices)
-        return ppo.share(Prompts([data.pit(*pair) for pair in zip(x, y_ref)], x, y_ref, source))
+        pairs = draw_pairs(run, data, name, iteration, number // 2)
+        x, y_ref = pairs.x * 2, pairs.y_l + pairs.y_w
+        source = ["y_l"] * len(pairs) + ["y_w"] * len(pairs)
+        return share([data.pit(*pair) for pair in zip(x, y_ref)], x, y_ref, source)
     return draw
 
 
 def draw_policy_references(run: Run, data: Data, name: str, policy: GPT):
     """Eq. 5: PIT reads x with a response that M_P^RL gives now."""
-    fold = data.folds["rl"]
     generator = run.generator(f"{name} references", run.device)
 
     def draw(iteration: int, number: int) -> Prompts:
-        x = [fold.x[i] for i in fold_indices(run, name, len(fold), iteration, number)]
+        x = draw_pairs(run, data, name, iteration, number).x
         y_ref = answer(run, data, policy, x, run.config.ppo.temperature, generator)
-        return ppo.share(Prompts([data.pit(*pair) for pair in zip(x, y_ref)], x, y_ref,
-                                 ["M_P^RL"] * number))
+        ids = [data.pit(*pair) for pair in zip(x, y_ref)]
+        return share(ids, x, y_ref, ["M_P^RL"] * number)
     return draw
-
-
-def own_score(model: RewardModel):
-    """R_P(x, y), or r_gap(x, y, y_ref): the reward model reads the very tokens of the rollout."""
-    return lambda prompts, rows: reward.score(model, rows)
 
 
 def difference_score(data: Data, rp: RewardModel):
@@ -157,7 +152,8 @@ def train_rlhf(run: Run, data: Data, name: str, sft: GPT, rp: RewardModel,
                before: dict | None = None) -> dict:
     """M_P^RL, Eq. 3; or, from its checkpoint `before`, as many more iterations as PIT's stages."""
     stage = run.config.rlhf
-    task = Task(name, draw_prompts(run, data, name), own_score(rp), observer(run, data, name))
+    task = Task(name, draw_prompts(run, data, name), lambda _, rows: reward.score(rp, rows),
+                observer(run, data, name))
     if before is None:
         return train_stage(run, data, task, stage, fresh_start(run, data, task, sft, rp), sft)
     budget = sum(getattr(run.config, one).iterations for one in run.config.pit.curriculum)
@@ -171,8 +167,8 @@ def train_pit_stage(run: Run, data: Data, name: str, models: Models, before: dic
     stage, anchor = getattr(run.config, name), models.policies["M_PIT^SFT"]
     draw = (draw_data_references(run, data, name) if stage.reference == "data" else
             draw_policy_references(run, data, name, models.policies["M_P^RL"]))
-    score = (own_score(models.rpit) if run.config.pit.score == "gap" else
-             difference_score(data, models.rp))
+    score = (difference_score(data, models.rp) if run.config.pit.score == "difference" else
+             lambda _, rows: reward.score(models.rpit, rows))  # it reads the rollout's very tokens
     task = Task(name, draw, score, observer(run, data, name))
     start = before or fresh_start(run, data, task, anchor, models.rpit)
     return train_stage(run, data, task, stage, start, anchor)
