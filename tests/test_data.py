@@ -10,8 +10,7 @@ import sentencepiece
 
 import data
 from conftest import MARKERS, ROOT, tiny_config, tiny_run, write_lines
-from data import (Template, TextPair, Tokenizer, batches, load_data, pack, read_pairs, split_keys,
-                  unpack)
+from data import (Template, TextPair, Tokenizer, batches, load_data, read_pairs, split_keys)
 from runtime import DataSection, TokenizerSection, UserError
 from tools import bills
 
@@ -292,12 +291,6 @@ def test_responses_get_and_lose_their_end(bills_run):
 
 
 # ------------------------------------------------------------------------------ texts and batches
-
-
-def test_lists_are_unpacked_as_they_were_packed():
-    lists = [[1, 2], [3], [], [4, 5, 6], []]
-    again = unpack(*pack(lists))
-    assert again == lists and type(again[0][0]) is int
 
 
 def test_batches_take_every_index_at_most_once_an_epoch():

@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 from conftest import tiny_gpt, tiny_run
 from data import batches, load_data, read_pairs

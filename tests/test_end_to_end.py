@@ -133,7 +133,7 @@ def test_a_sample_of_every_rollout_is_kept(trained):
     assert [(line["stage"], line["step"]) for line in lines] == [
         (stage, step) for stage, steps in STAGES.items() for step in steps if step]
     for line in lines:
-        assert set(line) == {"stage", "step", "x", "source", "y_ref", "y", "score", "kl"}
+        assert set(line) == {"stage", "step", "x", "source", "y_ref", "y", "score_in_spreads", "kl"}
         bills.things_of(line["x"])  # a question
         source = {"stage0": ("y_l", "y_w"), "stage1": ("M_P^RL",)}.get(line["stage"], ("",))
         assert line["source"] in source and (line["y_ref"] == "") == (line["source"] == "")

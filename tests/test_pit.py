@@ -3,6 +3,7 @@
 import copy
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import ppo
 import sample
 import train_pit
 from conftest import command
+from data import Fold
 from model import pad_rows
 from reward import RewardModel, score
 from runtime import StageSection
@@ -44,33 +46,34 @@ def same(one, two) -> bool:
 
 def test_the_fold_is_gone_through_before_a_pair_comes_again(bills_run):
     run, _ = bills_run
-    drawn = [i for it in range(6) for i in train_pit.fold_indices(run, "rlhf", 10, it, 5)]
+    ten = SimpleNamespace(folds={"rl": Fold(*(list(range(10)) for _ in range(3)))})
+
+    def draw(name, iteration, number):
+        return train_pit.draw_pairs(run, ten, name, iteration, number).x
+    drawn = [i for it in range(6) for i in draw("rlhf", it, 5)]
     passes = [drawn[i:i + 10] for i in (0, 10, 20)]
     assert all(sorted(one) == list(range(10)) for one in passes) and passes[0] != passes[1]
-    assert len(train_pit.fold_indices(run, "rlhf", 10, 3, 25)) == 25  # more than the fold
-    counts = Counter(train_pit.fold_indices(run, "rlhf", 10, 0, 40))
-    assert set(counts.values()) == {4}
-    assert train_pit.fold_indices(run, "stage0", 10, 0, 5) != drawn[:5]
+    assert len(draw("rlhf", 3, 25)) == 25  # more than the fold
+    assert set(Counter(draw("rlhf", 0, 40)).values()) == {4}
+    assert draw("stage0", 0, 5) != drawn[:5]
 
 
 def test_rlhf_reads_the_prompt_alone(bills_run):
     run, data = bills_run
     prompts = train_pit.draw_prompts(run, data, "rlhf")(1, 6)
-    fold = data.folds["rl"]
-    indices = train_pit.fold_indices(run, "rlhf", len(fold), 1, 6)
-    assert prompts.x == [fold.x[i] for i in indices]
+    assert prompts.x == train_pit.draw_pairs(run, data, "rlhf", 1, 6).x
     assert prompts.ids == [data.policy(x) for x in prompts.x]
     assert prompts.y_ref == [[]] * 6 and prompts.source == [""] * 6
 
 
 def test_stage_0_reads_each_prompt_with_y_l_and_with_y_w(bills_run):
     run, data = bills_run
-    prompts, fold = train_pit.draw_data_references(run, data, "stage0")(2, 6), data.folds["rl"]
-    indices = train_pit.fold_indices(run, "stage0", len(fold), 2, 3)
+    prompts = train_pit.draw_data_references(run, data, "stage0")(2, 6)
+    pairs = train_pit.draw_pairs(run, data, "stage0", 2, 3)
     seen = Counter((tuple(x), tuple(y), s) for x, y, s in zip(prompts.x, prompts.y_ref,
                                                              prompts.source))
-    assert seen == Counter((tuple(fold.x[i]), tuple(getattr(fold, s)[i]), s)
-                           for i in indices for s in ("y_l", "y_w"))
+    assert seen == Counter((tuple(pairs.x[i]), tuple(getattr(pairs, s)[i]), s)
+                           for i in range(3) for s in ("y_l", "y_w"))
     assert prompts.ids == [data.pit(x, y) for x, y in zip(prompts.x, prompts.y_ref)]
 
 
@@ -89,8 +92,7 @@ def test_the_reward_model_reads_the_tokens_of_the_rollout(bills_run, models):
     run, data = bills_run
     prompts = train_pit.draw_data_references(run, data, "stage0")(1, 4)
     rows = pad_rows(prompts.ids, [[5, 6, data.tokenizer.eos]] * 4)
-    gap = train_pit.own_score(models.rpit)(prompts, rows)
-    assert torch.equal(gap, score(models.rpit, rows))
+    gap = score(models.rpit, rows)
     by_hand = measure.gap_scores(data, models.rpit, prompts.x, [[5, 6]] * 4, prompts.y_ref)
     assert gap.tolist() == pytest.approx(by_hand.tolist(), abs=1e-4)
 
