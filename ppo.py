@@ -116,7 +116,6 @@ class Rollout:
     mask: torch.Tensor        # [B, T] the responses' tokens
     logp: torch.Tensor        # [B, T]
     kl: torch.Tensor          # [B, T]
-    k3: torch.Tensor          # [B, T]
     values: torch.Tensor      # [B, T]
     advantages: torch.Tensor  # [B, T] whitened
     returns: torch.Tensor     # [B, T]
@@ -190,13 +189,11 @@ def roll_out(learner: Learner, anchor: GPT, prompts: Prompts, task: Task, ppo: P
     mean, std = spread
     score = torch.where(ended, (task.score(prompts, rows) - mean) / std, ppo.no_eos_score)
     logp = logprobs(learner.policy, rows, mask, ppo.temperature)
-    ref_logp = logprobs(anchor, rows, mask, ppo.temperature)
-    kl = kl_penalty(logp, ref_logp, mask)
+    kl = kl_penalty(logp, logprobs(anchor, rows, mask, ppo.temperature), mask)
     values = token_values(learner.critic, rows, mask)
     rewards = token_rewards(score, kl, mask, learner.beta)
     advantages, returns = compute_gae(rewards, values, mask, ppo.gamma, ppo.lam)
-    return Rollout(rows, mask, logp, kl, k3(logp, ref_logp, mask), values,
-                   whiten(advantages, mask), returns, score, ended)
+    return Rollout(rows, mask, logp, kl, values, whiten(advantages, mask), returns, score, ended)
 
 
 def update(learner: Learner, rollout: Rollout, ppo: PPOSection, train_policy: bool,
@@ -237,16 +234,18 @@ def update(learner: Learner, rollout: Rollout, ppo: PPOSection, train_policy: bo
 def figures_of(rollout: Rollout, prompts: Prompts, bare: Callable) -> dict:
     """Means over all ranks' responses: reward, KL in nats a response, lengths, degenerate ones."""
     responses = [bare(ids) for ids in rollout.rows.responses()]
-    variance = ((rollout.returns - rollout.values) ** 2 * rollout.mask).sum()
+    ref_logp = rollout.logp - rollout.kl
+    error = ((rollout.returns - rollout.values) ** 2 * rollout.mask).sum()
     sums = torch.tensor([
-        len(responses), rollout.score.sum(), rollout.kl.sum(), rollout.k3.sum(),
+        len(responses), rollout.score.sum(), rollout.kl.sum(),
+        k3(rollout.logp, ref_logp, rollout.mask).sum(),
         rollout.ended.sum(), sum(map(len, responses)),
-        sum(y == y_ref for y, y_ref in zip(responses, prompts.y_ref)),
-        sum(not y for y in responses), variance, rollout.mask.sum()])
-    count, reward, kl, k3_, ended, length, copies, empty, error, tokens = all_sum(sums).tolist()
-    return {"reward": reward / count, "kl": kl / count, "k3": k3_ / count,
-            "eos_rate": ended / count, "length": length / count, "copies": copies / count,
-            "empty": empty / count, "value_error": error / tokens}
+        sum(y == y_ref and source != "" for y, y_ref, source in
+            zip(responses, prompts.y_ref, prompts.source)),
+        sum(not y for y in responses), rollout.mask.sum(), error])
+    count, *sums, tokens, error = all_sum(sums).tolist()
+    names = ("reward", "kl", "k3", "eos_rate", "length", "copies", "empty")
+    return dict(zip(names, (s / count for s in sums))) | {"value_error": error / tokens}
 
 
 def train(run: Run, task: Task, learner: Learner, anchor: GPT, spread: list[float],

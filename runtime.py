@@ -354,13 +354,9 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
 def mine(items):
-    """This rank's share of a sequence that all ranks hold: every world()-th item."""
-    return items[rank()::world()]
+    """This rank's share of a sequence that all ranks hold: every n-th item, with n ranks."""
+    return items[rank()::dist.get_world_size()] if dist.is_initialized() else items
 
 
 def all_sum(tensor: torch.Tensor) -> torch.Tensor:
@@ -374,7 +370,7 @@ def gather(items: list) -> list:
     """The lists of all ranks as one, in the order that `mine` dealt them from."""
     if not dist.is_initialized():
         return items
-    parts = [None] * world()
+    parts = [None] * dist.get_world_size()
     dist.all_gather_object(parts, items)
     return [part[i] for i in range(len(parts[0])) for part in parts if i < len(part)]
 

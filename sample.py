@@ -19,7 +19,6 @@ from runtime import Run, UserError, command_line, gather, guard, mine
 from tools import bills
 from train_reward import Models
 
-
 STAGES = {"stage0": "PIT stage 0", "stage1": "PIT stage 1"}  # in the config, in the report
 
 

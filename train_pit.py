@@ -43,16 +43,12 @@ def draw_pairs(run: Run, data: Data, name: str, iteration: int, number: int) -> 
     return fold[order[start % size:start % size + number].tolist()]
 
 
-def share(ids: list, x: list, y_ref: list, source: list) -> Prompts:
-    """This rank's share of the prompts."""
-    return Prompts(mine(ids), mine(x), mine(y_ref), mine(source))
-
-
 def draw_prompts(run: Run, data: Data, name: str):
     """Eq. 3: the policy reads x."""
     def draw(iteration: int, number: int) -> Prompts:
         x = draw_pairs(run, data, name, iteration, number).x
-        return share([data.policy(ids) for ids in x], x, [[]] * number, [""] * number)
+        ids = [data.policy(one) for one in x]
+        return Prompts(*map(mine, (ids, x, [[]] * number, [""] * number)))
     return draw
 
 
@@ -61,8 +57,9 @@ def draw_data_references(run: Run, data: Data, name: str):
     def draw(iteration: int, number: int) -> Prompts:
         pairs = draw_pairs(run, data, name, iteration, number // 2)
         x, y_ref = pairs.x * 2, pairs.y_l + pairs.y_w
+        ids = [data.pit(*pair) for pair in zip(x, y_ref)]
         source = ["y_l"] * len(pairs) + ["y_w"] * len(pairs)
-        return share([data.pit(*pair) for pair in zip(x, y_ref)], x, y_ref, source)
+        return Prompts(*map(mine, (ids, x, y_ref, source)))
     return draw
 
 
@@ -74,7 +71,7 @@ def draw_policy_references(run: Run, data: Data, name: str, policy: GPT):
         x = draw_pairs(run, data, name, iteration, number).x
         y_ref = answer(run, data, policy, x, run.config.ppo.temperature, generator)
         ids = [data.pit(*pair) for pair in zip(x, y_ref)]
-        return share(ids, x, y_ref, ["M_P^RL"] * number)
+        return Prompts(*map(mine, (ids, x, y_ref, ["M_P^RL"] * number)))
     return draw
 
 

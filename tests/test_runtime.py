@@ -11,7 +11,7 @@ import torch
 
 import runtime
 from conftest import ROOT, command, read_lines, tiny_run
-from runtime import Config, Run, UserError, descend, load, load_config, save, to_toml
+from runtime import Config, UserError, descend, load, load_config, save, to_toml
 
 
 def config_of(folder: Path, text: str, *overrides: str) -> Config:
@@ -321,15 +321,16 @@ def test_a_gradient_that_is_not_finite_stops_and_leaves_the_weights(bad):
 def test_shares_of_ranks_are_gathered_in_order(monkeypatch):
     items = list(range(7))
     shares = []
+    assert runtime.mine(items) == items  # one rank has all
+    monkeypatch.setattr(runtime.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(runtime.dist, "get_world_size", lambda: 3)
     for number in range(3):
         monkeypatch.setattr(runtime, "rank", lambda: number)
-        monkeypatch.setattr(runtime, "world", lambda: 3)
         shares.append(runtime.mine(items))
     assert shares == [[0, 3, 6], [1, 4], [2, 5]]
 
     def gather_object(parts, mine):
         parts[:] = shares
-    monkeypatch.setattr(runtime.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(runtime.dist, "all_gather_object", gather_object)
     assert runtime.gather(shares[0]) == items
     assert np.array_equal(runtime.mine(np.arange(4)), [2])  # rank 2 of 3
