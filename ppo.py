@@ -267,7 +267,7 @@ def train(run: Run, task: Task, learner: Learner, anchor: GPT, spread: list[floa
             raise UserError(f"{task.name}, iteration {iteration}: not finite: {figures}")
         train_policy = iteration > ppo.critic_warmup
         figures |= update(learner, rollout, ppo, train_policy, shuffle)
-        if train_policy:
+        if train_policy:  # the KL is always low at first: that must not wind beta down
             learner.beta = max(stage.beta, adapt_beta(learner.beta, figures["kl"],
                                                       stage.kl_target, ppo.batch, ppo.kl_horizon))
         figures |= task.observe(prompts, rollout.rows, rollout.score, rollout.kl.sum(1))

@@ -24,7 +24,7 @@ from data import Data, Fold, load_data
 from model import GPT, Rows, pad_rows, sample
 from ppo import Critic, Prompts, Task
 from reward import RewardModel
-from runtime import Run, StageSection, all_sum, command_line, guard, mine
+from runtime import Run, StageSection, all_sum, command_line, gather, guard, mine
 from sample import STAGES, answer
 from tools import bills, report
 from train_reward import BASE, Models, new_gpt, restored, train_start
@@ -109,19 +109,18 @@ def observer(run: Run, data: Data, name: str):
 def measure_spread(run: Run, data: Data, task: Task, anchor: GPT, model: RewardModel) -> list:
     """Mean and spread of the raw score on the anchor's samples, before RL: r_gap has no natural
     zero or unit. The shift changes no advantage (they are whitened) but lets the critic start near
-    0. Logged beside: the mean score of (x, y_ref, y_ref), for RLHF of an empty response."""
+    0. Logged beside: the lowest score, which ppo.no_eos_score should lie below, and the mean score of
+    (x, y_ref, y_ref), for RLHF of an empty response."""
     prompts = task.draw(0, 256)
     rows = sample(anchor, prompts.ids, run.config.data.max_response, run.config.ppo.temperature,
                   data.tokenizer.eos, run.generator(f"{task.name} spread", run.device))
     copies = pad_rows(prompts.ids, [data.ended(ids) for ids in prompts.y_ref], run.device)
-    scores = task.score(prompts, rows).cpu().double()
-    same = reward.score(model, copies).cpu().double()
-    count, total, squares, same = all_sum(torch.stack([
-        torch.ones_like(scores).sum(), scores.sum(), (scores ** 2).sum(), same.sum()])).tolist()
-    mean = total / count
-    spread = max(squares / count - mean ** 2, 1e-12) ** 0.5
+    scores = np.array(gather(task.score(prompts, rows).tolist()))
+    same = np.array(gather(reward.score(model, copies).tolist()))
+    mean, spread = float(scores.mean()), max(float(scores.std()), 1e-6)
     run.log("metrics.jsonl", {"stage": task.name, "step": 0, "score_mean": mean,
-                              "score_spread": spread, "same_mean": same / count})
+                              "score_spread": spread, "same_mean": float(same.mean()),
+                              "score_min_in_spreads": float(scores.min() - mean) / spread})
     return [mean, spread]
 
 

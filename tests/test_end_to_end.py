@@ -117,7 +117,8 @@ def test_the_metrics_have_every_stage_and_only_finite_numbers(trained):
         if line["stage"] in FITS:
             assert set(line) == {"stage", "step", "loss", "accuracy", "grad_norm", "lr"}
         elif line["step"] == 0:
-            assert set(line) == {"stage", "step", "score_mean", "score_spread", "same_mean"}
+            assert set(line) == {"stage", "step", "score_mean", "score_spread", "same_mean",
+                                 "score_min_in_spreads"}
         else:
             assert set(line) == {
                 "stage", "step", "reward", "kl", "k3", "eos_rate", "length", "copies", "empty",

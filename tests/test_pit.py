@@ -124,7 +124,8 @@ def test_the_spread_is_that_of_the_anchors_samples(bills_run, models, monkeypatc
     gap = measure.gap_scores(data, models.rpit, prompts.x, prompts.y_ref, prompts.y_ref)
     assert logged == {"stage": "stage0", "step": 0, "score_mean": found[0],
                       "score_spread": found[1],
-                      "same_mean": pytest.approx(gap.mean().item(), rel=1e-4)}
+                      "same_mean": pytest.approx(gap.mean().item(), rel=1e-4),
+                      "score_min_in_spreads": pytest.approx(-1.5 / 1.25 ** 0.5)}
 
 
 # --------------------------------------------------------------------------------- the stages
