@@ -246,6 +246,9 @@ def encode_pairs(pairs: list[TextPair], config: Config, tokenizer: Tokenizer,
     limits = (config.data.max_prompt, config.data.max_response - 1, config.data.max_response - 1)
     fits = [all(len(ids) <= limit for ids, limit in zip(row, limits)) for row in zip(*columns)]
     dropped["too long"] += len(pairs) - sum(fits)
+    if not any(fits):
+        raise UserError(f"data: all {len(pairs)} pairs are longer than data.max_prompt or "
+                        "data.max_response; raise these and model.context")
     fold_of = split_keys([pair.key for pair, fit in zip(pairs, fits) if fit], config.data,
                          config.run.seed)
     rows = {name: [] for name in FOLDS}
@@ -267,7 +270,8 @@ def prepare(run: Run) -> dict:
     pairs = [pair for path in files for pair in read_pairs(path, dropped)]
     counts = {"read": len(pairs) + dropped.total()}
     if not pairs:
-        raise UserError(f"{', '.join(files)}: no usable pair of {counts['read']} read: {dropped}")
+        raise UserError(f"{', '.join(files)}: no usable pair of {counts['read']} read: "
+                        f"{dict(dropped) or 'no line'}")
     model = Path(config.tokenizer.model or run.folder / "tokenizer.model")
     if not config.tokenizer.model:
         markers = re.findall(r"<\|\w+\|>", config.template.policy + config.template.pit)
@@ -288,7 +292,7 @@ def load_data(run: Run) -> Data:
     if "folds" not in content:
         content = runtime.load(run.folder / "data.pt")
     path = run.folder / "tokenizer.model"
-    if runtime.rank() == 0:
+    if runtime.rank() == 0 and not (path.exists() and path.read_bytes() == content["tokenizer"]):
         path.write_bytes(content["tokenizer"])
     runtime.barrier()
     tokenizer = Tokenizer(path)

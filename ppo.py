@@ -129,7 +129,7 @@ class Task:
     name: str                                              # of the stage
     draw: Callable[[int, int], Prompts]                    # iteration, number -> prompts
     score: Callable[[Prompts, Rows], torch.Tensor]         # -> [B], raw
-    observe: Callable[[Prompts, Rows, torch.Tensor, torch.Tensor], dict]  # more figures to log
+    observe: Callable[..., dict]  # iteration, prompts, rows, score, KL [B] -> more figures to log
 
 
 class Critic(nn.Module):
@@ -270,6 +270,6 @@ def train(run: Run, task: Task, learner: Learner, anchor: GPT, spread: list[floa
         if train_policy:  # the KL is always low at first: that must not wind beta down
             learner.beta = max(stage.beta, adapt_beta(learner.beta, figures["kl"],
                                                       stage.kl_target, ppo.batch, ppo.kl_horizon))
-        figures |= task.observe(prompts, rollout.rows, rollout.score, rollout.kl.sum(1))
+        figures |= task.observe(iteration, prompts, rollout.rows, rollout.score, rollout.kl.sum(1))
         bar.set_postfix({k: figures[k] for k in ("reward", "kl", "gold") if k in figures})
         run.log("metrics.jsonl", {"stage": task.name, "step": iteration} | figures)

@@ -181,7 +181,8 @@ def typed(value, kind, where: str):
     elif type(value) is kind:
         return value
     name = getattr(kind, "__name__", str(kind)) if typing.get_origin(kind) is None else str(kind)
-    raise UserError(f"{where}: {value!r} is not of type {name}")
+    form = ", such as '[\"one\", \"two\"]'" * (typing.get_origin(kind) is list)
+    raise UserError(f"{where}: {value!r} is not of type {name}{form}")
 
 
 def set_field(config: Config, section: str, key: str, value, where: str) -> None:
@@ -222,7 +223,7 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
         except tomllib.TOMLDecodeError:
             value = text  # a bare word is a string
         set_field(config, section, key, value, f"argument --{name}")
-    check_config(config, path)
+    check_config(config, " ".join([path, *overrides]))
     return config
 
 
@@ -434,6 +435,9 @@ class Run:
         self.device = pick_device(config.run.device)
         start_ranks(config.run.ranks, self.device)
         self.folder = Path(config.run.dir) / config.run.name
+        self.base = Path(config.run.base) if config.run.base else self.folder
+        if config.run.base and not self.base.is_dir():
+            raise UserError(f"run.base = {config.run.base!r}: there is no such run folder")
         if rank() == 0 and trains:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -457,8 +461,7 @@ class Run:
                   for section, keys in dataclasses.asdict(self.config).items()
                   for key, value in keys.items()
                   if {section, f"{section}.{key}"} & {*sections, "run.seed"}}
-        for folder in [self.folder] + [Path(self.config.run.base)] * bool(self.config.run.base):
-            path = folder / f"{name}.pt"
+        for path in dict.fromkeys((self.folder / f"{name}.pt", self.base / f"{name}.pt")):
             if not path.exists():
                 continue
             content = load(path)
@@ -466,11 +469,14 @@ class Run:
             differ = [key for key in inputs | made if inputs.get(key) != made.get(key)]
             if not differ:
                 return content
-            if folder == self.folder:
-                raise UserError(f"{path} was made with other values of {', '.join(differ)}; "
-                                "choose another --run.name, or delete it")
+            note = f"{path} was made with other values of {', '.join(differ)}"
+            if path.parent == self.folder:
+                raise UserError(f"{note}; choose another --run.name, or delete it")
+            if rank() == 0:
+                print(f"{note}: {name} is made anew", file=sys.stderr)
         if not self.trains:
-            raise UserError(f"{self.folder / name}.pt: no such checkpoint; run train_pit.py first")
+            raise UserError(f"{(self.folder / name).absolute()}.pt: no such checkpoint; run "
+                            "train_pit.py first, or name the --run.base that it was made on")
         barrier()  # no rank makes what another one has found
         self.write_config()
         self.forget(name)

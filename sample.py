@@ -5,8 +5,9 @@
     python sample.py --config configs/synthetic.toml              # asks for prompts
     python sample.py --config configs/synthetic.toml --eval       # writes the report again
 
-Each step shows its r_gap, how much better R_PIT finds it than the one before. There is no rule for
-the number of steps: quality need not rise for ever.
+Each step shows its r_gap, how much better R_PIT finds it than the one before, on a scale of its own
+for each x and y_ref: nothing makes it 0 for a copy. There is no rule for the number of steps:
+quality need not rise for ever.
 """
 
 import difflib
@@ -98,8 +99,8 @@ def main() -> None:
         ("--iters", {"type": int, "default": 3, "help": "improvements, one after another"}),
         ("--temperature", {"type": float, "default": 0.5}),
         ("--eval", {"action": "store_true", "help": "evaluate again, write the report again"}))
-    if args.temperature < 0 or args.iters < 0:
-        raise UserError("--temperature and --iters must not be negative")
+    if not 0 <= args.temperature < float("inf") or args.iters < 0:
+        raise UserError("--temperature and --iters must be numbers from 0")
     if args.ref is not None and args.prompt is None:
         raise UserError("--ref needs the --prompt that it responds to")
     if not args.eval:

@@ -14,6 +14,7 @@ the steps and the KL open; here it is PPO with beta adapted to a target KL, in n
 
 import copy
 import dataclasses
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from reward import RewardModel
 from runtime import Run, StageSection, all_sum, command_line, gather, guard, mine
 from sample import STAGES, answer
 from tools import bills, report
-from train_reward import BASE, Models, new_gpt, restored, train_start
+from train_reward import BASE, R_P, Models, new_gpt, restored, train_start
 
 SUPERVISED = BASE + ("sft", "pit_sft", "reward", "rp", "rpit")
 
@@ -43,67 +44,54 @@ def draw_pairs(run: Run, data: Data, name: str, iteration: int, number: int) -> 
     return fold[order[start % size:start % size + number].tolist()]
 
 
-def draw_prompts(run: Run, data: Data, name: str):
+def draw_prompts(run: Run, data: Data, name: str, iteration: int, number: int) -> Prompts:
     """Eq. 3: the policy reads x."""
-    def draw(iteration: int, number: int) -> Prompts:
-        x = draw_pairs(run, data, name, iteration, number).x
-        ids = [data.policy(one) for one in x]
-        return Prompts(*map(mine, (ids, x, [[]] * number, [""] * number)))
-    return draw
+    x = draw_pairs(run, data, name, iteration, number).x
+    ids = [data.policy(one) for one in x]
+    return Prompts(*map(mine, (ids, x, [[]] * number, [""] * number)))
 
 
-def draw_data_references(run: Run, data: Data, name: str):
+def draw_data_references(run: Run, data: Data, name: str, iteration: int, number: int) -> Prompts:
     """Eq. 4: PIT reads x with y_l, and x with y_w."""
-    def draw(iteration: int, number: int) -> Prompts:
-        pairs = draw_pairs(run, data, name, iteration, number // 2)
-        x, y_ref = pairs.x * 2, pairs.y_l + pairs.y_w
-        ids = [data.pit(*pair) for pair in zip(x, y_ref)]
-        source = ["y_l"] * len(pairs) + ["y_w"] * len(pairs)
-        return Prompts(*map(mine, (ids, x, y_ref, source)))
-    return draw
+    pairs = draw_pairs(run, data, name, iteration, number // 2)
+    x, y_ref = pairs.x * 2, pairs.y_l + pairs.y_w
+    ids = [data.pit(*pair) for pair in zip(x, y_ref)]
+    source = ["y_l"] * len(pairs) + ["y_w"] * len(pairs)
+    return Prompts(*map(mine, (ids, x, y_ref, source)))
 
 
-def draw_policy_references(run: Run, data: Data, name: str, policy: GPT):
+def draw_policy_references(run: Run, data: Data, name: str, policy: GPT, generator,
+                           iteration: int, number: int) -> Prompts:
     """Eq. 5: PIT reads x with a response that M_P^RL gives now."""
-    generator = run.generator(f"{name} references", run.device)
-
-    def draw(iteration: int, number: int) -> Prompts:
-        x = draw_pairs(run, data, name, iteration, number).x
-        y_ref = answer(run, data, policy, x, run.config.ppo.temperature, generator)
-        ids = [data.pit(*pair) for pair in zip(x, y_ref)]
-        return Prompts(*map(mine, (ids, x, y_ref, ["M_P^RL"] * number)))
-    return draw
+    x = draw_pairs(run, data, name, iteration, number).x
+    y_ref = answer(run, data, policy, x, run.config.ppo.temperature, generator)
+    ids = [data.pit(*pair) for pair in zip(x, y_ref)]
+    return Prompts(*map(mine, (ids, x, y_ref, ["M_P^RL"] * number)))
 
 
-def difference_score(data: Data, rp: RewardModel):
+def difference_score(data: Data, rp: RewardModel, prompts: Prompts, rows: Rows):
     """The ablation R_P(x, y) - R_P(x, y_ref)."""
-    def score(prompts: Prompts, rows: Rows):
-        y = [data.bare(ids) for ids in rows.responses()]
-        return (reward.score(rp, data.policy_rows(prompts.x, y))
-                - reward.score(rp, data.policy_rows(prompts.x, prompts.y_ref)))
-    return score
+    y = [data.bare(ids) for ids in rows.responses()]
+    return (reward.score(rp, data.policy_rows(prompts.x, y))
+            - reward.score(rp, data.policy_rows(prompts.x, prompts.y_ref)))
 
 
-def observer(run: Run, data: Data, name: str):
-    """What to look at in a rollout: the gold quality where there is a judge (nothing is trained on
-    it), and one sample a rollout in samples.jsonl."""
-    steps = iter(range(1, 1 << 30))
+def observe(run: Run, data: Data, name: str, step: int, prompts: Prompts, rows: Rows, score,
+            kl) -> dict:
+    """What to look at in a rollout: one sample in samples.jsonl, and the gold quality where there
+    is a judge; nothing is trained on it."""
     decode = data.tokenizer.decode
-
-    def observe(prompts: Prompts, rows: Rows, score, kl) -> dict:
-        responses = [decode(ids) for ids in rows.responses()]
-        step = next(steps)
-        i = -(step % 2)  # the first row and the last in turn: in stage 0 these have y_l and y_w
-        run.log("samples.jsonl", {
-            "stage": name, "step": step, "x": decode(prompts.x[i]), "source": prompts.source[i],
-            "y_ref": decode(prompts.y_ref[i]), "y": responses[i],
-            "score_in_spreads": score[i].item(), "kl": kl[i].item()})
-        if run.config.data.files:
-            return {}
-        grades = [bills.grade(decode(x), y) for x, y in zip(prompts.x, responses)]
-        gold, count = all_sum(torch.tensor([sum(grades), float(len(grades))])).tolist()
-        return {"gold": gold / count}
-    return observe
+    responses = [decode(ids) for ids in rows.responses()]
+    i = -(step % 2)  # the first row and the last in turn: in stage 0 these have y_l and y_w
+    run.log("samples.jsonl", {
+        "stage": name, "step": step, "x": decode(prompts.x[i]), "source": prompts.source[i],
+        "y_ref": decode(prompts.y_ref[i]), "y": responses[i],
+        "score_in_spreads": score[i].item(), "kl": kl[i].item()})
+    if run.config.data.files:
+        return {}
+    grades = [bills.grade(decode(x), y) for x, y in zip(prompts.x, responses)]
+    gold, count = all_sum(torch.tensor([sum(grades), float(len(grades))])).tolist()
+    return {"gold": gold / count}
 
 
 def measure_spread(run: Run, data: Data, task: Task, anchor: GPT, model: RewardModel) -> list:
@@ -148,8 +136,8 @@ def train_rlhf(run: Run, data: Data, name: str, sft: GPT, rp: RewardModel,
                before: dict | None = None) -> dict:
     """M_P^RL, Eq. 3; or, from its checkpoint `before`, as many more iterations as PIT's stages."""
     stage = run.config.rlhf
-    task = Task(name, draw_prompts(run, data, name), lambda _, rows: reward.score(rp, rows),
-                observer(run, data, name))
+    task = Task(name, partial(draw_prompts, run, data, name),
+                lambda _, rows: reward.score(rp, rows), partial(observe, run, data, name))
     if before is None:
         return train_stage(run, data, task, stage, fresh_start(run, data, task, sft, rp), sft)
     budget = sum(getattr(run.config, one).iterations for one in run.config.pit.curriculum)
@@ -161,11 +149,12 @@ def train_pit_stage(run: Run, data: Data, name: str, models: Models, before: dic
     """Stage 0 or 1, Eqs. 4 and 5. Goes on from the policy, the critic and the scale of the stage
     `before`; the first stage starts from M_PIT^SFT. The anchor is M_PIT^SFT throughout."""
     stage, anchor = getattr(run.config, name), models.policies["M_PIT^SFT"]
-    draw = (draw_data_references(run, data, name) if stage.reference == "data" else
-            draw_policy_references(run, data, name, models.policies["M_P^RL"]))
-    score = (difference_score(data, models.rp) if run.config.pit.score == "difference" else
+    generator = run.generator(f"{name} references", run.device)
+    draw = (partial(draw_data_references, run, data, name) if stage.reference == "data" else
+            partial(draw_policy_references, run, data, name, models.policies["M_P^RL"], generator))
+    score = (partial(difference_score, data, models.rp) if run.config.pit.score == "difference" else
              lambda _, rows: reward.score(models.rpit, rows))  # it reads the rollout's very tokens
-    task = Task(name, draw, score, observer(run, data, name))
+    task = Task(name, draw, score, partial(observe, run, data, name))
     start = before or fresh_start(run, data, task, anchor, models.rpit)
     return train_stage(run, data, task, stage, start, anchor)
 
@@ -174,7 +163,7 @@ def train_all(run: Run, data: Data) -> Models:
     """Every model of the method, trained or restored, in order."""
     models = train_start(run, data)
     sft, rp = models.policies["M_P^SFT"], models.rp
-    rlhf_inputs = BASE + ("sft", "reward", "rp", "ppo", "rlhf")
+    rlhf_inputs = R_P + ("ppo", "rlhf")
     rlhf = run.stage("rlhf", rlhf_inputs, lambda: train_rlhf(run, data, "rlhf", sft, rp))
     models.policies["M_P^RL"] = restored(new_gpt(run, data), rlhf)
     before, inputs = None, SUPERVISED + ("ppo", "pit.score")

@@ -21,7 +21,8 @@ from reward import RewardModel, make_branches
 from runtime import FitSection, Run, UserError, all_sum, command_line, descend, guard, mine, rank
 from tools.measure import held_out_accuracies
 
-BASE = ("data", "tokenizer", "template", "model")  # config sections that every model depends on
+BASE = ("data", "tokenizer", "template", "model")  # what every model depends on in the config
+R_P = BASE + ("sft", "reward.pool", "reward.logp_feature", "reward.lm_coef", "rp")
 
 
 @dataclass
@@ -146,7 +147,7 @@ def train_start(run: Run, data: Data) -> Models:
     pit_policy = restored(new_gpt(run, data), run.stage(
         "pit_sft", BASE + ("sft", "pit_sft"), lambda: train_pit_sft(run, data, policy)))
     rp = restored(new_reward_model(run, data), run.stage(
-        "rp", BASE + ("sft", "reward", "rp"), lambda: train_rp(run, data, policy)))
+        "rp", R_P, lambda: train_rp(run, data, policy)))
     rpit = restored(new_reward_model(run, data), run.stage(
         "rpit", BASE + ("sft", "pit_sft", "reward", "rpit"),
         lambda: train_rpit(run, data, pit_policy)))

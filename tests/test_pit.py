@@ -3,6 +3,7 @@
 import copy
 import json
 from collections import Counter
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -60,7 +61,7 @@ def test_the_fold_is_gone_through_before_a_pair_comes_again(bills_run):
 
 def test_rlhf_reads_the_prompt_alone(bills_run):
     run, data = bills_run
-    prompts = train_pit.draw_prompts(run, data, "rlhf")(1, 6)
+    prompts = train_pit.draw_prompts(run, data, "rlhf", 1, 6)
     assert prompts.x == train_pit.draw_pairs(run, data, "rlhf", 1, 6).x
     assert prompts.ids == [data.policy(x) for x in prompts.x]
     assert prompts.y_ref == [[]] * 6 and prompts.source == [""] * 6
@@ -68,7 +69,7 @@ def test_rlhf_reads_the_prompt_alone(bills_run):
 
 def test_stage_0_reads_each_prompt_with_y_l_and_with_y_w(bills_run):
     run, data = bills_run
-    prompts = train_pit.draw_data_references(run, data, "stage0")(2, 6)
+    prompts = train_pit.draw_data_references(run, data, "stage0", 2, 6)
     pairs = train_pit.draw_pairs(run, data, "stage0", 2, 3)
     seen = Counter((tuple(x), tuple(y), s) for x, y, s in zip(prompts.x, prompts.y_ref,
                                                              prompts.source))
@@ -79,18 +80,21 @@ def test_stage_0_reads_each_prompt_with_y_l_and_with_y_w(bills_run):
 
 def test_stage_1_reads_responses_that_the_policy_gives_now(bills_run, models):
     run, data = bills_run
-    draw = train_pit.draw_policy_references(run, data, "stage1", models.policies["M_P^RL"])
-    first, again = draw(1, 6), draw(1, 6)
+    def draw(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return partial(train_pit.draw_policy_references, run, data, "stage1",
+                       models.policies["M_P^RL"], generator)
+    one = draw(1)
+    first, again = one(1, 6), one(1, 6)
     assert first.x == again.x and first.y_ref != again.y_ref  # drawn afresh
     assert first.source == ["M_P^RL"] * 6
     assert first.ids == [data.pit(x, y) for x, y in zip(first.x, first.y_ref)]
-    same_draws = train_pit.draw_policy_references(run, data, "stage1", models.policies["M_P^RL"])
-    assert same_draws(1, 6).y_ref == first.y_ref
+    assert draw(1)(1, 6).y_ref == first.y_ref
 
 
 def test_the_reward_model_reads_the_tokens_of_the_rollout(bills_run, models):
     run, data = bills_run
-    prompts = train_pit.draw_data_references(run, data, "stage0")(1, 4)
+    prompts = train_pit.draw_data_references(run, data, "stage0", 1, 4)
     rows = pad_rows(prompts.ids, [[5, 6, data.tokenizer.eos]] * 4)
     gap = score(models.rpit, rows)
     by_hand = measure.gap_scores(data, models.rpit, prompts.x, [[5, 6]] * 4, prompts.y_ref)
@@ -99,9 +103,9 @@ def test_the_reward_model_reads_the_tokens_of_the_rollout(bills_run, models):
 
 def test_the_difference_is_of_two_pointwise_scores(bills_run, models):
     run, data = bills_run
-    prompts = train_pit.draw_data_references(run, data, "stage0")(1, 4)
+    prompts = train_pit.draw_data_references(run, data, "stage0", 1, 4)
     rows = pad_rows(prompts.ids, [[5, 6, data.tokenizer.eos], [7]] * 2)
-    found = train_pit.difference_score(data, models.rp)(prompts, rows)
+    found = train_pit.difference_score(data, models.rp, prompts, rows)
     for i, y in enumerate([[5, 6], [7]] * 2):
         own, other = (measure.rp_scores(data, models.rp, [prompts.x[i]], [text])
                       for text in (y, prompts.y_ref[i]))
@@ -112,7 +116,7 @@ def test_the_spread_is_that_of_the_anchors_samples(bills_run, models, monkeypatc
     run, data = bills_run
     logged, raw, read = {}, torch.arange(256.0) % 4, []  # mean 1.5, variance 1.25
     monkeypatch.setattr(run, "log", lambda name, line: logged.update(line))
-    task = ppo.Task("stage0", train_pit.draw_data_references(run, data, "stage0"),
+    task = ppo.Task("stage0", partial(train_pit.draw_data_references, run, data, "stage0"),
                     lambda prompts, rows: read.append((prompts, rows)) or raw, None)
     anchor = models.policies["M_PIT^SFT"]
     found = train_pit.measure_spread(run, data, task, anchor, models.rpit)

@@ -144,8 +144,8 @@ def judge_agreements(data: Data, models: Models, judge: Judge, fold) -> dict:
 
 def stage_seconds(run: Run) -> dict:
     """The seconds that each stage took, from its checkpoint."""
-    folders = [runtime.Path(run.config.run.base)] * bool(run.config.run.base) + [run.folder]
-    paths = {path.stem: path for folder in folders for path in sorted(folder.glob("*.pt"))}
+    paths = {path.stem: path for folder in (run.base, run.folder)
+             for path in sorted(folder.glob("*.pt"))}
     return {name: runtime.load(path)["seconds"] for name, path in paths.items()}
 
 
