@@ -43,11 +43,12 @@ def table(reports: list[dict]) -> str:
     for rows in zip(*(report["rows"] for report in reports)):
         first = rows[0]
         gold = "" if first["gold"] is None else f"{mean(r['gold'] for r in rows):.3f}"
-        excludes_zero = all(r["ci_low"] > 0 or r["ci_high"] < 0 for r in rows)
+        excludes_zero = (all(r["ci_low"] > 0 for r in rows)
+                         or all(r["ci_high"] < 0 for r in rows))
         lines.append(f"| {first['system']} | {first['temperature'] or ''} | "
                      f"{first['iteration'] or ''} | {first['against']} | {gold} | "
                      f"{over_seeds([r['delta'] for r in rows], '+.1f')}{' *' * excludes_zero} |")
-    lines += ["", "`*`: every seed's 95 % interval excludes zero.", "",
+    lines += ["", "`*`: every seed's 95 % interval excludes zero, on the same side.", "",
               "| agreement | mean (each seed) |", "|---|---|"]
     for name in reports[0]["reward"]:
         lines.append(f"| {name} | "

@@ -21,3 +21,5 @@ def test_a_row_has_the_mean_each_seed_and_a_star_where_all_intervals_exclude_zer
     assert "| R_P | 0.700 (0.800, 0.600) |" in sure and "| all | 30 (30, 30) |" in sure
     unsure = table([one_report(10, 5, 15, 0.8), one_report(20, -1, 41, 0.6)])
     assert "+15.0 (+10.0, +20.0) |" in unsure
+    apart = table([one_report(10, 5, 15, 0.8), one_report(-10, -15, -5, 0.6)])
+    assert "+0.0 (+10.0, -10.0) |" in apart
