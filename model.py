@@ -8,7 +8,9 @@ mask, and a row's logits depend neither on the amount of padding nor on the othe
 Shapes: B batch, T time, V vocabulary, D width, H heads, K key-value heads, C width of a head.
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.nn as nn
@@ -29,42 +31,81 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
 
 
-def rotary_tables(context: int, width: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of the rotary angles (arXiv 2104.09864), each [context, C]."""
+def rotary_table(context: int, width: int, theta: float) -> torch.Tensor:
+    """exp(i angle) of each position and pair (arXiv 2104.09864) as real numbers, [context, C/2, 2]."""
     frequencies = theta ** (-torch.arange(0, width, 2).float() / width)  # [C/2]
     angles = torch.arange(context)[:, None] * frequencies                # [context, C/2]
-    angles = torch.cat([angles, angles], dim=1)                          # [context, C]
-    return angles.cos(), angles.sin()
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
-def rotate(x, cos, sin):
-    """Turn queries or keys x [B, T, H, C] by their positions' angles ([B or 1, T, 1, C]).
+def rotate(x, turns):
+    """Turn queries or keys x [B, T, H, C] by their positions' angles, complex [B or 1, T, 1, C/2].
 
-    The pairs that turn together are (i, i + C/2), as in Hugging Face's Llama.
+    The pairs that turn together are (2i, 2i + 1), as in Meta's Llama. As complex numbers this is
+    one pass over memory forward and one backward, where reals need five.
     """
-    left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-right, left], dim=-1) * sin
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # [B, T, H, C/2]
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
 
 
 class Cache:
-    """Keys and values of what B rows have read so far, at most `size` tokens each.
+    """Keys and values of what the rows of a batch have read, in `size` columns that all rows share:
+    first the prompts, then a column for each new token."""
 
-    Rows may have read differently many tokens: `length` [B] says how many. What a right-padded
-    prompt leaves behind its end is overwritten as the row goes on, and never seen before that.
-    """
+    def __init__(self, size: int):
+        self.size, self.filled = size, 0
+        self.layers: list[tuple] = []  # of each layer the keys and the values [B, K, size, C]
 
-    def __init__(self, config: ModelSection, rows: int, size: int, device, dtype):
-        shape = (rows, size, config.kv_heads, config.width // config.heads)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.layers)]
-        self.values = [torch.zeros_like(k) for k in self.keys]
-        self.length = torch.zeros(rows, dtype=torch.long, device=device)
+    def start(self, k, v):
+        """Keep a layer's keys and values of the prompts [B, K, T, C]."""
+        self.layers.append(tuple(F.pad(x, (0, 0, 0, self.size - x.shape[2])) for x in (k, v)))
 
-    def extend(self, layer: int, keys, values, positions):
-        """Write keys and values [B, T, K, C] at positions [B, T]; return all, [B, size, K, C]."""
-        rows = torch.arange(len(keys), device=keys.device)[:, None]
-        self.keys[layer][rows, positions] = keys
-        self.values[layer][rows, positions] = values
-        return self.keys[layer], self.values[layer]
+    def attend(self, layer: int, q, k, v, bias):
+        """Attention of one new token a row: q [B, H, 1, C]; k and v [B, K, 1, C] join the cache.
+
+        bias [B, 1, size] is 0 at the columns that a row may look at, else -inf. Going over all
+        columns, filled or not, keeps the memory that is read in one piece: twice as fast as a slice.
+        """
+        keys, values = self.layers[layer]
+        keys[:, :, self.filled], values[:, :, self.filled] = k[:, :, 0], v[:, :, 0]
+        batch, groups, size, width = keys.shape
+        bias = bias.repeat_interleave(groups, dim=0)                # [B * K, 1, size]
+        scores = torch.baddbmm(bias, q.reshape(batch * groups, -1, width),
+                               keys.flatten(0, 1).transpose(1, 2), alpha=width ** -0.5)
+        return torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view(q.shape)
+
+    def keep(self, rows):
+        """Go on with some of the rows."""
+        self.layers = [(k[rows], v[rows]) for k, v in self.layers]
+
+
+class Linear(nn.Module):
+    """x W^T, with weights of std 1/sqrt(inputs). While responses are sampled on a CPU, `packed` is a copy of W in oneDNN's own order,
+    with which products of few rows are up to twice as fast."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) * inputs ** -0.5)
+        self.packed = None
+
+    def forward(self, x):
+        if self.packed is not None:
+            return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+        return F.linear(x, self.weight)
+
+
+@contextmanager
+def packed_weights(model: nn.Module, rows: int):
+    """Lend each linear layer a packed copy of its weight, for products of `rows` rows; on other
+    devices than a CPU nothing happens. Gradients do not flow meanwhile."""
+    linears = [m for m in model.modules() if isinstance(m, Linear) and m.weight.device.type == "cpu"]
+    try:
+        for linear in linears if torch.backends.mkldnn.is_available() else []:
+            linear.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
+        yield
+    finally:
+        for linear in linears:
+            linear.packed = None
 
 
 class Attention(nn.Module):
@@ -74,23 +115,22 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads = config.heads, config.kv_heads
         self.head_width = config.width // config.heads
-        self.qkv = nn.Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_width,
-                             bias=False)
-        self.out = nn.Linear(self.heads * self.head_width, config.width, bias=False)
+        self.qkv = Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_width)
+        self.out = Linear(self.heads * self.head_width, config.width)
 
-    def forward(self, x, cos, sin, mask=None, positions=None, cache=None, layer=0):
+    def forward(self, x, turns, mask=None, cache=None, layer=0):
         batch, time, _ = x.shape
         qkv = self.qkv(x).view(batch, time, -1, self.head_width)  # [B, T, H + 2K, C]
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
-        q, k = rotate(qk, cos, sin).split([self.heads, self.kv_heads], dim=2)
-        if cache is not None:
-            k, v = cache.extend(layer, k, v, positions)
-            k, v = k[:, :mask.shape[-1]], v[:, :mask.shape[-1]]   # [B, L, K, C]
-        repeats = self.heads // self.kv_heads
-        if repeats > 1:
-            k, v = k.repeat_interleave(repeats, dim=2), v.repeat_interleave(repeats, dim=2)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H, T or L, C]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        q, k = rotate(qk, turns).split([self.heads, self.kv_heads], dim=2)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H or K, T, C]
+        if cache is not None and cache.filled:
+            y = cache.attend(layer, q, k, v, mask)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
+                                               enable_gqa=self.heads > self.kv_heads)
+            if cache is not None:
+                cache.start(k, v)
         return self.out(y.transpose(1, 2).reshape(batch, time, -1))        # [B, T, D]
 
 
@@ -99,8 +139,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ModelSection):
         super().__init__()
-        self.gate_up = nn.Linear(config.width, 2 * config.hidden, bias=False)
-        self.down = nn.Linear(config.hidden, config.width, bias=False)
+        self.gate_up = Linear(config.width, 2 * config.hidden)
+        self.down = Linear(config.hidden, config.width)
 
     def forward(self, x):
         gate, up = self.gate_up(x).chunk(2, dim=-1)
@@ -129,45 +169,36 @@ class GPT(nn.Module):
         self.embedding = nn.Embedding(vocab, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
-        self.head = None if config.tied else nn.Linear(config.width, vocab, bias=False)
-        cos, sin = rotary_tables(config.context, config.width // config.heads, config.rope_theta)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
-        self.apply(self._init)
-
-    def _init(self, module):
-        """Normal weights of std 1/sqrt(D); what adds to the residual stream is 1/sqrt(2 layers) of
-        that (GPT-2)."""
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=self.config.width ** -0.5)
-        if isinstance(module, (Attention, SwiGLU)):
-            last = module.out if isinstance(module, Attention) else module.down
-            nn.init.normal_(last.weight, std=(2 * self.config.layers * last.in_features) ** -0.5)
+        self.head = Linear(config.width, vocab)
+        if config.tied:
+            self.head.weight = self.embedding.weight
+        table = rotary_table(config.context, config.width // config.heads, config.rope_theta)
+        self.register_buffer("rotary", table, persistent=False)
+        nn.init.normal_(self.embedding.weight, std=config.width ** -0.5)
+        for block in self.blocks:  # what adds to the residual stream starts small (GPT-2)
+            for last in (block.attention.out, block.mlp.down):
+                last.weight.data *= (2 * config.layers) ** -0.5
 
     def forward(self, tokens, positions=None, mask=None, cache: Cache | None = None):
         """Hidden states [B, T, D] of tokens [B, T].
 
-        positions [B, T] (default: 0 to T - 1) and mask [B, 1, T, T], true where a token may look
-        (default: at itself and before), let branches of one row share what stands before them.
-        With a cache the tokens follow on what it has read.
+        positions [B, T] (default: 0 to T - 1) and mask [B, 1, T, T], 0 where a token may look and
+        -inf elsewhere (default: at itself and before), let branches of one row share what stands
+        before them. A cache takes the prompts first; then tokens [B, 1] with the mask [B, 1, size]
+        of Cache.attend.
         """
-        time = tokens.shape[1]
-        if cache is not None:
-            positions = cache.length[:, None] + torch.arange(time, device=tokens.device)  # [B, T]
-            seen = torch.arange(int(positions.max()) + 1, device=tokens.device)           # [L]
-            mask = (seen <= positions[:, :, None])[:, None]                        # [B, 1, T, L]
-            cache.length += time
-        at = slice(0, time) if positions is None else positions
-        cos, sin = (table[at].unsqueeze(-2) for table in (self.cos, self.sin))  # [B or -, T, 1, C]
-        x = self.embedding(tokens)                                              # [B, T, D]
+        at = slice(0, tokens.shape[1]) if positions is None else positions
+        turns = torch.view_as_complex(self.rotary[at].float()).unsqueeze(-2)  # [B or -, T, 1, C/2]
+        x = self.embedding(tokens)                                            # [B, T, D]
         for layer, block in enumerate(self.blocks):
-            x = block(x, cos, sin, mask, positions, cache, layer)
+            x = block(x, turns, mask, cache, layer)
+        if cache is not None:
+            cache.filled += tokens.shape[1]
         return self.norm(x)
 
     def logits(self, hidden):
         """Logits [..., V], in float32, of hidden states [..., D]."""
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        return F.linear(hidden, weight).float()
+        return self.head(hidden).float()
 
 
 @dataclass
@@ -194,15 +225,26 @@ class Rows:
                                               self.length.tolist())]
 
 
+def portions(length, size: int):
+    """Yield indices of rows of similar length [B] that together take at most `size` positions (or
+    of one row): little padding, little memory, and activations that fit a CPU's caches."""
+    order = length.argsort(descending=True, stable=True)
+    longest, start = length[order].tolist(), 0
+    while start < len(order):
+        end = start + max(1, size // longest[start])
+        yield order[start:end]
+        start = end
+
+
 def pad_rows(prompts: list, responses: list | None = None, device="cpu", room: int = 0) -> Rows:
     """Rows of lists of token ids, with room for more tokens behind. The padding is id 0, which no
     real token sees."""
     rows = [list(p) + list(r) for p, r in zip(prompts, responses or [[]] * len(prompts))]
-    tokens = torch.zeros(len(rows), max(map(len, rows)) + room, dtype=torch.long)
-    for i, row in enumerate(rows):
-        tokens[i, :len(row)] = torch.tensor(row)
+    length = torch.tensor([len(row) for row in rows])
+    tokens = torch.zeros(len(rows), int(length.max()) + room, dtype=torch.long)
+    tokens[torch.arange(tokens.shape[1]) < length[:, None]] = torch.tensor(list(chain(*rows)))
     return Rows(tokens.to(device), torch.tensor([len(p) for p in prompts], device=device),
-                torch.tensor([len(r) for r in rows], device=device))
+                length.to(device))
 
 
 def token_logprobs(model: GPT, hidden, tokens, mask, temperature: float = 1.0):
@@ -216,13 +258,23 @@ def token_logprobs(model: GPT, hidden, tokens, mask, temperature: float = 1.0):
     return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, logp)
 
 
-def draw(logits, temperature: float, generator):
-    """One token a row from softmax(logits / temperature): argmax of the Gumbel-perturbed logits;
-    temperature 0 takes the likeliest."""
+def by_portions(function, rows: Rows, size: int):
+    """function(rows) -> [B, T], computed for portions of at most `size` positions."""
+    result = torch.zeros(rows.tokens.shape, device=rows.tokens.device)
+    for chosen in portions(rows.length, size):
+        part = function(rows[chosen])
+        result[chosen, :part.shape[1]] = part
+    return result
+
+
+def draw(logits, temperature: float, chance):
+    """One token a row from softmax(logits / temperature): the first whose cumulative probability
+    exceeds `chance` [B], numbers from [0, 1). Temperature 0 takes the likeliest."""
     if temperature == 0:
         return logits.argmax(-1)
-    noise = torch.empty_like(logits).exponential_(generator=generator)
-    return (logits / temperature - noise.log()).argmax(-1)
+    upto = (logits / temperature).softmax(-1).cumsum(-1)                              # [B, V]
+    token = torch.searchsorted(upto, chance[:, None] * upto[:, -1:], right=True)[:, 0]
+    return token.clamp(max=logits.shape[-1] - 1)
 
 
 @torch.no_grad()
@@ -230,23 +282,34 @@ def sample(model: GPT, prompts: list, max_new: int, temperature: float, eos: int
            generator=None) -> Rows:
     """Sample a response to each prompt (lists of token ids), until all have ended.
 
-    A response ends with its first `eos`, which is part of it, or is cut after max_new tokens.
+    A response ends with its first `eos`, which is part of it, or is cut after max_new tokens. Its
+    random numbers are drawn before, so that no row depends on the others. New tokens share a column
+    of the cache, behind the longest prompt. Rows that have ended leave once they are a quarter.
     """
     device = model.embedding.weight.device
     rows = pad_rows(prompts, device=device, room=max_new)
-    start = int(rows.prompt.max())
-    cache = Cache(model.config, len(prompts), start + max_new, device, model.embedding.weight.dtype)
-    every = torch.arange(len(prompts), device=device)
-    last = model(rows.tokens[:, :start], cache=cache)[every, rows.prompt - 1]  # [B, D]
-    cache.length = rows.prompt.clone()
-    going = torch.ones(len(prompts), dtype=torch.bool, device=device)
-    for _ in range(max_new):
-        token = draw(model.logits(last), temperature, generator)         # [B]
-        rows.tokens[every, rows.length] = torch.where(going, token, 0)
-        rows.length += going
-        going = going & (token != eos)
-        if not going.any():
-            break
-        cache.length = rows.length - 1  # ended rows repeat their last token, to no effect
-        last = model(rows.tokens[every, rows.length - 1][:, None], cache=cache)[:, 0]
-    return rows[every]
+    start, size = int(rows.prompt.max()), rows.tokens.shape[1]
+    chances = torch.rand(max_new, len(prompts), generator=generator, device=device)
+    columns = torch.arange(size, device=device)
+    bias = torch.zeros(len(prompts), 1, size, device=device).masked_fill(
+        (columns >= rows.prompt[:, None])[:, None], -torch.inf)
+    cache = Cache(size)
+    live = torch.arange(len(prompts), device=device)                   # rows in the batch
+    going = torch.ones(len(prompts), dtype=torch.bool, device=device)  # of these, not yet ended
+    with packed_weights(model, len(prompts)):
+        last = model(rows.tokens[:, :start], cache=cache)[live, rows.prompt - 1]  # [B, D]
+        for column, chance in enumerate(chances, start):
+            token = draw(model.logits(last), temperature, chance[live])
+            at = rows.length[live]
+            rows.tokens[live, at] = torch.where(going, token, 0)
+            rows.length[live] = at + going
+            going = going & (token != eos)
+            if column == size - 1 or not going.any():
+                break
+            if going.float().mean() < 0.75:
+                live, token, at, bias = live[going], token[going], at[going], bias[going]
+                cache.keep(going)
+                going = going[going]
+            bias[:, :, column] = 0
+            last = model(token[:, None], at[:, None], bias, cache)[:, 0]
+    return rows[torch.arange(len(prompts), device=device)]

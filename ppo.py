@@ -16,16 +16,17 @@ Symbols, all on one grid [B, T] of tokens, right-padded; a mask marks the respon
     rho             pi_new / pi_old, 1 in the first minibatch of the first epoch
 
 Rollout, log-probabilities and update share one temperature, and there is no top-k, top-p or
-dropout: one behaviour distribution. Left out: micro-batches, early stopping on KL, shared trunks.
+dropout: one behaviour distribution. Left out: early stopping on KL, trunks that models share.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Callable
 
 import torch
 import torch.nn as nn
 
-from model import GPT, Rows, sample, token_logprobs
+from model import GPT, Rows, by_portions, portions, sample, token_logprobs
 from runtime import PPOSection, Run, StageSection, UserError, all_sum, descend
 
 
@@ -122,6 +123,13 @@ class Rollout:
     score: torch.Tensor       # [B] in spreads of the reward
     ended: torch.Tensor       # [B] whether the response has its end
 
+    def __getitem__(self, chosen):
+        """Some of the rows, cut to the longest of them."""
+        rows, *parts = vars(self).values()
+        rows, parts = rows[chosen], [part[chosen] for part in parts]
+        time = rows.tokens.shape[1]
+        return Rollout(rows, *(part[:, :time] if part.dim() == 2 else part for part in parts))
+
 
 @dataclass
 class Task:
@@ -164,14 +172,14 @@ def make_learner(policy: GPT, critic: Critic, ppo: PPOSection, stage: StageSecti
     return Learner(policy, critic, *optimizers, beta=stage.beta)
 
 
-def logprobs(model: GPT, rows: Rows, mask, temperature: float):
+def logprobs(model: GPT, rows: Rows, temperature: float):
     """log pi at the response's tokens [B, T]."""
-    return token_logprobs(model, model(rows.tokens), rows.tokens, mask, temperature)
+    return token_logprobs(model, model(rows.tokens), rows.tokens, rows.mask, temperature)
 
 
-def token_values(critic: Critic, rows: Rows, mask):
+def token_values(critic: Critic, rows: Rows):
     """V before each of the response's tokens [B, T]: the scalar at the position before it."""
-    return nn.functional.pad(critic(rows.tokens)[:, :-1], (1, 0)) * mask
+    return nn.functional.pad(critic(rows.tokens)[:, :-1], (1, 0)) * rows.mask
 
 
 @torch.no_grad()
@@ -182,53 +190,59 @@ def roll_out(learner: Learner, anchor: GPT, prompts: Prompts, task: Task, ppo: P
     The raw score is shifted and scaled by `spread`, the (mean, std) of scores before training; a
     response without its end gets ppo.no_eos_score instead.
     """
+    portion = anchor.config.portion
     rows = sample(learner.policy, prompts.ids, max_new, ppo.temperature, eos, generator)
     mask = rows.mask
     last = rows.tokens.gather(1, rows.length[:, None] - 1)[:, 0]
     ended = last == eos
     mean, std = spread
     score = torch.where(ended, (task.score(prompts, rows) - mean) / std, ppo.no_eos_score)
-    logp = logprobs(learner.policy, rows, mask, ppo.temperature)
-    kl = kl_penalty(logp, logprobs(anchor, rows, mask, ppo.temperature), mask)
-    values = token_values(learner.critic, rows, mask)
+    logp, ref_logp = (by_portions(lambda part: logprobs(model, part, ppo.temperature), rows, portion)
+                      for model in (learner.policy, anchor))
+    kl = kl_penalty(logp, ref_logp, mask)
+    values = by_portions(partial(token_values, learner.critic), rows, portion)
     rewards = token_rewards(score, kl, mask, learner.beta)
     advantages, returns = compute_gae(rewards, values, mask, ppo.gamma, ppo.lam)
     return Rollout(rows, mask, logp, kl, values, whiten(advantages, mask), returns, score, ended)
 
 
+def add_gradients(learner: Learner, batch: Rollout, ppo: PPOSection, train_policy: bool) -> dict:
+    """Add the gradients of both summed losses, portion by portion; returns sums, and the largest
+    ratio."""
+    sums, ratio = torch.zeros(4), 1.0  # policy loss, clipped tokens, value loss, tokens
+    for chosen in portions(batch.rows.length, learner.policy.config.portion):
+        part = batch[chosen]
+        loss, clipped = torch.zeros(2)
+        if train_policy:
+            logp = logprobs(learner.policy, part.rows, ppo.temperature)
+            loss, clipped = policy_loss(logp, part.logp, part.advantages, part.mask, ppo.clip)
+            loss.backward()
+            ratio = max(ratio, (logp - part.logp).exp().max().item())
+        error = value_loss(token_values(learner.critic, part.rows), part.values, part.returns,
+                           part.mask, ppo.clip)
+        error.backward()
+        sums += torch.tensor([loss.item(), clipped.item(), error.item(), part.mask.sum()])
+    return sums, ratio
+
+
 def update(learner: Learner, rollout: Rollout, ppo: PPOSection, train_policy: bool,
            generator) -> dict:
     """Epochs of minibatches over one rollout; returns this rank's mean losses and figures."""
-    totals = torch.zeros(4)  # policy loss, clipped tokens, value loss, tokens
-    first_ratio = None
+    totals, first_ratio = torch.zeros(4), None
     for _ in range(ppo.epochs):
         order = torch.randperm(len(rollout.score), generator=generator)
         for chosen in order.chunk(ppo.minibatches):
-            rows = rollout.rows[chosen]
-            time = rows.tokens.shape[1]
-            mask, old_logp, advantages, old_values, returns = (
-                part[chosen, :time] for part in (rollout.mask, rollout.logp, rollout.advantages,
-                                                 rollout.values, rollout.returns))
-            count = mask.sum()
-            figures = [0.0, 0.0]
-            if train_policy:
-                logp = logprobs(learner.policy, rows, mask, ppo.temperature)
-                if first_ratio is None:
-                    first_ratio = ((logp - old_logp) * mask).exp().max().item()
-                loss, clipped = policy_loss(logp, old_logp, advantages, mask, ppo.clip)
-                loss.backward()
-                descend(list(learner.policy.parameters()), learner.policy_optimizer, count,
-                        ppo.grad_clip, "PPO policy")
-                figures = [loss.item(), clipped.item()]
-            values = token_values(learner.critic, rows, mask)
-            loss = value_loss(values, old_values, returns, mask, ppo.clip)
-            loss.backward()
-            descend(list(learner.critic.parameters()), learner.critic_optimizer, count,
-                    ppo.grad_clip, "PPO critic")
-            totals += torch.tensor(figures + [loss.item(), count.item()])
+            sums, ratio = add_gradients(learner, rollout[chosen], ppo, train_policy)
+            first_ratio = first_ratio or ratio
+            totals += sums
+            for model, optimizer, what in (
+                    (learner.policy, learner.policy_optimizer, "PPO policy"),
+                    (learner.critic, learner.critic_optimizer, "PPO critic")):
+                if train_policy or model is learner.critic:
+                    descend(list(model.parameters()), optimizer, sums[3], ppo.grad_clip, what)
     means = totals / totals[3].clamp_min(1)
     return {"policy_loss": means[0].item(), "clipped": means[1].item(),
-            "value_loss": means[2].item(), "first_ratio": first_ratio or 1.0}
+            "value_loss": means[2].item(), "first_ratio": first_ratio}
 
 
 def figures_of(rollout: Rollout, prompts: Prompts, bare: Callable) -> dict:

@@ -23,7 +23,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import GPT, Rows, pad_rows, token_logprobs
+from model import GPT, Rows, by_portions, pad_rows, token_logprobs
 from runtime import RewardSection
 
 PAIRS = ("wl", "ww", "ll", "lw")  # candidate, then reference: "wl" is r_gap(x, y_w, y_l)
@@ -57,9 +57,12 @@ POOLS = {
 @torch.no_grad()
 def score(model: RewardModel, rows: Rows):
     """Scores [B] of prompts with their responses."""
-    hidden = model.trunk(rows.tokens)
-    logp = token_logprobs(model.trunk, hidden, rows.tokens, rows.mask)
-    return POOLS[model.config.pool](model.token_scores(hidden, logp), rows)
+    def scores_of(part):
+        hidden = model.trunk(part.tokens)
+        logp = token_logprobs(model.trunk, hidden, part.tokens, part.mask)
+        return model.token_scores(hidden, logp)
+
+    return POOLS[model.config.pool](by_portions(scores_of, rows, model.trunk.config.portion), rows)
 
 
 def pair_loss(better, worse):
@@ -82,7 +85,7 @@ class Branches:
     """
     tokens: torch.Tensor     # [B, T] prompt, response a, response b, padding
     positions: torch.Tensor  # [B, T]
-    mask: torch.Tensor       # [B, 1, T, T] who may look at whom
+    mask: torch.Tensor       # [B, 1, T, T] 0 where one may look at the other, else -inf
     previous: torch.Tensor   # [B, T] where the token before this one stands
     rows: tuple[Rows, Rows]  # the extent of a, and that of b
 
@@ -97,7 +100,8 @@ def make_branches(prompts: list, a: list, b: list, device) -> Branches:
     positions = at.minimum(end[:, None] - 1) - in_b * (middle - start)[:, None]
     previous = torch.where(at == middle[:, None], start[:, None] - 1, (at - 1).clamp(min=0))
     sees = (at <= at[:, None]) & ~(in_b[:, :, None] & ~in_b[:, None] & (at >= start[:, None, None]))
-    return Branches(both.tokens, positions, sees[:, None], previous,
+    mask = torch.zeros(sees.shape, device=device).masked_fill(~sees, -torch.inf)
+    return Branches(both.tokens, positions, mask[:, None], previous,
                     (Rows(both.tokens, start, middle), Rows(both.tokens, middle, end)))
 
 

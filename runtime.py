@@ -79,6 +79,7 @@ class ModelSection:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     tied: bool = True           # the output layer shares the embedding's weights
+    portion: int = 2048         # positions that one forward takes: the micro-batch
 
 
 @dataclass

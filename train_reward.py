@@ -16,7 +16,7 @@ import torch
 
 import reward
 from data import Data, Fold, batches, load_data
-from model import GPT, Rows, token_logprobs
+from model import GPT, Rows, portions, token_logprobs
 from reward import RewardModel, make_branches
 from runtime import FitSection, Run, UserError, all_sum, command_line, descend, guard, mine, rank
 from tools.measure import held_out_accuracies
@@ -41,10 +41,10 @@ def learning_rate(fit: FitSection, step: int) -> float:
     return fit.lr * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def train(run: Run, name: str, model, fit: FitSection, fold: Fold, loss_of) -> None:
+def train(run: Run, name: str, model, fit: FitSection, fold: Fold, width, loss_of) -> None:
     """A supervised training. `loss_of(pairs)` returns a summed loss, its count, and how many of
-    `accuracy`'s things were right, for this rank's pairs of a batch."""
-    lengths = np.array([len(x) + len(y_w) + len(y_l) for x, y_w, y_l in zip(*vars(fold).values())])
+    `accuracy`'s things were right; `width(x, y_w, y_l)` is how many positions a pair takes."""
+    lengths = np.array([width(*map(len, pair)) for pair in zip(*vars(fold).values())])
     rng = np.random.default_rng([run.config.run.seed, len(name), sum(map(ord, name))])
     optimizer = torch.optim.AdamW(model.parameters(), lr=fit.lr, betas=(0.9, 0.95),
                                   weight_decay=fit.weight_decay, fused=True)
@@ -53,10 +53,13 @@ def train(run: Run, name: str, model, fit: FitSection, fold: Fold, loss_of) -> N
     sums = torch.zeros(3)
     for step, indices in enumerate(bar, 1):
         optimizer.param_groups[0]["lr"] = learning_rate(fit, step - 1)
-        loss, count, right = loss_of(fold[mine(indices)])
-        loss.backward()
-        norm = descend(list(model.parameters()), optimizer, count, fit.clip, name)
-        sums += torch.tensor([loss.item(), float(count), float(right)])
+        own, counted = mine(indices), torch.tensor(0)
+        for part in portions(torch.tensor(lengths[own]), run.config.model.portion):
+            loss, count, right = loss_of(fold[own[part].tolist()])
+            loss.backward()
+            counted = counted + count
+            sums += torch.tensor([loss.item(), float(count), float(right)])
+        norm = descend(list(model.parameters()), optimizer, counted, fit.clip, name)
         if step % run.config.run.log_every == 0 or step == fit.steps:
             total, seen, good = all_sum(sums).tolist()
             figures = {"loss": total / seen, "accuracy": good / seen}
@@ -85,7 +88,7 @@ def new_reward_model(run: Run, data: Data) -> RewardModel:
 def train_sft(run: Run, data: Data) -> dict:
     """M_P^SFT: maximise log M(y_w | x)."""
     model, fold = new_gpt(run, data), data.folds["sft"]
-    train(run, "sft", model, run.config.sft, fold,
+    train(run, "sft", model, run.config.sft, fold, lambda x, y_w, y_l: x + y_w,
           lambda pairs: lm_loss(model, data.policy_rows(pairs.x, pairs.y_w)))
     return {"model": model.state_dict()}
 
@@ -93,7 +96,7 @@ def train_sft(run: Run, data: Data) -> dict:
 def train_pit_sft(run: Run, data: Data, policy: GPT) -> dict:
     """M_PIT^SFT: maximise log M(y_w | x, y_l), from M_P^SFT."""
     model, fold = copy.deepcopy(policy), data.folds["sft"]
-    train(run, "pit_sft", model, run.config.pit_sft, fold,
+    train(run, "pit_sft", model, run.config.pit_sft, fold, lambda x, y_w, y_l: x + y_w + y_l,
           lambda pairs: lm_loss(model, data.pit_rows(pairs.x, pairs.y_l, pairs.y_w)))
     return {"model": model.state_dict()}
 
@@ -103,7 +106,8 @@ def train_rp(run: Run, data: Data, policy: GPT) -> dict:
     def branches(pairs, y_w, y_l):
         return make_branches([data.policy(x) for x in pairs.x], y_w, y_l, run.device)
 
-    return train_reward_model(run, data, "rp", policy, branches, reward.pointwise_loss)
+    return train_reward_model(run, data, "rp", policy, lambda x, y_w, y_l: x + y_w + y_l, branches,
+                              reward.pointwise_loss)
 
 
 def train_rpit(run: Run, data: Data, pit_policy: GPT) -> dict:
@@ -113,10 +117,13 @@ def train_rpit(run: Run, data: Data, pit_policy: GPT) -> dict:
                    for pair in zip(pairs.x, y_ref)]
         return make_branches(prompts, y_w * 2, y_l * 2, run.device)
 
-    return train_reward_model(run, data, "rpit", pit_policy, branches, reward.eq2_loss)
+    return train_reward_model(run, data, "rpit", pit_policy,
+                              lambda x, y_w, y_l: 2 * x + 3 * (y_w + y_l), branches,
+                              reward.eq2_loss)
 
 
-def train_reward_model(run: Run, data: Data, name: str, trunk: GPT, branches, loss) -> dict:
+def train_reward_model(run: Run, data: Data, name: str, trunk: GPT, width, branches,
+                       loss) -> dict:
     """A reward model from a supervised model's trunk."""
     torch.manual_seed(run.config.run.seed)
     model = RewardModel(copy.deepcopy(trunk), run.config.reward).to(run.device)
@@ -126,7 +133,7 @@ def train_reward_model(run: Run, data: Data, name: str, trunk: GPT, branches, lo
         total, right = loss(model, branches(pairs, *ended))
         return total, torch.tensor(len(pairs)), right
 
-    train(run, name, model, getattr(run.config, name), data.folds["reward"], loss_of)
+    train(run, name, model, getattr(run.config, name), data.folds["reward"], width, loss_of)
     return {"model": model.state_dict()}
 
 

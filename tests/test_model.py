@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from conftest import tiny_gpt
-from model import (Attention, Cache, RMSNorm, draw, pad_rows, rotary_tables, rotate, sample,
-                   token_logprobs)
+from model import (Attention, Cache, Linear, RMSNorm, by_portions, draw, packed_weights,
+                   pad_rows, portions, rotary_table, rotate, sample, token_logprobs)
 from runtime import ModelSection
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 1, 2], [3, 3]]
@@ -45,22 +45,25 @@ def test_rmsnorm_keeps_the_type_and_computes_in_float32():
     assert torch.equal(y, plain.bfloat16())
 
 
+def turns(context: int, width: int, theta: float = 10_000.0):
+    """What `rotate` takes, for positions 0 to context - 1: [T, 1, C/2]."""
+    return torch.view_as_complex(rotary_table(context, width, theta))[:, None]
+
+
 def test_rotation_of_one_pair_is_by_the_position():
-    # width 4 and theta 100: pair (0, 2) turns by 1 rad a token, pair (1, 3) by 100 ** -0.5 = 0.1
-    cos, sin = rotary_tables(4, 4, 100.0)
-    x = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(1, 4, 1, 4)
-    turned = rotate(x, cos[:, None], sin[:, None])[0, :, 0]
+    # width 4 and theta 100: pair (0, 1) turns by 1 rad a token, pair (2, 3) by 100 ** -0.5 = 0.1
+    x = torch.tensor([1.0, 0.0, 1.0, 0.0]).expand(1, 4, 1, 4)
+    turned = rotate(x, turns(4, 4, 100.0))[0, :, 0]
     for t in range(4):
-        expected = [math.cos(t), math.cos(0.1 * t), math.sin(t), math.sin(0.1 * t)]
+        expected = [math.cos(t), math.sin(t), math.cos(0.1 * t), math.sin(0.1 * t)]
         torch.testing.assert_close(turned[t], torch.tensor(expected))
 
 
 def test_rotated_score_depends_only_on_the_distance():
     torch.manual_seed(0)
-    cos, sin = rotary_tables(32, 8, 10_000.0)
     q, k = torch.randn(2, 1, 32, 1, 8).unbind()
     q, k = q[:, :1].expand_as(q), k[:, :1].expand_as(k)  # the same vector at every position
-    q, k = (rotate(x, cos[:, None], sin[:, None])[0, :, 0] for x in (q, k))
+    q, k = (rotate(x, turns(32, 8))[0, :, 0] for x in (q, k))
     scores = q @ k.T
     for distance in (0, 1, 5, 20):
         same = scores.diagonal(-distance)
@@ -68,21 +71,24 @@ def test_rotated_score_depends_only_on_the_distance():
     assert (scores[20, 20] - scores[20, 15]).abs() > 1e-3
 
 
+def test_rotation_keeps_the_type():
+    x = torch.randn(1, 4, 2, 8).bfloat16()
+    assert rotate(x, turns(4, 8)).dtype == torch.bfloat16
+
+
 def test_attention_is_the_plain_formula():
     torch.manual_seed(0)
     config = ModelSection(heads=2, kv_heads=1, width=8)
     attention, x = Attention(config), torch.randn(1, 5, 8)
-    cos, sin = rotary_tables(5, 4, 10_000.0)
     q, k, v = (attention.qkv(x)[0].view(5, 4, 4).transpose(0, 1)[part]  # [heads, T, C]
                for part in (slice(0, 2), slice(2, 3), slice(3, 4)))
-    turn = lambda heads: rotate(heads[..., None, :], cos[:, None], sin[:, None])[..., 0, :]
-    q, k = turn(q), turn(k)
+    q, k = (rotate(part[..., None, :], turns(5, 4))[..., 0, :] for part in (q, k))
     plain = torch.zeros(5, 2, 4)
     for t in range(5):
         for head in range(2):
             weights = torch.softmax(k[0, :t + 1] @ q[head, t] / 2, 0)  # 2 = sqrt(C)
             plain[t, head] = weights @ v[0, :t + 1]
-    torch.testing.assert_close(attention(x, cos[:, None], sin[:, None])[0],
+    torch.testing.assert_close(attention(x, turns(5, 4))[0],
                                attention.out(plain.reshape(5, 8)))
 
 
@@ -94,13 +100,13 @@ def test_grouped_attention_is_full_attention_with_repeated_heads():
     repeated = [part[[0, 0, 1, 1]] for part in (k, v)]  # queries 0, 1 share head 0; 2, 3 head 1
     full.qkv.weight.data = torch.cat([q, *repeated]).reshape(48, 16)
     full.out.weight.data = grouped.out.weight.data
-    x, tables = torch.randn(3, 7, 16), [t[:, None] for t in rotary_tables(7, 4, 10_000.0)]
-    torch.testing.assert_close(grouped(x, *tables), full(x, *tables))
+    x = torch.randn(3, 7, 16)
+    torch.testing.assert_close(grouped(x, turns(7, 4)), full(x, turns(7, 4)))
 
 
 def test_tied_model_shares_its_embedding():
     model = tiny_gpt()
-    assert model.head is None and model.embedding.weight.shape == (11, 16)
+    assert model.head.weight is model.embedding.weight and model.head.weight.shape == (11, 16)
     hidden = torch.randn(2, 16)
     torch.testing.assert_close(model.logits(hidden), hidden @ model.embedding.weight.T)
     more = tiny_gpt(tied=False)
@@ -148,23 +154,38 @@ def test_later_tokens_do_not_change_earlier_logits():
 
 def test_states_depend_only_on_relative_positions_and_on_what_the_mask_shows():
     model, tokens = tiny_gpt(), torch.tensor([[1, 2, 3, 4, 5, 6]])
-    causal = torch.ones(6, 6).tril().bool()[None, None]
+    causal = torch.full((1, 1, 6, 6), -math.inf).triu(1)
     plain, positions = model(tokens), torch.arange(6)[None]
     torch.testing.assert_close(model(tokens, positions + 20, causal), plain, atol=1e-5, rtol=1e-4)
     assert (model(tokens, positions * 2, causal) - plain).abs().max() > 1e-3
     blind = causal.clone()
-    blind[..., 2:, 1] = False  # nobody looks at token 1, so it may as well not be there
+    blind[..., 2:, 1] = -math.inf  # nobody looks at token 1, so it may as well not be there
     shorter = model(tokens[:, [0, 2, 3, 4, 5]], positions[:, [0, 2, 3, 4, 5]], causal[..., 1:, 1:])
     torch.testing.assert_close(model(tokens, positions, blind)[:, 2:], shorter[:, 1:], atol=1e-5,
                                rtol=1e-4)
 
 
-def test_reading_in_portions_through_the_cache_is_reading_at_once():
+def test_reading_token_by_token_through_the_cache_is_reading_at_once():
     model, tokens = tiny_gpt(), torch.randint(0, 11, (3, 12))
-    cache = Cache(model.config, 3, 12, "cpu", torch.float32)
-    parts = [model(part, cache=cache) for part in tokens.split([5, 1, 4, 2], dim=1)]
+    cache = Cache(14)
+    parts = [model(tokens[:, :5], cache=cache)]
+    bias = torch.full((3, 1, 14), -math.inf)
+    bias[:, :, :5] = 0
+    for t in range(5, 12):
+        bias[:, :, t] = 0
+        parts.append(model(tokens[:, t:t + 1], torch.full((3, 1), t), bias, cache))
+    assert cache.filled == 12
     torch.testing.assert_close(torch.cat(parts, 1), model(tokens), atol=1e-5, rtol=1e-5)
-    assert cache.length.tolist() == [12, 12, 12]
+
+
+def test_packed_weights_give_the_same_states_and_are_only_lent():
+    model, tokens = tiny_gpt(), torch.randint(0, 11, (3, 12))
+    with torch.no_grad():
+        plain = model(tokens)
+        with packed_weights(model, 3):
+            assert model.head.packed is not None or not torch.backends.mkldnn.is_available()
+            torch.testing.assert_close(model(tokens), plain, atol=1e-5, rtol=1e-5)
+    assert all(m.packed is None for m in model.modules() if isinstance(m, Linear))
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -176,6 +197,17 @@ def test_greedy_samples_are_those_of_a_naive_loop(tied):
     rows = sample(model, PROMPTS, 12, 0, eos)
     assert rows.responses() == [naive(model, prompt, 12, eos) for prompt in PROMPTS]
     assert [row[:n] for row, n in zip(rows.tokens.tolist(), rows.prompt.tolist())] == PROMPTS
+
+
+def test_greedy_samples_stay_so_when_rows_leave_the_batch():
+    model, prompts = tiny_gpt(seed=3), [[i % 11, (3 * i) % 11, 1][:1 + i % 3] for i in range(40)]
+    free = [naive(model, prompt, 16, eos=-1) for prompt in prompts]
+    eos = max(range(11), key=lambda token: len({r.index(token) for r in free if token in r}))
+    sizes = []
+    model.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
+    rows = sample(model, prompts, 16, 0, eos)
+    assert rows.responses() == [naive(model, prompt, 16, eos) for prompt in prompts]
+    assert len(set(sizes[:16])) > 1  # they did leave
 
 
 def test_samples_end_with_their_first_eos_or_at_max_new():
@@ -209,16 +241,43 @@ def test_samples_are_those_of_their_generator():
     assert one == same != other
 
 
+def test_a_sample_does_not_depend_on_when_the_other_rows_end():
+    model = tiny_gpt(seed=1)
+    short = sample(model, PROMPTS * 20, 12, 1.0, 4, torch.Generator().manual_seed(0)).responses()
+    long = sample(model, PROMPTS * 20, 12, 1.0, -1, torch.Generator().manual_seed(0)).responses()
+    assert len({len(row) for row in short}) > 6  # rows left the batch at many times
+    for one, whole in zip(short, long):
+        assert one == whole[:len(one)]
+
+
+def test_by_portions_is_the_whole():
+    rows = pad_rows(PROMPTS * 3, [[2, 5], [1, 1, 1], [4], [9, 8, 7, 6]] * 3)
+    parts = []
+
+    def table(part):
+        parts.append(part.tokens.numel())
+        return (part.tokens * 2.0 + part.prompt[:, None]) * part.mask
+    torch.testing.assert_close(by_portions(table, rows, 20), table(rows))
+    assert len(parts) > 3 and max(parts[:-1]) <= 20
+
+
 # ------------------------------------------------------------------- drawing and log-probabilities
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
 def test_draws_have_the_frequencies_of_softmax(temperature):
     logits, n = torch.tensor([1.0, 0.0, -1.0, 0.5, 2.0]), 20_000
-    drawn = draw(logits.expand(n, 5), temperature, torch.Generator().manual_seed(0))
+    chances = torch.rand(n, generator=torch.Generator().manual_seed(0))
+    drawn = draw(logits.expand(n, 5), temperature, chances)
     expected = n * torch.softmax(logits / temperature, 0)
     chi_square = ((drawn.bincount(minlength=5) - expected) ** 2 / expected).sum()
     assert chi_square < 18.5  # 4 degrees of freedom: exceeded once in a thousand
+
+
+def test_a_draw_is_where_the_cumulative_probability_exceeds_its_chance():
+    logits = torch.tensor([[-math.inf, 0.0, math.log(2), -math.inf, 0.0, -math.inf]])  # 1/4 1/2 1/4
+    for chance, token in ((0.0, 1), (0.24, 1), (0.26, 2), (0.74, 2), (0.76, 4), (1 - 1e-7, 4)):
+        assert draw(logits, 1.0, torch.tensor([chance])).tolist() == [token]
 
 
 def test_temperature_zero_takes_the_likeliest():
@@ -237,6 +296,12 @@ def test_token_logprobs_are_log_softmax_and_gather(temperature):
             response = len(PROMPTS[b]) <= t < rows.length[b]
             expected = everywhere[b, t - 1, token].item() if response else 0.0
             assert logp[b, t].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_portions_are_all_rows_once_within_the_size_and_of_similar_length():
+    rows = pad_rows([[1] * n for n in (3, 9, 1, 4, 4, 20, 2, 5)])
+    parts = [chosen.tolist() for chosen in portions(rows.length, 12)]
+    assert parts == [[5], [1], [7, 3], [4, 0, 6], [2]]  # the longest has more than 12 alone
 
 
 def test_rows_know_their_responses():

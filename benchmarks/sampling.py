@@ -1,0 +1,53 @@
+"""Batched sampling at temperature 1 against transformers' generate with its dynamic cache.
+
+    python benchmarks/sampling.py --workload W
+    python benchmarks/sampling.py --workload W2
+
+64 prompts of 16 to 32 tokens (W2: 8), 64 new tokens each: no row ends before, on either side. The
+limit is the time of the matrix products at the machine's best, or of reading the weights once a
+token, whichever is more.
+"""
+
+import argparse
+import random
+
+import torch
+from common import WORKLOADS, alternate, bandwidth, forward_flops, gemm_peak, hf, ours, report
+
+from model import sample
+
+NEW = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workload", choices=WORKLOADS, default="W")
+    parser.add_argument("--cache", choices=("dynamic", "static"), default="dynamic",
+                        help="transformers' cache")
+    parser.add_argument("--repeats", type=int, default=7)
+    args = parser.parse_args()
+    number, vocab = {"W": 64, "W2": 8}[args.workload], WORKLOADS[args.workload][1]
+    chance = random.Random(0)
+    prompts = [[chance.randrange(1, vocab) for _ in range(chance.randint(16, 32))]
+               for _ in range(number)]
+    model, peer = ours(args.workload), hf(args.workload)
+    longest = max(map(len, prompts))
+    padded = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    sides = {
+        "ours": lambda: sample(model, prompts, NEW, 1.0, -1, torch.Generator().manual_seed(0)),
+        "HF": lambda: peer.generate(
+            padded, attention_mask=mask, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=True,
+            top_k=0, top_p=1.0, temperature=1.0, pad_token_id=0, cache_implementation=args.cache)}
+    assert sides["ours"]().responses()[0].__len__() == NEW
+    assert sides["HF"]().shape[1] == longest + NEW
+    seconds = alternate(sides, args.repeats)
+    weights = sum(p.numel() * 4 for p in model.parameters())
+    step = max(forward_flops(args.workload) * number / gemm_peak(), weights / bandwidth())
+    report(f"sampling {args.workload}, {number} prompts", peer=f"HF generate, {args.cache} cache",
+           ours_ms_a_token=1000 * seconds["ours"] / NEW, peer_ms_a_token=1000 * seconds["HF"] / NEW,
+           ratio=seconds["HF"] / seconds["ours"], of_peak=step * NEW / seconds["ours"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Training step (forward, backward, AdamW) against transformers' Llama and, given by path, nanoGPT
+or llama2.c.
+
+    python benchmarks/train_step.py --workload W
+    python benchmarks/train_step.py --workload W2
+    python benchmarks/train_step.py --workload W --peer ../nanoGPT
+    python benchmarks/train_step.py --workload W --peer ../llama2.c --compile
+
+W: 32 rows of 128 tokens; W2: 4 rows of 256. The limit is the time that the matrix products need at
+the machine's best.
+"""
+
+import argparse
+import importlib.util
+import inspect
+from pathlib import Path
+
+import torch
+from common import WORKLOADS, alternate, forward_flops, gemm_peak, hf, ours, report
+
+from model import Rows, portions, token_logprobs
+
+BATCH = {"W": (32, 128), "W2": (4, 256)}
+
+
+def our_step(workload: str, tokens, compiled: bool):
+    model = ours(workload)
+    forward = torch.compile(model) if compiled else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    rows = Rows(tokens, torch.ones(len(tokens), dtype=torch.long),
+                torch.full((len(tokens),), tokens.shape[1]))
+
+    def step():
+        for chosen in portions(rows.length, model.config.portion):
+            part = rows[chosen]
+            logp = token_logprobs(model, forward(part.tokens), part.tokens, part.mask)
+            (-logp.sum() / rows.mask.sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return step
+
+
+def hf_step(workload: str, tokens, compiled: bool):
+    model = hf(workload)
+    forward = torch.compile(model) if compiled else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step():
+        forward(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return step
+
+
+def peer_step(folder: str, workload: str, tokens, compiled: bool):
+    """A step of nanoGPT or llama2.c, told apart by what their model.py defines."""
+    spec = importlib.util.spec_from_file_location("peer", Path(folder) / "model.py")
+    peer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(peer)
+    config, vocab = WORKLOADS[workload]
+    torch.manual_seed(0)
+    if hasattr(peer, "ModelArgs"):  # llama2.c
+        model = peer.Transformer(peer.ModelArgs(
+            dim=config.width, n_layers=config.layers, n_heads=config.heads, vocab_size=vocab,
+            hidden_dim=config.hidden, max_seq_len=config.context))
+    else:
+        model = peer.GPT(peer.GPTConfig(
+            n_layer=config.layers, n_head=config.heads, n_embd=config.width, vocab_size=vocab,
+            block_size=config.context, dropout=0.0, bias=False))
+    forward = torch.compile(model) if compiled else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    returns_loss = "GPT" in [name for name, _ in inspect.getmembers(peer, inspect.isclass)]
+
+    def step():
+        result = forward(inputs, targets)
+        loss = result[1] if returns_loss else model.last_loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workload", choices=WORKLOADS, default="W")
+    parser.add_argument("--peer", help="a folder of nanoGPT or llama2.c; else transformers")
+    parser.add_argument("--compile", action="store_true", help="torch.compile on both sides")
+    parser.add_argument("--repeats", type=int, default=15)
+    args = parser.parse_args()
+    batch, time = BATCH[args.workload]
+    tokens = torch.randint(0, WORKLOADS[args.workload][1], (batch, time))
+    name = Path(args.peer).name if args.peer else "HF Llama"
+    make = (lambda *rest: peer_step(args.peer, *rest)) if args.peer else hf_step
+    settings = (args.workload, tokens, args.compile)
+    seconds = alternate({"ours": our_step(*settings), name: make(*settings)}, args.repeats)
+    least = 3 * forward_flops(args.workload) * batch * time / gemm_peak()
+    report(f"training step {args.workload}" + ", compiled" * args.compile, peer=name,
+           ours_s=seconds["ours"], peer_s=seconds[name], ratio=seconds[name] / seconds["ours"],
+           of_peak=least / seconds["ours"], peer_of_peak=least / seconds[name])
+
+
+if __name__ == "__main__":
+    main()
