@@ -32,7 +32,7 @@ class RMSNorm(nn.Module):
 
 
 def rotary_table(context: int, width: int, theta: float) -> torch.Tensor:
-    """exp(i angle) of each position and pair (arXiv 2104.09864) as real numbers, [context, C/2, 2]."""
+    """exp(i angle) of each position and pair (arXiv 2104.09864), as reals [context, C/2, 2]."""
     frequencies = theta ** (-torch.arange(0, width, 2).float() / width)  # [C/2]
     angles = torch.arange(context)[:, None] * frequencies                # [context, C/2]
     return torch.stack([angles.cos(), angles.sin()], dim=-1)
@@ -56,15 +56,17 @@ class Cache:
         self.size, self.filled = size, 0
         self.layers: list[tuple] = []  # of each layer the keys and the values [B, K, size, C]
 
+    @torch.compiler.disable
     def start(self, k, v):
         """Keep a layer's keys and values of the prompts [B, K, T, C]."""
         self.layers.append(tuple(F.pad(x, (0, 0, 0, self.size - x.shape[2])) for x in (k, v)))
 
+    @torch.compiler.disable
     def attend(self, layer: int, q, k, v, bias):
         """Attention of one new token a row: q [B, H, 1, C]; k and v [B, K, 1, C] join the cache.
 
         bias [B, 1, size] is 0 at the columns that a row may look at, else -inf. Going over all
-        columns, filled or not, keeps the memory that is read in one piece: twice as fast as a slice.
+        columns keeps the memory that is read in one piece: twice as fast as over those filled.
         """
         keys, values = self.layers[layer]
         keys[:, :, self.filled], values[:, :, self.filled] = k[:, :, 0], v[:, :, 0]
@@ -80,8 +82,8 @@ class Cache:
 
 
 class Linear(nn.Module):
-    """x W^T, with weights of std 1/sqrt(inputs). While responses are sampled on a CPU, `packed` is a copy of W in oneDNN's own order,
-    with which products of few rows are up to twice as fast."""
+    """x W^T, at first with weights of std 1/sqrt(inputs). While responses are sampled on a CPU,
+    `packed` is a copy of W in oneDNN's own order: products of few rows are up to twice as fast."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -89,18 +91,19 @@ class Linear(nn.Module):
         self.packed = None
 
     def forward(self, x):
-        if self.packed is not None:
+        if self.packed is not None and not torch.compiler.is_compiling():
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
         return F.linear(x, self.weight)
 
 
 @contextmanager
 def packed_weights(model: nn.Module, rows: int):
-    """Lend each linear layer a packed copy of its weight, for products of `rows` rows; on other
-    devices than a CPU nothing happens. Gradients do not flow meanwhile."""
-    linears = [m for m in model.modules() if isinstance(m, Linear) and m.weight.device.type == "cpu"]
+    """Lend each linear layer a packed copy of its weight, for products of `rows` rows in float32;
+    on other devices than a CPU nothing happens. Gradients do not flow meanwhile."""
+    linears = [m for m in model.modules() if isinstance(m, Linear)]
+    plain = linears[0].weight.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
     try:
-        for linear in linears if torch.backends.mkldnn.is_available() else []:
+        for linear in linears if plain and torch.backends.mkldnn.is_available() else []:
             linear.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
         yield
     finally:
@@ -227,11 +230,11 @@ class Rows:
 
 def portions(length, size: int):
     """Yield indices of rows of similar length [B] that together take at most `size` positions (or
-    of one row): little padding, little memory, and activations that fit a CPU's caches."""
+    of one row; 0: no limit): little padding, little memory, activations that fit a CPU's caches."""
     order = length.argsort(descending=True, stable=True)
     longest, start = length[order].tolist(), 0
     while start < len(order):
-        end = start + max(1, size // longest[start])
+        end = start + max(1, (size or len(order) * longest[0]) // longest[start])
         yield order[start:end]
         start = end
 
@@ -278,18 +281,19 @@ def draw(logits, temperature: float, chance):
 
 
 @torch.no_grad()
-def sample(model: GPT, prompts: list, max_new: int, temperature: float, eos: int,
-           generator=None) -> Rows:
+def sample(model: GPT, prompts: list, chances, temperature: float, eos: int) -> Rows:
     """Sample a response to each prompt (lists of token ids), until all have ended.
 
-    A response ends with its first `eos`, which is part of it, or is cut after max_new tokens. Its
-    random numbers are drawn before, so that no row depends on the others. New tokens share a column
-    of the cache, behind the longest prompt. Rows that have ended leave once they are a quarter.
+    A response ends with its first `eos`, which is part of it, or is cut after as many tokens as
+    `chances` [B, new] has random numbers from [0, 1) for it: no row depends on the others, nor on
+    how many ranks share them (`runtime.random_numbers`). New tokens share a column
+    of the cache, behind the longest prompt. Rows that have ended leave once they are a quarter; the
+    host looks at that, and so waits for the device, once in `look_every` tokens.
     """
     device = model.embedding.weight.device
-    rows = pad_rows(prompts, device=device, room=max_new)
+    look_every = max(1, model.config.look_every)
+    rows = pad_rows(prompts, device=device, room=chances.shape[1])
     start, size = int(rows.prompt.max()), rows.tokens.shape[1]
-    chances = torch.rand(max_new, len(prompts), generator=generator, device=device)
     columns = torch.arange(size, device=device)
     bias = torch.zeros(len(prompts), 1, size, device=device).masked_fill(
         (columns >= rows.prompt[:, None])[:, None], -torch.inf)
@@ -298,15 +302,18 @@ def sample(model: GPT, prompts: list, max_new: int, temperature: float, eos: int
     going = torch.ones(len(prompts), dtype=torch.bool, device=device)  # of these, not yet ended
     with packed_weights(model, len(prompts)):
         last = model(rows.tokens[:, :start], cache=cache)[live, rows.prompt - 1]  # [B, D]
-        for column, chance in enumerate(chances, start):
+        for column, chance in enumerate(chances.unbind(1), start):
             token = draw(model.logits(last), temperature, chance[live])
             at = rows.length[live]
             rows.tokens[live, at] = torch.where(going, token, 0)
             rows.length[live] = at + going
             going = going & (token != eos)
-            if column == size - 1 or not going.any():
+            if column == size - 1:
                 break
-            if going.float().mean() < 0.75:
+            look = (column - start) % look_every == look_every - 1
+            if look and not going.any():
+                break
+            if look and going.float().mean() < 0.75:
                 live, token, at, bias = live[going], token[going], at[going], bias[going]
                 cache.keep(going)
                 going = going[going]

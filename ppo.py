@@ -27,7 +27,8 @@ import torch
 import torch.nn as nn
 
 from model import GPT, Rows, by_portions, portions, sample, token_logprobs
-from runtime import PPOSection, Run, StageSection, UserError, all_sum, descend
+from runtime import (PPOSection, Run, StageSection, UserError, all_sum, descend, random_numbers,
+                     ranks)
 
 
 def kl_penalty(logp, ref_logp, mask):
@@ -191,14 +192,15 @@ def roll_out(learner: Learner, anchor: GPT, prompts: Prompts, task: Task, ppo: P
     response without its end gets ppo.no_eos_score instead.
     """
     portion = anchor.config.portion
-    rows = sample(learner.policy, prompts.ids, max_new, ppo.temperature, eos, generator)
+    chances = random_numbers(len(prompts.ids) * ranks(), max_new, generator)
+    rows = sample(learner.policy, prompts.ids, chances, ppo.temperature, eos)
     mask = rows.mask
     last = rows.tokens.gather(1, rows.length[:, None] - 1)[:, 0]
     ended = last == eos
     mean, std = spread
     score = torch.where(ended, (task.score(prompts, rows) - mean) / std, ppo.no_eos_score)
-    logp, ref_logp = (by_portions(lambda part: logprobs(model, part, ppo.temperature), rows, portion)
-                      for model in (learner.policy, anchor))
+    logp, ref_logp = (by_portions(lambda part: logprobs(one, part, ppo.temperature), rows, portion)
+                      for one in (learner.policy, anchor))
     kl = kl_penalty(logp, ref_logp, mask)
     values = by_portions(partial(token_values, learner.critic), rows, portion)
     rewards = token_rewards(score, kl, mask, learner.beta)
@@ -227,7 +229,8 @@ def add_gradients(learner: Learner, batch: Rollout, ppo: PPOSection, train_polic
 
 def update(learner: Learner, rollout: Rollout, ppo: PPOSection, train_policy: bool,
            generator) -> dict:
-    """Epochs of minibatches over one rollout; returns this rank's mean losses and figures."""
+    """Epochs of minibatches over one rollout; returns mean losses and figures, and this rank's
+    largest ratio of the first minibatch."""
     totals, first_ratio = torch.zeros(4), None
     for _ in range(ppo.epochs):
         order = torch.randperm(len(rollout.score), generator=generator)
@@ -240,7 +243,7 @@ def update(learner: Learner, rollout: Rollout, ppo: PPOSection, train_policy: bo
                     (learner.critic, learner.critic_optimizer, "PPO critic")):
                 if train_policy or model is learner.critic:
                     descend(list(model.parameters()), optimizer, sums[3], ppo.grad_clip, what)
-    means = totals / totals[3].clamp_min(1)
+    means = all_sum(totals) / totals[3].clamp_min(1)
     return {"policy_loss": means[0].item(), "clipped": means[1].item(),
             "value_loss": means[2].item(), "first_ratio": first_ratio}
 

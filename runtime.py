@@ -41,6 +41,8 @@ class RunSection:
     seed: int = 1
     device: str = "auto"        # auto, cuda, mps or cpu
     ranks: int = 1              # processes to start on a CPU, one thread each
+    amp: str = "auto"           # "bf16" autocast, or "off"; auto: bf16 on a GPU
+    compile: str = "auto"       # torch.compile of the blocks: "on", "off"; auto: on a GPU
     log_every: int = 20         # supervised steps between two lines of metrics.jsonl
 
 
@@ -79,7 +81,8 @@ class ModelSection:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     tied: bool = True           # the output layer shares the embedding's weights
-    portion: int = 2048         # positions that one forward takes: the micro-batch
+    portion: int = 0            # positions a forward takes (micro-batch); 0: 2,048, on a GPU 65,536
+    look_every: int = 0         # new tokens between looks at which rows ended; 0: 1, on a GPU 16
 
 
 @dataclass
@@ -228,9 +231,11 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
     return config
 
 
-MAY_BE_ZERO = {"seed", "warmup", "weight_decay", "lm_coef", "critic_warmup", "beta", "gamma", "lam",
-               "kl_horizon", "temperatures"}
-CHOICES = {"run.device": ("auto", "cuda", "mps", "cpu"), "data.total": ("first", "last"),
+MAY_BE_ZERO = {"seed", "portion", "look_every", "warmup", "weight_decay", "lm_coef",
+               "critic_warmup", "beta", "gamma", "lam", "kl_horizon", "temperatures"}
+ONLY_SPEED = {"model.portion", "model.look_every"}  # change no result beyond rounding
+CHOICES = {"run.device": ("auto", "cuda", "mps", "cpu"), "run.amp": ("auto", "bf16", "off"),
+           "run.compile": ("auto", "on", "off"), "data.total": ("first", "last"),
            "reward.pool": ("sum", "last"), "reward.terms": RewardSection().terms,
            "stage0.reference": ("data", "policy"), "stage1.reference": ("data", "policy"),
            "pit.curriculum": ("stage0", "stage1"), "pit.score": ("gap", "difference"),
@@ -356,9 +361,19 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def ranks() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def mine(items):
     """This rank's share of a sequence that all ranks hold: every n-th item, with n ranks."""
-    return items[rank()::dist.get_world_size()] if dist.is_initialized() else items
+    return items[rank()::ranks()]
+
+
+def random_numbers(count: int, length: int, generator: torch.Generator) -> torch.Tensor:
+    """This rank's share of `count` rows of random numbers from [0, 1), the same rows whatever the
+    number of ranks."""
+    return mine(torch.rand(count, length, generator=generator, device=generator.device))
 
 
 def all_sum(tensor: torch.Tensor) -> torch.Tensor:
@@ -372,7 +387,7 @@ def gather(items: list) -> list:
     """The lists of all ranks as one, in the order that `mine` dealt them from."""
     if not dist.is_initialized():
         return items
-    parts = [None] * dist.get_world_size()
+    parts = [None] * ranks()
     dist.all_gather_object(parts, items)
     return [part[i] for i in range(len(parts[0])) for part in parts if i < len(part)]
 
@@ -435,6 +450,9 @@ class Run:
         self.config, self.trains = config, trains
         self.device = pick_device(config.run.device)
         start_ranks(config.run.ranks, self.device)
+        gpu = self.device.type != "cpu"
+        config.model.portion = config.model.portion or (65_536 if gpu else 2048)
+        config.model.look_every = config.model.look_every or (16 if gpu else 1)
         self.folder = Path(config.run.dir) / config.run.name
         self.base = Path(config.run.base) if config.run.base else self.folder
         if config.run.base and not self.base.is_dir():
@@ -446,9 +464,25 @@ class Run:
                 raise UserError(f"{self.folder}: cannot write the run folder: {error}") from None
         barrier()
 
+    def precision(self):
+        """A context in which matrix products are in bfloat16, where run.amp asks for it."""
+        wanted = self.config.run.amp == "bf16" or (
+            self.config.run.amp == "auto" and self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted,
+                              cache_enabled=False)  # a cast would outlive the weights' update
+
+    def compiled(self, model):
+        """The model, with its blocks compiled where run.compile asks for it."""
+        if self.config.run.compile == "on" or (
+                self.config.run.compile == "auto" and self.device.type == "cuda"):
+            for block in model.blocks:
+                block.compile(dynamic=True)
+        return model
+
     def generator(self, purpose: str, device="cpu", seed: int | None = None) -> torch.Generator:
-        """This rank's random generator for one purpose: no purpose's draws depend on another's."""
-        text = f"{self.config.run.seed if seed is None else seed}/{purpose}/{rank()}"
+        """The random generator for one purpose, the same on all ranks: no purpose's draws depend on
+        another's."""
+        text = f"{self.config.run.seed if seed is None else seed}/{purpose}"
         return torch.Generator(device).manual_seed(zlib.crc32(text.encode()))
 
     def stage(self, name: str, sections: tuple[str, ...], make) -> dict:
@@ -461,7 +495,8 @@ class Run:
         inputs = {f"{section}.{key}": value
                   for section, keys in dataclasses.asdict(self.config).items()
                   for key, value in keys.items()
-                  if {section, f"{section}.{key}"} & {*sections, "run.seed"}}
+                  if {section, f"{section}.{key}"} & {*sections, "run.seed"}
+                  and f"{section}.{key}" not in ONLY_SPEED}
         for path in dict.fromkeys((self.folder / f"{name}.pt", self.base / f"{name}.pt")):
             if not path.exists():
                 continue

@@ -16,7 +16,7 @@ import sys
 import reward
 from data import Data, load_data
 from model import GPT, sample
-from runtime import Run, UserError, command_line, gather, guard, mine
+from runtime import Run, UserError, command_line, gather, guard, mine, random_numbers
 from tools import bills
 from train_reward import Models
 
@@ -27,9 +27,10 @@ def generate(run: Run, data: Data, policy: GPT, prompts: list[list[int]], temper
              generator) -> list[list[int]]:
     """A response to each prompt as token ids without their end, shared among the ranks."""
     own, responses = mine(prompts), []
+    chances = random_numbers(len(prompts), run.config.data.max_response, generator)
     for start in range(0, len(own), 256):
-        rows = sample(policy, own[start:start + 256], run.config.data.max_response, temperature,
-                      data.tokenizer.eos, generator)
+        some = slice(start, start + 256)
+        rows = sample(policy, own[some], chances[some], temperature, data.tokenizer.eos)
         responses += [data.bare(ids) for ids in rows.responses()]
     return gather(responses)
 
@@ -91,6 +92,20 @@ def show_improvements(run: Run, data: Data, models: Models, prompt: str, ref: st
         print(f"y_{i}  {marked(before, text)}  r_gap {gap:+.2f}{gold_note(run, prompt, text)}")
 
 
+def respond(run: Run, data: Data, models: Models, args) -> None:
+    """Improve the response to --prompt, or to each prompt that is typed in."""
+    settings = (args.iters, args.temperature, run.generator("sample", run.device))
+    if args.prompt is not None:
+        show_improvements(run, data, models, args.prompt, args.ref, *settings)
+        return
+    print("A prompt a line; an empty line ends.")
+    for prompt in iter(lambda: sys.stdin.readline().strip(), ""):
+        try:
+            show_improvements(run, data, models, prompt, None, *settings)
+        except UserError as error:
+            print(error)
+
+
 def main() -> None:
     args, config = command_line(
         __doc__.splitlines()[0],
@@ -109,21 +124,12 @@ def main() -> None:
     from train_pit import train_all
     run = Run(config, trains=False)
     data = load_data(run)
-    models = train_all(run, data)
-    if args.eval:
-        report.write(run, report.evaluate(run, data, models))
-        return
-    generator = run.generator("sample", run.device)
-    settings = (args.iters, args.temperature, generator)
-    if args.prompt is not None:
-        show_improvements(run, data, models, args.prompt, args.ref, *settings)
-        return
-    print("A prompt a line; an empty line ends.")
-    for prompt in iter(lambda: sys.stdin.readline().strip(), ""):
-        try:
-            show_improvements(run, data, models, prompt, None, *settings)
-        except UserError as error:
-            print(error)
+    with run.precision():
+        models = train_all(run, data)
+        if args.eval:
+            report.write(run, report.evaluate(run, data, models))
+        else:
+            respond(run, data, models, args)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from data import Data, Fold, load_data
 from model import GPT, Rows, pad_rows, sample
 from ppo import Critic, Prompts, Task
 from reward import RewardModel
-from runtime import Run, StageSection, all_sum, command_line, gather, guard, mine
+from runtime import (Run, StageSection, all_sum, command_line, gather, guard, mine,
+                     random_numbers)
 from sample import STAGES, answer
 from tools import bills, report
 from train_reward import BASE, R_P, Models, new_gpt, restored, train_start
@@ -97,11 +98,12 @@ def observe(run: Run, data: Data, name: str, step: int, prompts: Prompts, rows: 
 def measure_spread(run: Run, data: Data, task: Task, anchor: GPT, model: RewardModel) -> list:
     """Mean and spread of the raw score on the anchor's samples, before RL: r_gap has no natural
     zero or unit. The shift changes no advantage (they are whitened) but lets the critic start near
-    0. Logged beside: the lowest score, which ppo.no_eos_score should lie below, and the mean score of
-    (x, y_ref, y_ref), for RLHF of an empty response."""
+    0. Logged beside: the lowest score, below which ppo.no_eos_score should lie, and the mean score
+    of (x, y_ref, y_ref), for RLHF of an empty response."""
     prompts = task.draw(0, 256)
-    rows = sample(anchor, prompts.ids, run.config.data.max_response, run.config.ppo.temperature,
-                  data.tokenizer.eos, run.generator(f"{task.name} spread", run.device))
+    chances = random_numbers(256, run.config.data.max_response,
+                             run.generator(f"{task.name} spread", run.device))
+    rows = sample(anchor, prompts.ids, chances, run.config.ppo.temperature, data.tokenizer.eos)
     copies = pad_rows(prompts.ids, [data.ended(ids) for ids in prompts.y_ref], run.device)
     scores = np.array(gather(task.score(prompts, rows).tolist()))
     same = np.array(gather(reward.score(model, copies).tolist()))
@@ -183,9 +185,10 @@ def main() -> None:
     _, config = command_line(__doc__.splitlines()[0])
     run = Run(config)
     data = load_data(run)
-    models = train_all(run, data)
-    run.write_config()
-    report.write(run, report.evaluate(run, data, models))
+    with run.precision():
+        models = train_all(run, data)
+        run.write_config()
+        report.write(run, report.evaluate(run, data, models))
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def train(run: Run, name: str, model, fit: FitSection, fold: Fold, width, loss_o
         optimizer.param_groups[0]["lr"] = learning_rate(fit, step - 1)
         own, counted = mine(indices), torch.tensor(0)
         for part in portions(torch.tensor(lengths[own]), run.config.model.portion):
-            loss, count, right = loss_of(fold[own[part].tolist()])
+            loss, count, right = loss_of(fold[own[part.tolist()]])
             loss.backward()
             counted = counted + count
             sums += torch.tensor([loss.item(), float(count), float(right)])
@@ -78,7 +78,7 @@ def lm_loss(model: GPT, rows: Rows):
 
 def new_gpt(run: Run, data: Data) -> GPT:
     torch.manual_seed(run.config.run.seed)
-    return GPT(run.config.model, data.tokenizer.vocab).to(run.device)
+    return run.compiled(GPT(run.config.model, data.tokenizer.vocab).to(run.device))
 
 
 def new_reward_model(run: Run, data: Data) -> RewardModel:
@@ -95,7 +95,7 @@ def train_sft(run: Run, data: Data) -> dict:
 
 def train_pit_sft(run: Run, data: Data, policy: GPT) -> dict:
     """M_PIT^SFT: maximise log M(y_w | x, y_l), from M_P^SFT."""
-    model, fold = copy.deepcopy(policy), data.folds["sft"]
+    model, fold = run.compiled(copy.deepcopy(policy)), data.folds["sft"]
     train(run, "pit_sft", model, run.config.pit_sft, fold, lambda x, y_w, y_l: x + y_w + y_l,
           lambda pairs: lm_loss(model, data.pit_rows(pairs.x, pairs.y_l, pairs.y_w)))
     return {"model": model.state_dict()}
@@ -126,7 +126,7 @@ def train_reward_model(run: Run, data: Data, name: str, trunk: GPT, width, branc
                        loss) -> dict:
     """A reward model from a supervised model's trunk."""
     torch.manual_seed(run.config.run.seed)
-    model = RewardModel(copy.deepcopy(trunk), run.config.reward).to(run.device)
+    model = RewardModel(run.compiled(copy.deepcopy(trunk)), run.config.reward).to(run.device)
 
     def loss_of(pairs):
         ended = ([data.ended(y) for y in side] for side in (pairs.y_w, pairs.y_l))
@@ -165,9 +165,10 @@ def main() -> None:
     _, config = command_line(__doc__.splitlines()[0])
     run = Run(config)
     data = load_data(run)
-    models = train_start(run, data)
+    with run.precision():
+        models = train_start(run, data)
+        accuracies = held_out_accuracies(data, models.rp, models.rpit, config.eval.split)
     run.write_config()
-    accuracies = held_out_accuracies(data, models.rp, models.rpit, config.eval.split)
     if rank() == 0:
         print("\n".join(f"{name}: {count}" for name, count in data.counts.items()))
         print(f"\nagreement with the labels of held-out pairs ({config.eval.split}):")

@@ -1,4 +1,4 @@
-"""Shared by the speed benchmarks: workloads, alternating timings, the machine's limits, one JSON line.
+"""Shared by the speed benchmarks: workloads, alternating timings, the machine's limits, JSON lines.
 
 Workload W: Llama architecture, 4 layers, 4 heads, width 256, SwiGLU 688, vocabulary 512, tied.
 W2: 12 layers, width 768, 12 heads, SwiGLU 2048, vocabulary 32000, context 512, tied. Both in
@@ -20,9 +20,10 @@ from model import GPT  # noqa: E402
 from runtime import ModelSection  # noqa: E402
 
 WORKLOADS = {
-    "W": (ModelSection(layers=4, heads=4, kv_heads=4, width=256, hidden=688, context=128), 512),
-    "W2": (ModelSection(layers=12, heads=12, kv_heads=12, width=768, hidden=2048, context=512),
-           32000),
+    "W": (ModelSection(layers=4, heads=4, kv_heads=4, width=256, hidden=688, context=128,
+                       portion=2048), 512),
+    "W2": (ModelSection(layers=12, heads=12, kv_heads=12, width=768, hidden=2048, context=512,
+                        portion=2048), 32000),
 }
 torch.set_num_threads(1)
 

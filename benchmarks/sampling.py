@@ -35,7 +35,7 @@ def main() -> None:
     padded = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     sides = {
-        "ours": lambda: sample(model, prompts, NEW, 1.0, -1, torch.Generator().manual_seed(0)),
+        "ours": lambda: sample(model, prompts, torch.rand(number, NEW), 1.0, -1),
         "HF": lambda: peer.generate(
             padded, attention_mask=mask, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=True,
             top_k=0, top_p=1.0, temperature=1.0, pad_token_id=0, cache_implementation=args.cache)}

@@ -10,7 +10,7 @@ import sentencepiece
 
 import data
 from conftest import MARKERS, ROOT, tiny_config, tiny_run, write_lines
-from data import (Template, TextPair, Tokenizer, batches, load_data, read_pairs, split_keys)
+from data import Template, TextPair, Tokenizer, batches, load_data, read_pairs, split_keys
 from runtime import DataSection, TokenizerSection, UserError
 from tools import bills
 

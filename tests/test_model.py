@@ -13,6 +13,10 @@ from runtime import ModelSection
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 1, 2], [3, 3]]
 
 
+def chances(rows: int, new: int, seed: int = 0):
+    return torch.rand(rows, new, generator=torch.Generator().manual_seed(seed))
+
+
 def naive(model, prompt: list[int], max_new: int, eos: int) -> list[int]:
     """Greedy decoding of one row without a cache."""
     ids = list(prompt)
@@ -194,7 +198,7 @@ def test_greedy_samples_are_those_of_a_naive_loop(tied):
     free = [naive(model, prompt, 12, eos=-1) for prompt in PROMPTS]
     assert len({tuple(row) for row in free}) == 4  # rows that differ can be told apart
     eos = free[2][4]  # a token that ends at least one row before the limit
-    rows = sample(model, PROMPTS, 12, 0, eos)
+    rows = sample(model, PROMPTS, chances(4, 12), 0, eos)
     assert rows.responses() == [naive(model, prompt, 12, eos) for prompt in PROMPTS]
     assert [row[:n] for row, n in zip(rows.tokens.tolist(), rows.prompt.tolist())] == PROMPTS
 
@@ -205,14 +209,14 @@ def test_greedy_samples_stay_so_when_rows_leave_the_batch():
     eos = max(range(11), key=lambda token: len({r.index(token) for r in free if token in r}))
     sizes = []
     model.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
-    rows = sample(model, prompts, 16, 0, eos)
+    rows = sample(model, prompts, chances(40, 16), 0, eos)
     assert rows.responses() == [naive(model, prompt, 16, eos) for prompt in prompts]
     assert len(set(sizes[:16])) > 1  # they did leave
 
 
 def test_samples_end_with_their_first_eos_or_at_max_new():
     model, eos = tiny_gpt(seed=1), 4
-    rows = sample(model, PROMPTS * 50, 6, 1.0, eos, torch.Generator().manual_seed(0))
+    rows = sample(model, PROMPTS * 50, chances(200, 6), 1.0, eos)
     responses = rows.responses()
     ended = [r for r in responses if eos in r]
     assert 20 < len(ended) < 180  # both kinds are there
@@ -229,22 +233,30 @@ def test_sampling_stops_once_all_rows_have_ended():
     model.register_forward_hook(lambda *_: calls.append(1))
     eos = naive(model, [1, 2, 3], 1, eos=-1)[0]  # the first token already is the end
     calls.clear()
-    rows = sample(model, [[1, 2, 3]], 10, 0, eos)
+    rows = sample(model, [[1, 2, 3]], chances(1, 10), 0, eos)
     assert rows.responses() == [[eos]] and len(calls) == 1
     assert rows.tokens.tolist() == [[1, 2, 3, eos]]  # cut to the longest
 
 
 def test_samples_are_those_of_their_generator():
     model = tiny_gpt()
-    one, same, other = (sample(model, PROMPTS * 5, 5, 1.0, 0, torch.Generator().manual_seed(seed))
-                        .responses() for seed in (1, 1, 2))
+    one, same, other = (sample(model, PROMPTS * 5, chances(20, 5, seed), 1.0, 0).responses()
+                        for seed in (1, 1, 2))
     assert one == same != other
+
+
+@pytest.mark.parametrize("look_every", [3, 16])
+def test_looking_seldom_changes_no_sample(look_every):
+    model, numbers = tiny_gpt(seed=1), chances(80, 12)
+    often = sample(model, PROMPTS * 20, numbers, 1.0, 4)
+    model.config.look_every = look_every
+    assert sample(model, PROMPTS * 20, numbers, 1.0, 4).responses() == often.responses()
 
 
 def test_a_sample_does_not_depend_on_when_the_other_rows_end():
     model = tiny_gpt(seed=1)
-    short = sample(model, PROMPTS * 20, 12, 1.0, 4, torch.Generator().manual_seed(0)).responses()
-    long = sample(model, PROMPTS * 20, 12, 1.0, -1, torch.Generator().manual_seed(0)).responses()
+    short = sample(model, PROMPTS * 20, chances(80, 12), 1.0, 4).responses()
+    long = sample(model, PROMPTS * 20, chances(80, 12), 1.0, -1).responses()
     assert len({len(row) for row in short}) > 6  # rows left the batch at many times
     for one, whole in zip(short, long):
         assert one == whole[:len(one)]

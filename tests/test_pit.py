@@ -122,8 +122,8 @@ def test_the_spread_is_that_of_the_anchors_samples(bills_run, models, monkeypatc
     found = train_pit.measure_spread(run, data, task, anchor, models.rpit)
     assert found == pytest.approx([1.5, 1.25 ** 0.5])
     prompts, rows = read[0]
-    samples = sample.sample(anchor, prompts.ids, 40, 1.0, data.tokenizer.eos,
-                            run.generator("stage0 spread"))
+    numbers = torch.rand(256, 40, generator=run.generator("stage0 spread"))
+    samples = sample.sample(anchor, prompts.ids, numbers, 1.0, data.tokenizer.eos)
     assert torch.equal(rows.tokens, samples.tokens) and prompts.x == task.draw(0, 256).x
     gap = measure.gap_scores(data, models.rpit, prompts.x, prompts.y_ref, prompts.y_ref)
     assert logged == {"stage": "stage0", "step": 0, "score_mean": found[0],
@@ -184,12 +184,13 @@ def test_responses_are_those_of_each_prompt_without_their_end(bills_run, models)
     run, data = bills_run
     policy, fold = models.policies["M_P^RL"], data.folds["test"]
     x = [fold.x[i] for i in range(8)]
-    together = sample.answer(run, data, policy, x, 0, None)
-    assert together == [sample.answer(run, data, policy, [ids], 0, None)[0] for ids in x]
+    dice = torch.Generator()
+    together = sample.answer(run, data, policy, x, 0, dice)
+    assert together == [sample.answer(run, data, policy, [ids], 0, dice)[0] for ids in x]
     assert all(data.tokenizer.eos not in y and len(y) <= 40 for y in together)
-    better = sample.improve(run, data, policy, x, together, 0, None)
-    rows = sample.sample(policy, [data.pit(*pair) for pair in zip(x, together)], 40, 0,
-                         data.tokenizer.eos)
+    better = sample.improve(run, data, policy, x, together, 0, dice)
+    rows = sample.sample(policy, [data.pit(*pair) for pair in zip(x, together)],
+                         torch.zeros(8, 40), 0, data.tokenizer.eos)
     assert better == [data.bare(ids) for ids in rows.responses()]
 
 

@@ -1,0 +1,68 @@
+"""A step of R_PIT, Eq. 2 on 32 triples, against four forward passes of [x, y_ref, y] in one batch.
+
+    python benchmarks/gap_step.py
+
+Workload W, x of 16 to 32 tokens, responses of 24 to 40. Our side computes each prompt [x, y_ref]
+once for both of its responses and takes portions of similar length; the peer is transformers' Llama
+with a scalar head on the last token, 128 padded rows. Both: forward, backward, AdamW; no
+language-model loss.
+"""
+
+import random
+
+import torch
+from common import WORKLOADS, alternate, forward_flops, gemm_peak, hf_config, ours, report
+
+from model import portions
+from reward import RewardModel, eq2_loss, gap_loss, make_branches
+from runtime import RewardSection
+
+TRIPLES = 32
+
+
+def main() -> None:
+    from transformers import LlamaForSequenceClassification
+
+    chance, vocab = random.Random(0), WORKLOADS["W"][1]
+    x, y_w, y_l = ([[chance.randrange(1, vocab) for _ in range(chance.randint(low, high))]
+                    for _ in range(TRIPLES)] for low, high in ((16, 32), (24, 40), (24, 40)))
+    config = RewardSection(pool="last", logp_feature=False, lm_coef=0.0)
+    model = RewardModel(ours("W"), config)
+    settings = hf_config("W")
+    settings.num_labels, settings.pad_token_id = 1, 0
+    peer = LlamaForSequenceClassification(settings)
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-5, fused=True) for m in (model, peer)]
+    lengths = torch.tensor([2 * len(a) + 3 * len(b) + 3 * len(c) for a, b, c in zip(x, y_w, y_l)])
+
+    def our_step():
+        for chosen in portions(lengths, model.trunk.config.portion):
+            part = [[column[i] for i in chosen] for column in (x, y_w, y_l)]
+            prompts = [a + ref for refs in (part[2], part[1]) for a, ref in zip(part[0], refs)]
+            loss, _ = eq2_loss(model, make_branches(prompts, part[1] * 2, part[2] * 2, "cpu"))
+            (loss / TRIPLES).backward()
+        optimizers[0].step()
+        optimizers[0].zero_grad()
+
+    four = [a + ref + y for ys, refs in ((y_w, y_l), (y_w, y_w), (y_l, y_l), (y_l, y_w))
+            for a, ref, y in zip(x, refs, ys)]  # wl, ww, ll, lw
+    longest = max(map(len, four))
+    padded = torch.tensor([row + [0] * (longest - len(row)) for row in four])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in four])
+
+    def peer_step():
+        scores = peer(input_ids=padded, attention_mask=mask).logits[:, 0]
+        r = dict(zip(("wl", "ww", "ll", "lw"), scores.chunk(4)))
+        (gap_loss(r, config.terms) / TRIPLES).backward()
+        optimizers[1].step()
+        optimizers[1].zero_grad()
+
+    seconds = alternate({"ours": our_step, "HF": peer_step}, 9)
+    tokens = sum(len(a) * 2 + len(b) * 3 + len(c) * 3 for a, b, c in zip(x, y_w, y_l))
+    least = 3 * tokens * forward_flops("W") / gemm_peak()
+    report("gap reward step, Eq. 2 on 32 triples", peer="HF Llama, four rows a triple",
+           ours_s=seconds["ours"], peer_s=seconds["HF"], ratio=seconds["HF"] / seconds["ours"],
+           of_peak=least / seconds["ours"])
+
+
+if __name__ == "__main__":
+    main()
