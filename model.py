@@ -2,8 +2,8 @@
 
 RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases, optionally tied embeddings.
 Rows of unequal length are padded on the *right* and positions count from the row's first token.
-Under a causal mask no real token ever sees a pad, so neither training nor sampling needs a padding
-mask, and a row's logits depend neither on the amount of padding nor on the other rows.
+Under a causal mask no real token ever sees a pad, so training needs no padding mask (sampling hides
+the pads between prompt and response), and a row's logits depend neither on padding nor on others.
 
 Shapes: B batch, T time, V vocabulary, D width, H heads, K key-value heads, C width of a head.
 """
@@ -39,7 +39,7 @@ def rotary_table(context: int, width: int, theta: float) -> torch.Tensor:
 
 
 def rotate(x, turns):
-    """Turn queries or keys x [B, T, H, C] by their positions' angles, complex [B or 1, T, 1, C/2].
+    """Turn queries or keys x [B, T, H, C] by angles, complex [B, T, 1, C/2] or [T, 1, C/2].
 
     The pairs that turn together are (2i, 2i + 1), as in Meta's Llama. As complex numbers this is
     one pass over memory forward and one backward, where reals need five.
@@ -65,13 +65,12 @@ class Cache:
     def attend(self, layer: int, q, k, v, bias):
         """Attention of one new token a row: q [B, H, 1, C]; k and v [B, K, 1, C] join the cache.
 
-        bias [B, 1, size] is 0 at the columns that a row may look at, else -inf. Going over all
+        bias [B * K, 1, size] is 0 at the columns that a row may look at, else -inf. Going over all
         columns keeps the memory that is read in one piece: twice as fast as over those filled.
         """
         keys, values = self.layers[layer]
         keys[:, :, self.filled], values[:, :, self.filled] = k[:, :, 0], v[:, :, 0]
         batch, groups, size, width = keys.shape
-        bias = bias.repeat_interleave(groups, dim=0)                # [B * K, 1, size]
         scores = torch.baddbmm(bias, q.reshape(batch * groups, -1, width),
                                keys.flatten(0, 1).transpose(1, 2), alpha=width ** -0.5)
         return torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view(q.shape)
@@ -91,7 +90,7 @@ class Linear(nn.Module):
         self.packed = None
 
     def forward(self, x):
-        if self.packed is not None and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and self.packed is not None:
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
         return F.linear(x, self.weight)
 
@@ -101,9 +100,9 @@ def packed_weights(model: nn.Module, rows: int):
     """Lend each linear layer a packed copy of its weight, for products of `rows` rows in float32;
     on other devices than a CPU nothing happens. Gradients do not flow meanwhile."""
     linears = [m for m in model.modules() if isinstance(m, Linear)]
-    plain = linears[0].weight.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    float32_on_cpu = linears[0].weight.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
     try:
-        for linear in linears if plain and torch.backends.mkldnn.is_available() else []:
+        for linear in linears if float32_on_cpu and torch.backends.mkldnn.is_available() else []:
             linear.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
         yield
     finally:
@@ -187,8 +186,8 @@ class GPT(nn.Module):
 
         positions [B, T] (default: 0 to T - 1) and mask [B, 1, T, T], 0 where a token may look and
         -inf elsewhere (default: at itself and before), let branches of one row share what stands
-        before them. A cache takes the prompts first; then tokens [B, 1] with the mask [B, 1, size]
-        of Cache.attend.
+        before them. A cache takes the prompts first; then tokens [B, 1], with the bias of
+        Cache.attend as the mask.
         """
         at = slice(0, tokens.shape[1]) if positions is None else positions
         turns = torch.view_as_complex(self.rotary[at].float()).unsqueeze(-2)  # [B or -, T, 1, C/2]
@@ -200,8 +199,15 @@ class GPT(nn.Module):
         return self.norm(x)
 
     def logits(self, hidden):
-        """Logits [..., V], in float32, of hidden states [..., D]."""
+        """Logits [..., V] of hidden states [..., D]: float32, whatever the product was made in."""
         return self.head(hidden).float()
+
+
+def scalars(head: nn.Linear, hidden):
+    """What a head makes of states [..., D], in float32 also where the trunk is in bfloat16: rewards
+    and values need more than its 8 bits."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return head(hidden.float())
 
 
 @dataclass
@@ -308,15 +314,14 @@ def sample(model: GPT, prompts: list, chances, temperature: float, eos: int) -> 
             rows.tokens[live, at] = torch.where(going, token, 0)
             rows.length[live] = at + going
             going = going & (token != eos)
-            if column == size - 1:
-                break
             look = (column - start) % look_every == look_every - 1
-            if look and not going.any():
+            if column == size - 1 or look and not going.any():
                 break
             if look and going.float().mean() < 0.75:
                 live, token, at, bias = live[going], token[going], at[going], bias[going]
                 cache.keep(going)
                 going = going[going]
             bias[:, :, column] = 0
-            last = model(token[:, None], at[:, None], bias, cache)[:, 0]
+            seen = bias.repeat_interleave(model.config.kv_heads, dim=0)  # [live * K, 1, size]
+            last = model(token[:, None], at[:, None], seen, cache)[:, 0]
     return rows[torch.arange(len(prompts), device=device)]

@@ -19,6 +19,7 @@ Rollout, log-probabilities and update share one temperature, and there is no top
 dropout: one behaviour distribution. Left out: early stopping on KL, trunks that models share.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Callable
@@ -26,7 +27,7 @@ from typing import Callable
 import torch
 import torch.nn as nn
 
-from model import GPT, Rows, by_portions, portions, sample, token_logprobs
+from model import GPT, Rows, by_portions, portions, sample, scalars, token_logprobs
 from runtime import (PPOSection, Run, StageSection, UserError, all_sum, descend, random_numbers,
                      ranks)
 
@@ -153,7 +154,7 @@ class Critic(nn.Module):
 
     def forward(self, tokens):
         """[B, T] -> [B, T]: at position t the value of what has been read up to t."""
-        return self.head(self.trunk(tokens))[..., 0].float()
+        return scalars(self.head, self.trunk(tokens))[..., 0]
 
 
 @dataclass
@@ -192,7 +193,7 @@ def roll_out(learner: Learner, anchor: GPT, prompts: Prompts, task: Task, ppo: P
     response without its end gets ppo.no_eos_score instead.
     """
     portion = anchor.config.portion
-    chances = random_numbers(len(prompts.ids) * ranks(), max_new, generator)
+    chances = random_numbers(len(prompts.ids) * ranks(), max_new, generator)  # as many on each rank
     rows = sample(learner.policy, prompts.ids, chances, ppo.temperature, eos)
     mask = rows.mask
     last = rows.tokens.gather(1, rows.length[:, None] - 1)[:, 0]
@@ -208,35 +209,35 @@ def roll_out(learner: Learner, anchor: GPT, prompts: Prompts, task: Task, ppo: P
     return Rollout(rows, mask, logp, kl, values, whiten(advantages, mask), returns, score, ended)
 
 
-def add_gradients(learner: Learner, batch: Rollout, ppo: PPOSection, train_policy: bool) -> dict:
+def add_gradients(learner: Learner, batch: Rollout, ppo: PPOSection, train_policy: bool):
     """Add the gradients of both summed losses, portion by portion; returns sums, and the largest
-    ratio."""
-    sums, ratio = torch.zeros(4), 1.0  # policy loss, clipped tokens, value loss, tokens
+    |log rho|."""
+    sums, farthest = torch.zeros(4), 0.0  # policy loss, clipped tokens, value loss, tokens
     for chosen in portions(batch.rows.length, learner.policy.config.portion):
         part = batch[chosen]
-        loss, clipped = torch.zeros(2)
         if train_policy:
             logp = logprobs(learner.policy, part.rows, ppo.temperature)
             loss, clipped = policy_loss(logp, part.logp, part.advantages, part.mask, ppo.clip)
             loss.backward()
-            ratio = max(ratio, (logp - part.logp).exp().max().item())
-        error = value_loss(token_values(learner.critic, part.rows), part.values, part.returns,
-                           part.mask, ppo.clip)
-        error.backward()
-        sums += torch.tensor([loss.item(), clipped.item(), error.item(), part.mask.sum()])
-    return sums, ratio
+            sums[:2] += torch.tensor([loss.item(), clipped.item()])
+            farthest = max(farthest, (logp - part.logp).abs().max().item())
+        loss = value_loss(token_values(learner.critic, part.rows), part.values, part.returns,
+                          part.mask, ppo.clip)
+        loss.backward()
+        sums[2:] += torch.tensor([loss.item(), part.mask.sum()])
+    return sums, farthest
 
 
 def update(learner: Learner, rollout: Rollout, ppo: PPOSection, train_policy: bool,
            generator) -> dict:
-    """Epochs of minibatches over one rollout; returns mean losses and figures, and this rank's
-    largest ratio of the first minibatch."""
-    totals, first_ratio = torch.zeros(4), None
+    """Epochs of minibatches over one rollout; returns mean losses and figures, and of this rank's
+    first minibatch the ratio rho, or its inverse, that is farthest from 1."""
+    totals, first = torch.zeros(4), None
     for _ in range(ppo.epochs):
         order = torch.randperm(len(rollout.score), generator=generator)
         for chosen in order.chunk(ppo.minibatches):
-            sums, ratio = add_gradients(learner, rollout[chosen], ppo, train_policy)
-            first_ratio = first_ratio or ratio
+            sums, farthest = add_gradients(learner, rollout[chosen], ppo, train_policy)
+            first = farthest if first is None else first
             totals += sums
             for model, optimizer, what in (
                     (learner.policy, learner.policy_optimizer, "PPO policy"),
@@ -245,7 +246,7 @@ def update(learner: Learner, rollout: Rollout, ppo: PPOSection, train_policy: bo
                     descend(list(model.parameters()), optimizer, sums[3], ppo.grad_clip, what)
     means = all_sum(totals) / totals[3].clamp_min(1)
     return {"policy_loss": means[0].item(), "clipped": means[1].item(),
-            "value_loss": means[2].item(), "first_ratio": first_ratio}
+            "value_loss": means[2].item(), "first_ratio": math.exp(first)}
 
 
 def figures_of(rollout: Rollout, prompts: Prompts, bare: Callable) -> dict:

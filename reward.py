@@ -23,7 +23,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import GPT, Rows, by_portions, pad_rows, token_logprobs
+from model import GPT, Rows, by_portions, pad_rows, scalars, token_logprobs
 from runtime import RewardSection
 
 PAIRS = ("wl", "ww", "ll", "lw")  # candidate, then reference: "wl" is r_gap(x, y_w, y_l)
@@ -44,7 +44,7 @@ class RewardModel(nn.Module):
     def token_scores(self, hidden, logp):
         """s_t [B, T] of hidden states [B, T, D] and log-probabilities [B, T]; no gradient flows
         through the latter, which the language-model loss alone shapes."""
-        own, weight = self.head(hidden).float().unbind(-1)
+        own, weight = scalars(self.head, hidden).unbind(-1)
         return own + weight * logp.detach() * self.config.logp_feature
 
 
@@ -100,6 +100,7 @@ def make_branches(prompts: list, a: list, b: list, device) -> Branches:
     positions = at.minimum(end[:, None] - 1) - in_b * (middle - start)[:, None]
     previous = torch.where(at == middle[:, None], start[:, None] - 1, (at - 1).clamp(min=0))
     sees = (at <= at[:, None]) & ~(in_b[:, :, None] & ~in_b[:, None] & (at >= start[:, None, None]))
+    # as numbers: torch would turn a mask of booleans into one again in each layer
     mask = torch.zeros(sees.shape, device=device).masked_fill(~sees, -torch.inf)
     return Branches(both.tokens, positions, mask[:, None], previous,
                     (Rows(both.tokens, start, middle), Rows(both.tokens, middle, end)))

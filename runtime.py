@@ -10,9 +10,7 @@ second process by itself; under torchrun the ranks are torchrun's.
 
 import argparse
 import dataclasses
-import difflib
 import json
-import math
 import os
 import subprocess
 import sys
@@ -27,6 +25,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
+
+from tools.checks import nearest, problems
 
 
 class UserError(Exception):
@@ -81,8 +81,8 @@ class ModelSection:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     tied: bool = True           # the output layer shares the embedding's weights
-    portion: int = 0            # positions a forward takes (micro-batch); 0: 2,048, on a GPU 65,536
-    look_every: int = 0         # new tokens between looks at which rows ended; 0: 1, on a GPU 16
+    portion: int = 0            # positions a training or scoring pass takes; 0: 2,048, GPU 65,536
+    look_every: int = 0         # new tokens between looks at which rows ended; 0: 1, GPU 16
 
 
 @dataclass
@@ -169,12 +169,6 @@ class Config:
     eval: EvalSection = field(default_factory=EvalSection)
 
 
-def nearest(word: str, words) -> str:
-    """A hint at the nearest known word, or the list of them."""
-    close = difflib.get_close_matches(word, words, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(words)}"
-
-
 def typed(value, kind, where: str):
     """`value` as type `kind` (int, float, str, bool or list of these), or UserError."""
     if typing.get_origin(kind) is list:
@@ -231,47 +225,14 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
     return config
 
 
-MAY_BE_ZERO = {"seed", "portion", "look_every", "warmup", "weight_decay", "lm_coef",
-               "critic_warmup", "beta", "gamma", "lam", "kl_horizon", "temperatures"}
-ONLY_SPEED = {"model.portion", "model.look_every"}  # change no result beyond rounding
-CHOICES = {"run.device": ("auto", "cuda", "mps", "cpu"), "run.amp": ("auto", "bf16", "off"),
-           "run.compile": ("auto", "on", "off"), "data.total": ("first", "last"),
-           "reward.pool": ("sum", "last"), "reward.terms": RewardSection().terms,
-           "stage0.reference": ("data", "policy"), "stage1.reference": ("data", "policy"),
-           "pit.curriculum": ("stage0", "stage1"), "pit.score": ("gap", "difference"),
-           "eval.split": ("valid", "test")}
+ONLY_SPEED = {"model.portion", "model.look_every"}  # as run.amp, they change only the rounding
+FORMAT = 2  # of checkpoints; 1 had rotary pairs (i, i + C/2)
 
 
 def check_config(config: Config, where: str) -> None:
-    """Refuse values that cannot work, naming the field. Raises UserError."""
-    for section, keys in dataclasses.asdict(config).items():
-        for key, value in keys.items():
-            name = f"{section}.{key}"
-            for item in value if isinstance(value, list) else [value]:
-                if name in CHOICES and item not in CHOICES[name]:
-                    raise UserError(f"{where}: {name}: {item!r}; {nearest(item, CHOICES[name])}")
-                lowest = 0 if key in MAY_BE_ZERO else 1e-12
-                if type(item) in (int, float) and key != "no_eos_score" and not (
-                        lowest <= item < math.inf):
-                    raise UserError(f"{where}: {name} = {item} is out of range")
-    model, rows = config.model, config.ppo.minibatches * config.run.ranks
-    for wrong, message in [
-        (model.width % (2 * model.heads), "model.width must be an even multiple of model.heads"),
-        (model.heads % model.kv_heads, "model.heads must be a multiple of model.kv_heads"),
-        (config.ppo.batch % rows or config.ppo.batch % 2,
-         f"ppo.batch must be even and a multiple of minibatches x ranks ({rows})"),
-        (not (config.pit.curriculum and config.reward.terms and config.eval.temperatures),
-         "pit.curriculum, reward.terms and eval.temperatures must not be empty"),
-        (min(config.eval.prompts, config.data.test, config.data.valid) < 2,
-         "eval.prompts, data.test and data.valid must be at least 2"),
-        (any(getattr(config, fit).batch < config.run.ranks for fit in
-             ("sft", "pit_sft", "rp", "rpit")), "a batch is smaller than run.ranks"),
-        ("{x}" not in config.template.policy, "template.policy lacks {x}"),
-        ("{x}" not in config.template.pit or "{y_ref}" not in config.template.pit,
-         "template.pit needs both {x} and {y_ref}"),
-    ]:
-        if wrong:
-            raise UserError(f"{where}: {message}")
+    """Raises UserError for values that cannot work."""
+    for problem in problems(config):
+        raise UserError(f"{where}: {problem}")
 
 
 def to_toml(config: Config) -> str:
@@ -371,8 +332,7 @@ def mine(items):
 
 
 def random_numbers(count: int, length: int, generator: torch.Generator) -> torch.Tensor:
-    """This rank's share of `count` rows of random numbers from [0, 1), the same rows whatever the
-    number of ranks."""
+    """This rank's share of `count` rows of numbers in [0, 1), the same for any number of ranks."""
     return mine(torch.rand(count, length, generator=generator, device=generator.device))
 
 
@@ -450,9 +410,9 @@ class Run:
         self.config, self.trains = config, trains
         self.device = pick_device(config.run.device)
         start_ranks(config.run.ranks, self.device)
-        gpu = self.device.type != "cpu"
-        config.model.portion = config.model.portion or (65_536 if gpu else 2048)
-        config.model.look_every = config.model.look_every or (16 if gpu else 1)
+        config.run.ranks = ranks()
+        check_config(config, f"on {ranks()} ranks")  # torchrun may have started another number
+        self.settle()
         self.folder = Path(config.run.dir) / config.run.name
         self.base = Path(config.run.base) if config.run.base else self.folder
         if config.run.base and not self.base.is_dir():
@@ -464,24 +424,27 @@ class Run:
                 raise UserError(f"{self.folder}: cannot write the run folder: {error}") from None
         barrier()
 
+    def settle(self) -> None:
+        """Settle the fields of the config that the device decides."""
+        run, model, gpu = self.config.run, self.config.model, self.device.type == "cuda"
+        model.portion = model.portion or (65_536 if gpu else 2048)
+        model.look_every = model.look_every or (16 if gpu else 1)
+        run.amp = ("bf16" if gpu else "off") if run.amp == "auto" else run.amp
+        run.compile = ("on" if gpu else "off") if run.compile == "auto" else run.compile
+
     def precision(self):
         """A context in which matrix products are in bfloat16, where run.amp asks for it."""
-        wanted = self.config.run.amp == "bf16" or (
-            self.config.run.amp == "auto" and self.device.type == "cuda")
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted,
+        return torch.autocast(self.device.type, torch.bfloat16, self.config.run.amp == "bf16",
                               cache_enabled=False)  # a cast would outlive the weights' update
 
     def compiled(self, model):
         """The model, with its blocks compiled where run.compile asks for it."""
-        if self.config.run.compile == "on" or (
-                self.config.run.compile == "auto" and self.device.type == "cuda"):
-            for block in model.blocks:
-                block.compile(dynamic=True)
+        for block in model.blocks if self.config.run.compile == "on" else []:
+            block.compile(dynamic=True)
         return model
 
     def generator(self, purpose: str, device="cpu", seed: int | None = None) -> torch.Generator:
-        """The random generator for one purpose, the same on all ranks: no purpose's draws depend on
-        another's."""
+        """A generator for one purpose, the same on all ranks; no draws depend on another's."""
         text = f"{self.config.run.seed if seed is None else seed}/{purpose}"
         return torch.Generator(device).manual_seed(zlib.crc32(text.encode()))
 
@@ -496,7 +459,7 @@ class Run:
                   for section, keys in dataclasses.asdict(self.config).items()
                   for key, value in keys.items()
                   if {section, f"{section}.{key}"} & {*sections, "run.seed"}
-                  and f"{section}.{key}" not in ONLY_SPEED}
+                  and f"{section}.{key}" not in ONLY_SPEED} | {"format": FORMAT}
         for path in dict.fromkeys((self.folder / f"{name}.pt", self.base / f"{name}.pt")):
             if not path.exists():
                 continue

@@ -10,14 +10,13 @@ for each x and y_ref: nothing makes it 0 for a copy. There is no rule for the nu
 quality need not rise for ever.
 """
 
-import difflib
 import sys
 
 import reward
 from data import Data, load_data
 from model import GPT, sample
 from runtime import Run, UserError, command_line, gather, guard, mine, random_numbers
-from tools import bills
+from tools.show import gold_note, marked
 from train_reward import Models
 
 STAGES = {"stage0": "PIT stage 0", "stage1": "PIT stage 1"}  # in the config, in the report
@@ -45,26 +44,6 @@ def improve(run: Run, data: Data, policy: GPT, x: list, y_ref: list, temperature
     """y ~ M_PIT(. | x, y_ref) for each x and y_ref."""
     prompts = [data.pit(ids, ref) for ids, ref in zip(x, y_ref)]
     return generate(run, data, policy, prompts, temperature, generator)
-
-
-def marked(before: str, after: str) -> str:
-    """`after`, with the words that are not in `before` in bold where the output is a terminal."""
-    if not sys.stdout.isatty():
-        return after
-    old, new = before.split(), after.split()
-    parts = []
-    for kind, _, _, start, end in difflib.SequenceMatcher(None, old, new).get_opcodes():
-        words = " ".join(new[start:end])
-        parts += [words if kind == "equal" else f"\033[1;32m{words}\033[0m"] * bool(words)
-    return " ".join(parts)
-
-
-def gold_note(run: Run, prompt: str, text: str) -> str:
-    """The hidden judge's grade, where the prompt is a question that it can judge."""
-    try:
-        return f"  gold {bills.grade(prompt, text):.2f}" if not run.config.data.files else ""
-    except ValueError:
-        return ""
 
 
 def show_improvements(run: Run, data: Data, models: Models, prompt: str, ref: str | None,

@@ -17,7 +17,6 @@ import dataclasses
 from functools import partial
 
 import numpy as np
-import torch
 
 import ppo
 import reward
@@ -25,10 +24,10 @@ from data import Data, Fold, load_data
 from model import GPT, Rows, pad_rows, sample
 from ppo import Critic, Prompts, Task
 from reward import RewardModel
-from runtime import (Run, StageSection, all_sum, command_line, gather, guard, mine,
-                     random_numbers)
+from runtime import Run, StageSection, command_line, gather, guard, mine, random_numbers
 from sample import STAGES, answer
-from tools import bills, report
+from tools import report
+from tools.show import observe
 from train_reward import BASE, R_P, Models, new_gpt, restored, train_start
 
 SUPERVISED = BASE + ("sft", "pit_sft", "reward", "rp", "rpit")
@@ -75,24 +74,6 @@ def difference_score(data: Data, rp: RewardModel, prompts: Prompts, rows: Rows):
     y = [data.bare(ids) for ids in rows.responses()]
     return (reward.score(rp, data.policy_rows(prompts.x, y))
             - reward.score(rp, data.policy_rows(prompts.x, prompts.y_ref)))
-
-
-def observe(run: Run, data: Data, name: str, step: int, prompts: Prompts, rows: Rows, score,
-            kl) -> dict:
-    """What to look at in a rollout: one sample in samples.jsonl, and the gold quality where there
-    is a judge; nothing is trained on it."""
-    decode = data.tokenizer.decode
-    responses = [decode(ids) for ids in rows.responses()]
-    i = -(step % 2)  # the first row and the last in turn: in stage 0 these have y_l and y_w
-    run.log("samples.jsonl", {
-        "stage": name, "step": step, "x": decode(prompts.x[i]), "source": prompts.source[i],
-        "y_ref": decode(prompts.y_ref[i]), "y": responses[i],
-        "score_in_spreads": score[i].item(), "kl": kl[i].item()})
-    if run.config.data.files:
-        return {}
-    grades = [bills.grade(decode(x), y) for x, y in zip(prompts.x, responses)]
-    gold, count = all_sum(torch.tensor([sum(grades), float(len(grades))])).tolist()
-    return {"gold": gold / count}
 
 
 def measure_spread(run: Run, data: Data, task: Task, anchor: GPT, model: RewardModel) -> list:

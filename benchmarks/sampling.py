@@ -39,7 +39,7 @@ def main() -> None:
         "HF": lambda: peer.generate(
             padded, attention_mask=mask, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=True,
             top_k=0, top_p=1.0, temperature=1.0, pad_token_id=0, cache_implementation=args.cache)}
-    assert sides["ours"]().responses()[0].__len__() == NEW
+    assert len(sides["ours"]().responses()[0]) == NEW
     assert sides["HF"]().shape[1] == longest + NEW
     seconds = alternate(sides, args.repeats)
     weights = sum(p.numel() * 4 for p in model.parameters())

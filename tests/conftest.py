@@ -13,10 +13,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)
 
-from data import Tokenizer, load_data, train_tokenizer  # noqa: E402
+from data import Tokenizer, load_data  # noqa: E402
 from model import GPT  # noqa: E402
 from runtime import Config, ModelSection, Run, TokenizerSection, set_field  # noqa: E402
 from tools import bills  # noqa: E402
+from tools.vocabulary import train_tokenizer  # noqa: E402
 
 MARKERS = ["<|user|>", "<|assistant|>", "<|draft|>", "<|better|>"]
 

@@ -6,6 +6,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import common  # noqa: E402
 from seeds import table  # noqa: E402
 
 
@@ -23,3 +24,16 @@ def test_a_row_has_the_mean_each_seed_and_a_star_where_all_intervals_exclude_zer
     assert "+15.0 (+10.0, +20.0) |" in unsure
     apart = table([one_report(10, 5, 15, 0.8), one_report(-10, -15, -5, 0.6)])
     assert "+0.0 (+10.0, -10.0) |" in apart
+
+
+def test_forward_operations_are_two_for_each_weight_of_the_products():
+    model = common.ours("W")
+    weights = [p for name, p in model.named_parameters() if p.dim() == 2]  # tied: the table once
+    assert common.forward_flops("W") == 2 * sum(p.numel() for p in weights)
+
+
+def test_sides_take_turns_after_a_warm_up():
+    calls = []
+    seconds = common.alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 5)
+    assert calls == ["a", "b"] * 6 and set(seconds) == {"a", "b"}
+    assert all(0 <= s < 1 for s in seconds.values())

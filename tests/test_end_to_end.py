@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import shutil
 
 import pytest
 import torch
@@ -58,7 +57,8 @@ def test_a_run_leaves_everything_it_should(trained):
     assert {path.stem for path in folder.glob("*.pt")} == names
     assert not list(folder.glob("*.tmp"))
     assert load_config(str(folder / "config.toml")) == load_config(
-        str(ROOT / TINY), [where, "--model.portion=2048", "--model.look_every=1"])
+        str(ROOT / TINY), [where, "--model.portion=2048", "--model.look_every=1", "--run.amp=off",
+                              "--run.compile=off"])
     for name in names:
         content = load(folder / f"{name}.pt")
         assert content["inputs"]["run.seed"] == 1 and content["seconds"] >= 0
@@ -263,13 +263,12 @@ def test_two_ranks_do_what_one_does(trained, tmp_path, start):
     assert two["rows"] == report["rows"] and two["data"] == report["data"]
 
 
-def test_bfloat16_and_compiled_blocks_run_on_a_cpu(trained, tmp_path):
+def test_bfloat16_runs_on_a_cpu(trained, tmp_path):
     """What a GPU does by default; the figures are not those of float32, so only that they are."""
-    compiled = ["--run.compile=on"] * (shutil.which("g++") is not None)
-    succeed("train_pit.py", "--config", TINY, f"--run.dir={tmp_path}", "--run.amp=bf16", *compiled,
+    succeed("train_pit.py", "--config", TINY, f"--run.dir={tmp_path}", "--run.amp=bf16",
             "--sft.steps=5", "--rlhf.iterations=1", "--stage0.iterations=1", "--eval.prompts=8",
             "--pit.curriculum=['stage0']", "--eval.equal_budget=false", "--model.look_every=4")
     assert_finite(report_of(tmp_path / "tiny")["rows"])
     one, other = (read_lines(path / "metrics.jsonl")[0]["loss"] for path in
                   (tmp_path / "tiny", trained[0]))
-    assert one == pytest.approx(other, rel=0.02) and one != other
+    assert one == pytest.approx(other, rel=0.02) and one != pytest.approx(other, rel=1e-5)

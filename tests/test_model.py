@@ -1,13 +1,15 @@
 """The GPT against plain formulas, and batched sampling with a cache against a naive loop."""
 
 import math
+import shutil
 
 import pytest
 import torch
 
 from conftest import tiny_gpt
 from model import (Attention, Cache, Linear, RMSNorm, by_portions, draw, packed_weights,
-                   pad_rows, portions, rotary_table, rotate, sample, token_logprobs)
+                   pad_rows, portions, rotary_table, rotate, sample, scalars,
+                   token_logprobs)
 from runtime import ModelSection
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 1, 2], [3, 3]]
@@ -173,13 +175,36 @@ def test_reading_token_by_token_through_the_cache_is_reading_at_once():
     model, tokens = tiny_gpt(), torch.randint(0, 11, (3, 12))
     cache = Cache(14)
     parts = [model(tokens[:, :5], cache=cache)]
-    bias = torch.full((3, 1, 14), -math.inf)
+    bias = torch.full((6, 1, 14), -math.inf)  # 3 rows, 2 heads of keys and values
     bias[:, :, :5] = 0
     for t in range(5, 12):
         bias[:, :, t] = 0
         parts.append(model(tokens[:, t:t + 1], torch.full((3, 1), t), bias, cache))
     assert cache.filled == 12
     torch.testing.assert_close(torch.cat(parts, 1), model(tokens), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_compiled_blocks_give_the_same_states_gradients_and_samples():
+    plain, compiled, tokens = tiny_gpt(), tiny_gpt(), torch.randint(0, 11, (3, 12))
+    for block in compiled.blocks:
+        block.compile(dynamic=True)
+    for model in (plain, compiled):
+        model(tokens).square().mean().backward()
+    torch.testing.assert_close(compiled(tokens), plain(tokens), atol=1e-5, rtol=1e-5)
+    for one, other in zip(plain.parameters(), compiled.parameters()):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-5)
+    numbers = chances(4, 12)
+    assert sample(compiled, PROMPTS, numbers, 1.0, -1).responses() == sample(
+        plain, PROMPTS, numbers, 1.0, -1).responses()
+
+
+def test_scalars_are_float32_where_the_trunk_is_bfloat16():
+    head, hidden = torch.nn.Linear(16, 1), 3 * torch.randn(20, 16)
+    exact = head(hidden)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (head(hidden) - exact).abs().max() > 1e-3
+        torch.testing.assert_close(scalars(head, hidden), exact)
 
 
 def test_packed_weights_give_the_same_states_and_are_only_lent():

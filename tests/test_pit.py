@@ -19,7 +19,7 @@ from model import pad_rows
 from reward import RewardModel, score
 from runtime import StageSection
 from sample import Models
-from tools import bills, measure, report
+from tools import bills, measure, report, show
 from train_reward import new_gpt
 
 
@@ -196,11 +196,11 @@ def test_responses_are_those_of_each_prompt_without_their_end(bills_run, models)
 
 def test_new_words_are_marked_on_a_terminal(monkeypatch):
     before, after = "tea 5, hat 9.", "Sure! tea 5, hat 13."
-    assert sample.marked(before, after) == after
+    assert show.marked(before, after) == after
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    assert sample.marked(before, after) == (
+    assert show.marked(before, after) == (
         "\033[1;32mSure!\033[0m tea 5, hat \033[1;32m13.\033[0m")
-    assert sample.marked("a b", "a").split() == ["a"]
+    assert show.marked("a b", "a").split() == ["a"]
 
 
 # --------------------------------------------------------------------------------------- report

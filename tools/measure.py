@@ -22,8 +22,8 @@ def share_right(right: list[bool]) -> dict:
 
 
 def shared_scores(score, *columns) -> np.ndarray:
-    """score(portions of the columns) -> [n], for all rows of the columns: the ranks share them, in
-    portions of 128."""
+    """score(chunks of the columns) -> [n], for all rows of the columns: the ranks share them, in
+    chunks of 128."""
     own = [mine(column) for column in columns]
     return np.array(gather([s for i in range(0, len(own[0]), 128)
                             for s in score(*(column[i:i + 128] for column in own)).tolist()]))

@@ -1,0 +1,50 @@
+"""How responses are shown: by sample.py on a terminal, in training in samples.jsonl."""
+
+import difflib
+import sys
+
+import torch
+
+from data import Data
+from model import Rows
+from ppo import Prompts
+from runtime import Run, all_sum
+from tools import bills
+
+
+def marked(before: str, after: str) -> str:
+    """`after`, with the words that are not in `before` in bold where the output is a terminal."""
+    if not sys.stdout.isatty():
+        return after
+    old, new = before.split(), after.split()
+    parts = []
+    for kind, _, _, start, end in difflib.SequenceMatcher(None, old, new).get_opcodes():
+        words = " ".join(new[start:end])
+        parts += [words if kind == "equal" else f"\033[1;32m{words}\033[0m"] * bool(words)
+    return " ".join(parts)
+
+
+def gold_note(run: Run, prompt: str, text: str) -> str:
+    """The hidden judge's grade, where the prompt is a question that it can judge."""
+    try:
+        return f"  gold {bills.grade(prompt, text):.2f}" if not run.config.data.files else ""
+    except ValueError:
+        return ""
+
+
+def observe(run: Run, data: Data, name: str, step: int, prompts: Prompts, rows: Rows, score,
+            kl) -> dict:
+    """What to look at in a rollout: one sample in samples.jsonl, and the gold quality where there
+    is a judge; nothing is trained on it."""
+    decode = data.tokenizer.decode
+    responses = [decode(ids) for ids in rows.responses()]
+    i = -(step % 2)  # the first row and the last in turn: in stage 0 these have y_l and y_w
+    run.log("samples.jsonl", {
+        "stage": name, "step": step, "x": decode(prompts.x[i]), "source": prompts.source[i],
+        "y_ref": decode(prompts.y_ref[i]), "y": responses[i],
+        "score_in_spreads": score[i].item(), "kl": kl[i].item()})
+    if run.config.data.files:
+        return {}
+    grades = [bills.grade(decode(x), y) for x, y in zip(prompts.x, responses)]
+    gold, count = all_sum(torch.tensor([sum(grades), float(len(grades))])).tolist()
+    return {"gold": gold / count}
