@@ -43,8 +43,8 @@ def learning_rate(fit: FitSection, step: int) -> float:
 
 def train(run: Run, name: str, model, fit: FitSection, fold: Fold, width, loss_of) -> None:
     """A supervised training. `loss_of(pairs)` returns a summed loss, its count, and how many of
-    `accuracy`'s things were right; `width(x, y_w, y_l)` is how many positions a pair takes, from
-    the three lengths and but for the template."""
+    `accuracy`'s things were right; `width(x, y_w, y_l)` is about how many positions a pair takes, from
+    the three lengths."""
     lengths = np.array([width(*map(len, pair)) for pair in zip(*vars(fold).values())])
     rng = np.random.default_rng([run.config.run.seed, len(name), sum(map(ord, name))])
     optimizer = torch.optim.AdamW(model.parameters(), lr=fit.lr, betas=(0.9, 0.95),
@@ -119,7 +119,7 @@ def train_rpit(run: Run, data: Data, pit_policy: GPT) -> dict:
         return make_branches(prompts, y_w * 2, y_l * 2, run.device)
 
     return train_reward_model(run, data, "rpit", pit_policy,
-                              lambda x, y_w, y_l: 2 * (x + max(y_w, y_l) + y_w + y_l), branches,
+                              lambda x, y_w, y_l: 2 * x + 3 * (y_w + y_l), branches,
                               reward.eq2_loss)
 
 
