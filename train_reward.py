@@ -43,8 +43,8 @@ def learning_rate(fit: FitSection, step: int) -> float:
 
 def train(run: Run, name: str, model, fit: FitSection, fold: Fold, width, loss_of) -> None:
     """A supervised training. `loss_of(pairs)` returns a summed loss, its count, and how many of
-    `accuracy`'s things were right; `width(x, y_w, y_l)` is about how many positions a pair takes, from
-    the three lengths."""
+    `accuracy`'s things were right; `width` of the lengths of x, y_w and y_l is about how many
+    positions a pair takes."""
     lengths = np.array([width(*map(len, pair)) for pair in zip(*vars(fold).values())])
     rng = np.random.default_rng([run.config.run.seed, len(name), sum(map(ord, name))])
     optimizer = torch.optim.AdamW(model.parameters(), lr=fit.lr, betas=(0.9, 0.95),
