@@ -56,12 +56,10 @@ class Cache:
         self.size, self.filled = size, 0
         self.layers: list[tuple] = []  # of each layer the keys and the values [B, K, size, C]
 
-    @torch.compiler.disable
     def start(self, k, v):
         """Keep a layer's keys and values of the prompts [B, K, T, C]."""
         self.layers.append(tuple(F.pad(x, (0, 0, 0, self.size - x.shape[2])) for x in (k, v)))
 
-    @torch.compiler.disable
     def attend(self, layer: int, q, k, v, bias):
         """Attention of one new token a row: q [B, H, 1, C]; k and v [B, K, 1, C] join the cache.
 
@@ -181,6 +179,12 @@ class GPT(nn.Module):
             for last in (block.attention.out, block.mlp.down):
                 last.weight.data *= (2 * config.layers) ** -0.5
 
+    def compile_blocks(self) -> None:
+        """Compile each block, but not the cache, which would be compiled anew for each layer."""
+        Cache.start, Cache.attend = map(torch.compiler.disable, (Cache.start, Cache.attend))
+        for block in self.blocks:
+            block.compile(dynamic=True)
+
     def forward(self, tokens, positions=None, mask=None, cache: Cache | None = None):
         """Hidden states [B, T, D] of tokens [B, T].
 
@@ -294,7 +298,7 @@ def sample(model: GPT, prompts: list, chances, temperature: float, eos: int) -> 
     `chances` [B, new] has random numbers from [0, 1) for it: no row depends on the others, nor on
     how many ranks share them (`runtime.random_numbers`). New tokens share a column
     of the cache, behind the longest prompt. Rows that have ended leave once they are a quarter; the
-    host looks at that, and so waits for the device, once in `look_every` tokens.
+    host looks (and waits for the device) once in `look_every` tokens.
     """
     device = model.embedding.weight.device
     look_every = max(1, model.config.look_every)

@@ -121,9 +121,7 @@ def branch_scores(model: RewardModel, branches: Branches):
 
 
 def pointwise_loss(model: RewardModel, branches: Branches):
-    """R_P's loss, summed over pairs: branches (x; y_w, y_l).
-
-    Returns the loss and how many pairs are in the right order."""
+    """R_P's loss, summed over branches (x; y_w, y_l), and how many are in the right order."""
     r_w, r_l, lm_loss = branch_scores(model, branches)
     return pair_loss(r_w, r_l) + model.config.lm_coef * lm_loss.sum(), (r_w > r_l).sum()
 

@@ -366,16 +366,16 @@ def descend(params: list, optimizer: torch.optim.Optimizer, count: torch.Tensor,
 
     Raises UserError where the gradient is not finite; the weights are then still the good ones.
     """
-    grads = [p.grad for p in params if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in grads] + [count.reshape(1).to(grads[0])])
+    trained = [p for p in params if p.grad is not None]
+    flat = torch.cat([p.grad.flatten() for p in trained] + [count.reshape(1).to(trained[0])])
     all_sum(flat)
     flat = flat[:-1] / flat[-1].clamp_min(1)
     norm = flat.norm()
     if not torch.isfinite(norm):
         raise UserError(f"{what}: the gradient is not finite; lower its learning rate")
     flat *= (clip / (norm + 1e-6)).clamp(max=1.0)
-    for grad, part in zip(grads, flat.split([g.numel() for g in grads])):
-        grad.copy_(part.view_as(grad))
+    for param, part in zip(trained, flat.split([p.numel() for p in trained])):
+        param.grad = part.view_as(param)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm.item()
@@ -403,8 +403,7 @@ def load(path: Path) -> dict:
 
 
 class Run:
-    """A run folder with its config, device, log and finished stages. With `trains` false a stage
-    that is not there is an error."""
+    """A run folder with all that is in it; with `trains` false no stage may be missing."""
 
     def __init__(self, config: Config, trains: bool = True):
         self.config, self.trains = config, trains
@@ -424,8 +423,7 @@ class Run:
                 raise UserError(f"{self.folder}: cannot write the run folder: {error}") from None
         barrier()
 
-    def settle(self) -> None:
-        """Settle the fields of the config that the device decides."""
+    def settle(self) -> None:  # what the device decides
         run, model, gpu = self.config.run, self.config.model, self.device.type == "cuda"
         model.portion = model.portion or (65_536 if gpu else 2048)
         model.look_every = model.look_every or (16 if gpu else 1)
@@ -439,8 +437,8 @@ class Run:
 
     def compiled(self, model):
         """The model, with its blocks compiled where run.compile asks for it."""
-        for block in model.blocks if self.config.run.compile == "on" else []:
-            block.compile(dynamic=True)
+        if self.config.run.compile == "on":
+            model.compile_blocks()
         return model
 
     def generator(self, purpose: str, device="cpu", seed: int | None = None) -> torch.Generator:
