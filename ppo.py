@@ -239,11 +239,11 @@ def update(learner: Learner, rollout: Rollout, ppo: PPOSection, train_policy: bo
             sums, farthest = add_gradients(learner, rollout[chosen], ppo, train_policy)
             first = farthest if first is None else first
             totals += sums
-            for model, optimizer, what in (
-                    (learner.policy, learner.policy_optimizer, "PPO policy"),
-                    (learner.critic, learner.critic_optimizer, "PPO critic")):
-                if train_policy or model is learner.critic:
-                    descend(list(model.parameters()), optimizer, sums[3], ppo.grad_clip, what)
+            if train_policy:
+                descend(list(learner.policy.parameters()), learner.policy_optimizer, sums[3],
+                        ppo.grad_clip, "PPO policy")
+            descend(list(learner.critic.parameters()), learner.critic_optimizer, sums[3],
+                    ppo.grad_clip, "PPO critic")
     means = all_sum(totals) / totals[3].clamp_min(1)
     return {"policy_loss": means[0].item(), "clipped": means[1].item(),
             "value_loss": means[2].item(), "first_ratio": math.exp(first)}
