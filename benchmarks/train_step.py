@@ -12,7 +12,6 @@ the machine's best.
 
 import argparse
 import importlib.util
-import inspect
 from pathlib import Path
 
 import torch
@@ -23,59 +22,54 @@ from model import Rows, portions, token_logprobs
 BATCH = {"W": (32, 128), "W2": (4, 256)}
 
 
-def our_step(workload: str, tokens, compiled: bool):
+def our_model(workload: str, tokens):
+    """Our model, and what a step does before the optimiser: forward and backward by portions."""
     model = ours(workload)
-    forward = torch.compile(model) if compiled else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     rows = Rows(tokens, torch.ones(len(tokens), dtype=torch.long),
                 torch.full((len(tokens),), tokens.shape[1]))
 
-    def step():
+    def backward(forward):
         for chosen in portions(rows.length, model.config.portion):
             part = rows[chosen]
             logp = token_logprobs(model, forward(part.tokens), part.tokens, part.mask)
             (-logp.sum() / rows.mask.sum()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return step
+    return model, backward
 
 
-def hf_step(workload: str, tokens, compiled: bool):
-    model = hf(workload)
-    forward = torch.compile(model) if compiled else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def step():
-        forward(input_ids=tokens, labels=tokens).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return step
+def hf_model(workload: str, tokens):
+    return hf(workload), lambda forward: forward(input_ids=tokens, labels=tokens).loss.backward()
 
 
-def peer_step(folder: str, workload: str, tokens, compiled: bool):
-    """A step of nanoGPT or llama2.c, told apart by what their model.py defines."""
+def peer_model(folder: str, workload: str, tokens):
+    """nanoGPT or llama2.c, told apart by what their model.py defines."""
     spec = importlib.util.spec_from_file_location("peer", Path(folder) / "model.py")
     peer = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(peer)
     config, vocab = WORKLOADS[workload]
     torch.manual_seed(0)
-    if hasattr(peer, "ModelArgs"):  # llama2.c
+    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    if hasattr(peer, "ModelArgs"):  # llama2.c keeps its loss in the model
         model = peer.Transformer(peer.ModelArgs(
             dim=config.width, n_layers=config.layers, n_heads=config.heads, vocab_size=vocab,
             hidden_dim=config.hidden, max_seq_len=config.context))
-    else:
-        model = peer.GPT(peer.GPTConfig(
-            n_layer=config.layers, n_head=config.heads, n_embd=config.width, vocab_size=vocab,
-            block_size=config.context, dropout=0.0, bias=False))
+
+        def backward(forward):
+            forward(inputs, targets)
+            model.last_loss.backward()
+        return model, backward
+    model = peer.GPT(peer.GPTConfig(
+        n_layer=config.layers, n_head=config.heads, n_embd=config.width, vocab_size=vocab,
+        block_size=config.context, dropout=0.0, bias=False))
+    return model, lambda forward: forward(inputs, targets)[1].backward()
+
+
+def step_of(model, backward, compiled: bool):
+    """A whole training step of a side."""
     forward = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    returns_loss = "GPT" in [name for name, _ in inspect.getmembers(peer, inspect.isclass)]
 
     def step():
-        result = forward(inputs, targets)
-        loss = result[1] if returns_loss else model.last_loss
-        loss.backward()
+        backward(forward)
         optimizer.step()
         optimizer.zero_grad()
     return step
@@ -91,9 +85,10 @@ def main() -> None:
     batch, time = BATCH[args.workload]
     tokens = torch.randint(0, WORKLOADS[args.workload][1], (batch, time))
     name = Path(args.peer).name if args.peer else "HF Llama"
-    make = (lambda *rest: peer_step(args.peer, *rest)) if args.peer else hf_step
-    settings = (args.workload, tokens, args.compile)
-    seconds = alternate({"ours": our_step(*settings), name: make(*settings)}, args.repeats)
+    peer = (peer_model(args.peer, args.workload, tokens) if args.peer else
+            hf_model(args.workload, tokens))
+    seconds = alternate({"ours": step_of(*our_model(args.workload, tokens), args.compile),
+                         name: step_of(*peer, args.compile)}, args.repeats)
     least = 3 * forward_flops(args.workload) * batch * time / gemm_peak()
     report(f"training step {args.workload}" + ", compiled" * args.compile, peer=name,
            ours_s=seconds["ours"], peer_s=seconds[name], ratio=seconds[name] / seconds["ours"],
