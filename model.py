@@ -155,8 +155,9 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x, *args):
-        x = x + self.attention(self.attention_norm(x), *args)
+    def forward(self, x, turns, mask=None, cache=None, layer=0, at=None):
+        x = x + self.attention(self.attention_norm(x), turns, mask, cache, layer)
+        x = x if at is None else x[at]                                     # [N, D]
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -185,19 +186,20 @@ class GPT(nn.Module):
         for block in self.blocks:
             block.compile(dynamic=True)
 
-    def forward(self, tokens, positions=None, mask=None, cache: Cache | None = None):
-        """Hidden states [B, T, D] of tokens [B, T].
+    def forward(self, tokens, positions=None, mask=None, cache: Cache | None = None, at=None):
+        """Hidden states [B, T, D] of tokens [B, T]; or [N, D], row by row, of those N places that
+        are true in `at` [B, T]: nobody asks for the last layer's MLP at the others.
 
         positions [B, T] (default: 0 to T - 1) and mask [B, 1, T, T], 0 where a token may look and
         -inf elsewhere (default: at itself and before), let branches of one row share what stands
         before them. A cache takes the prompts first; then tokens [B, 1], with the bias of
         Cache.attend as the mask.
         """
-        at = slice(0, tokens.shape[1]) if positions is None else positions
-        turns = torch.view_as_complex(self.rotary[at].float()).unsqueeze(-2)  # [B or -, T, 1, C/2]
-        x = self.embedding(tokens)                                            # [B, T, D]
+        angles = self.rotary[:tokens.shape[1]] if positions is None else self.rotary[positions]
+        turns = torch.view_as_complex(angles.float()).unsqueeze(-2)  # [B or -, T, 1, C/2]
+        x = self.embedding(tokens)                                   # [B, T, D]
         for layer, block in enumerate(self.blocks):
-            x = block(x, turns, mask, cache, layer)
+            x = block(x, turns, mask, cache, layer, at if block is self.blocks[-1] else None)
         if cache is not None:
             cache.filled += tokens.shape[1]
         return self.norm(x)
@@ -226,6 +228,11 @@ class Rows:
         """[B, T] true at the response's tokens."""
         at = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return (at >= self.prompt[:, None]) & (at < self.length[:, None])
+
+    @property
+    def before(self):
+        """[B, T] true one place to the left: where the response's tokens are predicted."""
+        return F.pad(self.mask[:, 1:], (0, 1))
 
     def __getitem__(self, rows):
         """Some of the rows, cut to the longest of them."""
@@ -260,15 +267,19 @@ def pad_rows(prompts: list, responses: list | None = None, device="cpu", room: i
                 length.to(device))
 
 
-def token_logprobs(model: GPT, hidden, tokens, mask, temperature: float = 1.0):
-    """log pi(token | what stands before it) at the tokens of the mask, 0 elsewhere: [B, T].
+def on_grid(mask, values):
+    """Values [N] of the mask's tokens, row by row, at their places; 0 elsewhere: [B, T]."""
+    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, values)
 
-    hidden [B, T, D] are the states of tokens [B, T]; the state at t - 1 predicts token t. Logits
-    are computed for the mask's tokens only, their normalisation in float32.
+
+def token_logprobs(model: GPT, rows: Rows, temperature: float = 1.0):
+    """log pi(token | what stands before it) at the responses' tokens [B, T], in float32.
+
+    The state at t - 1 predicts token t; logits are computed where they are needed only.
     """
-    logits = model.logits(hidden[:, :-1][mask[:, 1:]]) / temperature  # [N, V]
-    logp = -F.cross_entropy(logits, tokens[mask], reduction="none")   # [N]
-    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, logp)
+    hidden = model(rows.tokens, at=rows.before)                               # [N, D]
+    logits = model.logits(hidden) / temperature                               # [N, V]
+    return on_grid(rows.mask, -F.cross_entropy(logits, rows.tokens[rows.mask], reduction="none"))
 
 
 def by_portions(function, rows: Rows, size: int):
@@ -311,7 +322,8 @@ def sample(model: GPT, prompts: list, chances, temperature: float, eos: int) -> 
     live = torch.arange(len(prompts), device=device)                   # rows in the batch
     going = torch.ones(len(prompts), dtype=torch.bool, device=device)  # of these, not yet ended
     with packed_weights(model, len(prompts)):
-        last = model(rows.tokens[:, :start], cache=cache)[live, rows.prompt - 1]  # [B, D]
+        last = model(rows.tokens[:, :start], cache=cache,
+                     at=columns[:start] == rows.prompt[:, None] - 1)              # [B, D]
         for column, chance in enumerate(chances.unbind(1), start):
             token = draw(model.logits(last), temperature, chance[live])
             at = rows.length[live]

@@ -21,13 +21,12 @@ dropout: one behaviour distribution. Left out: early stopping on KL, trunks that
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Callable
 
 import torch
 import torch.nn as nn
 
-from model import GPT, Rows, by_portions, portions, sample, scalars, token_logprobs
+from model import GPT, Rows, by_portions, on_grid, portions, sample, scalars, token_logprobs
 from runtime import (PPOSection, Run, StageSection, UserError, all_sum, descend, random_numbers,
                      ranks)
 
@@ -152,9 +151,10 @@ class Critic(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, tokens):
-        """[B, T] -> [B, T]: at position t the value of what has been read up to t."""
-        return scalars(self.head, self.trunk(tokens))[..., 0]
+    def forward(self, rows: Rows):
+        """V before each of the response's tokens [B, T]: the scalar at the position before it."""
+        hidden = self.trunk(rows.tokens, at=rows.before)  # [N, D]
+        return on_grid(rows.mask, scalars(self.head, hidden)[:, 0])
 
 
 @dataclass
@@ -174,16 +174,6 @@ def make_learner(policy: GPT, critic: Critic, ppo: PPOSection, stage: StageSecti
     return Learner(policy, critic, *optimizers, beta=stage.beta)
 
 
-def logprobs(model: GPT, rows: Rows, temperature: float):
-    """log pi at the response's tokens [B, T]."""
-    return token_logprobs(model, model(rows.tokens), rows.tokens, rows.mask, temperature)
-
-
-def token_values(critic: Critic, rows: Rows):
-    """V before each of the response's tokens [B, T]: the scalar at the position before it."""
-    return nn.functional.pad(critic(rows.tokens)[:, :-1], (1, 0)) * rows.mask
-
-
 @torch.no_grad()
 def roll_out(learner: Learner, anchor: GPT, prompts: Prompts, task: Task, ppo: PPOSection,
              max_new: int, eos: int, spread: list[float], generator) -> Rollout:
@@ -200,10 +190,11 @@ def roll_out(learner: Learner, anchor: GPT, prompts: Prompts, task: Task, ppo: P
     ended = last == eos
     mean, std = spread
     score = torch.where(ended, (task.score(prompts, rows) - mean) / std, ppo.no_eos_score)
-    logp, ref_logp = (by_portions(lambda part: logprobs(one, part, ppo.temperature), rows, portion)
-                      for one in (learner.policy, anchor))
+    logp, ref_logp = (
+        by_portions(lambda part: token_logprobs(one, part, ppo.temperature), rows, portion)
+        for one in (learner.policy, anchor))
     kl = kl_penalty(logp, ref_logp, mask)
-    values = by_portions(partial(token_values, learner.critic), rows, portion)
+    values = by_portions(learner.critic, rows, portion)
     rewards = token_rewards(score, kl, mask, learner.beta)
     advantages, returns = compute_gae(rewards, values, mask, ppo.gamma, ppo.lam)
     return Rollout(rows, mask, logp, kl, values, whiten(advantages, mask), returns, score, ended)
@@ -216,13 +207,13 @@ def add_gradients(learner: Learner, batch: Rollout, ppo: PPOSection, train_polic
     for chosen in portions(batch.rows.length, learner.policy.config.portion):
         part = batch[chosen]
         if train_policy:
-            logp = logprobs(learner.policy, part.rows, ppo.temperature)
+            logp = token_logprobs(learner.policy, part.rows, ppo.temperature)
             loss, clipped = policy_loss(logp, part.logp, part.advantages, part.mask, ppo.clip)
             loss.backward()
             sums[:2] += torch.tensor([loss.item(), clipped.item()])
             farthest = max(farthest, (logp - part.logp).abs().max().item())
-        loss = value_loss(token_values(learner.critic, part.rows), part.values, part.returns,
-                          part.mask, ppo.clip)
+        loss = value_loss(learner.critic(part.rows), part.values, part.returns, part.mask,
+                          ppo.clip)
         loss.backward()
         sums[2:] += torch.tensor([loss.item(), part.mask.sum()])
     return sums, farthest

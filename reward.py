@@ -23,7 +23,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import GPT, Rows, by_portions, pad_rows, scalars, token_logprobs
+from model import GPT, Rows, by_portions, on_grid, pad_rows, scalars
 from runtime import RewardSection
 
 PAIRS = ("wl", "ww", "ll", "lw")  # candidate, then reference: "wl" is r_gap(x, y_w, y_l)
@@ -41,11 +41,22 @@ class RewardModel(nn.Module):
         if config.pool == "last":  # arXiv 2009.01325; summed over tokens it would start as noise
             nn.init.normal_(self.head.weight[0], std=(trunk.config.width + 1) ** -0.5)
 
-    def token_scores(self, hidden, logp):
-        """s_t [B, T] of hidden states [B, T, D] and log-probabilities [B, T]; no gradient flows
-        through the latter, which the language-model loss alone shapes."""
-        own, weight = scalars(self.head, hidden).unbind(-1)
-        return own + weight * logp.detach() * self.config.logp_feature
+    def forward(self, rows: Rows, previous=None, positions=None, mask=None):
+        """Of the responses' tokens the scores s_t [B, T] and log pi [B, T].
+
+        `previous` [B, T] is where the token before each stands, if not to its left; positions and
+        mask as in GPT.forward. No gradient flows from the scores through log pi, which the
+        language-model loss alone shapes.
+        """
+        response, needed = rows.mask, rows.mask | rows.before
+        hidden = self.trunk(rows.tokens, positions, mask, at=needed)                # [N, D]
+        places = (needed.flatten().cumsum(0) - 1).view_as(needed)  # [B, T] in hidden, of a position
+        before = places.roll(1, 1) if previous is None else places.gather(1, previous)
+        logits = self.trunk.logits(hidden[before[response]])                        # [N, V]
+        logp = -F.cross_entropy(logits, rows.tokens[response], reduction="none")
+        own, weight = scalars(self.head, hidden[places[response]]).unbind(-1)
+        scores = own + weight * logp.detach() * self.config.logp_feature
+        return on_grid(response, scores), on_grid(response, logp)
 
 
 POOLS = {
@@ -57,12 +68,8 @@ POOLS = {
 @torch.no_grad()
 def score(model: RewardModel, rows: Rows):
     """Scores [B] of prompts with their responses."""
-    def scores_of(part):
-        hidden = model.trunk(part.tokens)
-        logp = token_logprobs(model.trunk, hidden, part.tokens, part.mask)
-        return model.token_scores(hidden, logp)
-
-    return POOLS[model.config.pool](by_portions(scores_of, rows, model.trunk.config.portion), rows)
+    scores = by_portions(lambda part: model(part)[0], rows, model.trunk.config.portion)
+    return POOLS[model.config.pool](scores, rows)
 
 
 def pair_loss(better, worse):
@@ -83,11 +90,12 @@ class Branches:
     Both responses continue the prompt: their positions go on from its end, and neither sees the
     other.
     """
-    tokens: torch.Tensor     # [B, T] prompt, response a, response b, padding
+    rows: Rows               # prompt, response a, response b
+    a: Rows                  # the extent of a
+    b: Rows                  # the extent of b
+    previous: torch.Tensor   # [B, T] where the token before this one stands
     positions: torch.Tensor  # [B, T]
     mask: torch.Tensor       # [B, 1, T, T] 0 where one may look at the other, else -inf
-    previous: torch.Tensor   # [B, T] where the token before this one stands
-    rows: tuple[Rows, Rows]  # the extent of a, and that of b
 
 
 def make_branches(prompts: list, a: list, b: list, device) -> Branches:
@@ -102,22 +110,15 @@ def make_branches(prompts: list, a: list, b: list, device) -> Branches:
     sees = (at <= at[:, None]) & ~(in_b[:, :, None] & ~in_b[:, None] & (at >= start[:, None, None]))
     # as numbers: torch would turn a mask of booleans into one again in each layer
     mask = torch.zeros(sees.shape, device=device).masked_fill(~sees, -torch.inf)
-    return Branches(both.tokens, positions, mask[:, None], previous,
-                    (Rows(both.tokens, start, middle), Rows(both.tokens, middle, end)))
+    return Branches(both, Rows(both.tokens, start, middle), Rows(both.tokens, middle, end),
+                    previous, positions, mask[:, None])
 
 
 def branch_scores(model: RewardModel, branches: Branches):
     """Scores of response a and of b, [B] each, and the language-model loss of a, [B], a token."""
-    hidden = model.trunk(branches.tokens, branches.positions, branches.mask)    # [B, T, D]
-    before = hidden.gather(1, branches.previous[..., None].expand_as(hidden))
-    a, b = branches.rows
-    responses = a.mask | b.mask
-    logits = model.trunk.logits(before[responses])                              # [N, V]
-    logp = -F.cross_entropy(logits, branches.tokens[responses], reduction="none")
-    logp = torch.zeros(responses.shape, device=logp.device).masked_scatter(responses, logp)
-    scores = model.token_scores(hidden, logp)                                   # [B, T]
-    pool = POOLS[model.config.pool]
-    return pool(scores, a), pool(scores, b), -(logp * a.mask).sum(1) / a.mask.sum(1)
+    scores, logp = model(branches.rows, branches.previous, branches.positions, branches.mask)
+    pool, a = POOLS[model.config.pool], branches.a
+    return pool(scores, a), pool(scores, branches.b), -(logp * a.mask).sum(1) / a.mask.sum(1)
 
 
 def pointwise_loss(model: RewardModel, branches: Branches):

@@ -72,8 +72,7 @@ def train(run: Run, name: str, model, fit: FitSection, fold: Fold, width, loss_o
 
 def lm_loss(model: GPT, rows: Rows):
     """Next-token loss of the responses, summed; its count; the tokens with probability > 1/2."""
-    mask = rows.mask
-    logp = token_logprobs(model, model(rows.tokens), rows.tokens, mask)
+    logp, mask = token_logprobs(model, rows), rows.mask
     return -logp.sum(), mask.sum(), ((logp > math.log(0.5)) & mask).sum()
 
 

@@ -30,9 +30,7 @@ def our_model(workload: str, tokens):
 
     def backward(forward):
         for chosen in portions(rows.length, model.config.portion):
-            part = rows[chosen]
-            logp = token_logprobs(model, forward(part.tokens), part.tokens, part.mask)
-            (-logp.sum() / rows.mask.sum()).backward()
+            (-token_logprobs(forward, rows[chosen]).sum() / rows.mask.sum()).backward()
     return model, backward
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from common import WORKLOADS, alternate, ours, report
 
 import model as gpt
-from model import GPT, pad_rows, portions, sample, token_logprobs
+from model import GPT, Rows, pad_rows, portions, sample, token_logprobs
 from reward import RewardModel, eq2_loss, gap_loss, make_branches
 from runtime import RewardSection
 
@@ -26,14 +26,23 @@ def lists(number: int, low: int, high: int, vocab: int = 512) -> list[list[int]]
             for _ in range(number)]
 
 
-def step(model: GPT, rows, size: int, everywhere: bool = False) -> None:
+def everywhere(model: GPT, rows: Rows):
+    """The log-probabilities of the responses from the logits of all positions."""
+    logits = model.logits(model(rows.tokens))[:, :-1]
+    logp = -F.cross_entropy(logits.flatten(0, 1), rows.tokens[:, 1:].flatten(), reduction="none")
+    return F.pad(logp.view(len(rows.tokens), -1), (1, 0)) * rows.mask
+
+
+def last_mlp_everywhere(model: GPT, rows: Rows):
+    """Logits at the responses only, but the last layer's states of all positions."""
+    logits = model.logits(model(rows.tokens)[rows.before])
+    return -F.cross_entropy(logits, rows.tokens[rows.mask], reduction="none")
+
+
+def step(model: GPT, rows: Rows, size: int, logprobs=token_logprobs) -> None:
     """Forward and backward of the responses' log-probabilities, portion by portion."""
     for chosen in portions(rows.length, size):
-        part = rows[chosen]
-        mask = torch.ones_like(part.tokens, dtype=torch.bool) if everywhere else part.mask
-        mask[:, 0] = False
-        logp = token_logprobs(model, model(part.tokens), part.tokens, mask)
-        (logp * part.mask).sum().backward()
+        logprobs(model, rows[chosen]).sum().backward()
     model.zero_grad()
 
 
@@ -78,7 +87,11 @@ def training_tricks() -> None:
             lambda: step(model, uneven, 2048), lambda: step(model, uneven, 0))
     large = GPT(WORKLOADS["W"][0], 32000)
     compare("logits at response positions only, training step with a vocabulary of 32,000",
-            lambda: step(large, uneven, 2048), lambda: step(large, uneven, 2048, True), 3)
+            lambda: step(large, uneven, 2048), lambda: step(large, uneven, 2048, everywhere), 3)
+    drafts = pad_rows(lists(64, 40, 60), lists(64, 16, 32))
+    compare("the last layer's MLP at response positions only, training step on a third of the rows",
+            lambda: step(model, drafts, 2048),
+            lambda: step(model, drafts, 2048, last_mlp_everywhere))
     for p in model.parameters():
         p.grad = torch.randn_like(p)
     optimizers = [torch.optim.AdamW(model.parameters(), fused=fused) for fused in (True, False)]

@@ -324,14 +324,20 @@ def test_temperature_zero_takes_the_likeliest():
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_token_logprobs_are_log_softmax_and_gather(temperature):
     model, rows = tiny_gpt(), pad_rows(PROMPTS, [[2, 5], [1, 1, 1], [4], [9, 8, 7, 6]])
-    hidden = model(rows.tokens)
-    logp = token_logprobs(model, hidden, rows.tokens, rows.mask, temperature)
-    everywhere = torch.log_softmax(model.logits(hidden) / temperature, -1)
+    logp = token_logprobs(model, rows, temperature)
+    everywhere = torch.log_softmax(model.logits(model(rows.tokens)) / temperature, -1)
     for b, row in enumerate(rows.tokens.tolist()):
         for t, token in enumerate(row):
             response = len(PROMPTS[b]) <= t < rows.length[b]
             expected = everywhere[b, t - 1, token].item() if response else 0.0
             assert logp[b, t].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_states_at_some_places_are_those_of_all():
+    model, rows = tiny_gpt(), pad_rows(PROMPTS, [[2, 5], [1, 1, 1], [4], [9, 8, 7, 6]])
+    at = torch.rand(rows.tokens.shape, generator=torch.Generator().manual_seed(0)) < 0.4
+    hidden = model(rows.tokens)
+    torch.testing.assert_close(model(rows.tokens, at=at), hidden[at])
 
 
 def test_portions_are_all_rows_once_within_the_size_and_of_similar_length():
@@ -344,6 +350,7 @@ def test_rows_know_their_responses():
     rows = pad_rows([[1, 2], [3]], [[4], [5, 6, 7]], room=2)
     assert rows.tokens.tolist() == [[1, 2, 4, 0, 0, 0], [3, 5, 6, 7, 0, 0]]
     assert rows.mask.int().tolist() == [[0, 0, 1, 0, 0, 0], [0, 1, 1, 1, 0, 0]]
+    assert rows.before.int().tolist() == [[0, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0]]
     assert rows.responses() == [[4], [5, 6, 7]]
     first = rows[torch.tensor([0])]
     assert first.tokens.tolist() == [[1, 2, 4]] and first.responses() == [[4]]

@@ -8,7 +8,7 @@ import torch
 
 import ppo
 from conftest import read_lines, tiny_gpt, tiny_run
-from model import pad_rows, sample
+from model import pad_rows, sample, token_logprobs
 from ppo import (Critic, Prompts, Task, adapt_beta, compute_gae, k3, kl_penalty, policy_loss,
                  token_rewards, value_loss, whiten)
 from runtime import PPOSection, StageSection, UserError
@@ -181,19 +181,17 @@ def roll(policy, anchor, critic, prompts, task, section, beta=0.3, max_new=6):
 
 def test_a_new_critic_values_everything_at_zero():
     critic, rows = Critic(tiny_gpt(8)), pad_rows([[1, 2], [3]], [[4, 0], [5, 6, 0]])
-    assert (ppo.token_values(critic, rows) == 0).all()
-    assert critic(rows.tokens).dtype == torch.float32
+    assert (critic(rows) == 0).all() and critic(rows).dtype == torch.float32
 
 
 def test_a_value_is_read_before_its_token():
     critic, rows = critic_of(0), pad_rows([[1, 2], [3]], [[4, 0], [5, 6, 0]])
-    values, scalars = ppo.token_values(critic, rows), critic(rows.tokens)
-    torch.testing.assert_close(scalars, critic.head(critic.trunk(rows.tokens))[:, :, 0])
+    values, scalars = critic(rows), critic.head(critic.trunk(rows.tokens))[:, :, 0]
     torch.testing.assert_close(values[0], torch.cat([torch.zeros(2), scalars[0, 1:3]]))
     torch.testing.assert_close(values[1], torch.cat([torch.zeros(1), scalars[1, :3]]))
     changed = copy.deepcopy(rows)
     changed.tokens[0, 3] = 5  # the last token is not known when its value is read
-    torch.testing.assert_close(ppo.token_values(critic, changed), values)
+    torch.testing.assert_close(critic(changed), values)
 
 
 def test_rollout_holds_what_the_update_needs():
@@ -211,7 +209,7 @@ def test_rollout_holds_what_the_update_needs():
                 table[b, t] = torch.log_softmax(logits, 0)[tokens[t]].item()
     torch.testing.assert_close(r.logp, logp, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(r.kl, logp - ref, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(r.values, ppo.token_values(critic, r.rows))
+    torch.testing.assert_close(r.values, critic(r.rows))
     rewards = token_rewards(r.score, logp - ref, r.mask, 0.3)
     advantages, _ = compute_gae(rewards, r.values, r.mask, 0.9, 0.8)
     torch.testing.assert_close(r.advantages, whiten(advantages, r.mask), atol=1e-4, rtol=1e-4)
@@ -266,8 +264,8 @@ def test_a_later_policy_is_clipped():
     learner, r = roll(policy, anchor, critic, prompts, task, section)
     ppo.update(learner, r, section, True, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        logp = ppo.logprobs(policy, r.rows, 1.0)
-        values = ppo.token_values(critic, r.rows)
+        logp = token_logprobs(policy, r.rows, 1.0)
+        values = critic(r.rows)
     loss, clipped = policy_loss(logp, r.logp, r.advantages, r.mask, 0.3)
     value = value_loss(values, r.values, r.returns, r.mask, 0.3)
     figures = ppo.update(learner, r, section, True, torch.Generator().manual_seed(0))
@@ -309,9 +307,9 @@ def test_first_step_follows_the_gradient_of_the_token_mean(portion):
     learner.critic_optimizer = torch.optim.SGD(critic.parameters(), lr=0.5)
     twin, critic_twin = copy.deepcopy(policy), copy.deepcopy(critic)
     figures = ppo.update(learner, rollout, section, True, torch.Generator().manual_seed(0))
-    logp = ppo.logprobs(twin, rollout.rows, 1.0)
+    logp = token_logprobs(twin, rollout.rows, 1.0)
     loss = -((logp - rollout.logp).exp() * rollout.advantages)[rollout.mask].mean()
-    errors = ppo.token_values(critic_twin, rollout.rows) - rollout.returns
+    errors = critic_twin(rollout.rows) - rollout.returns
     value = 0.5 * (errors[rollout.mask] ** 2).mean()
     for after, before, wanted in ((policy, twin, loss), (critic, critic_twin, value)):
         wanted.backward()

@@ -108,14 +108,15 @@ def test_gap_loss_is_equation_2_with_each_term_left_out(left_out):
 
 def test_branches_of_one_row_by_hand():
     b = make_branches([[1, 2], [3]], [[4, 5, 6], [7]], [[8], [9, 10]], "cpu")
-    assert b.tokens.tolist() == [[1, 2, 4, 5, 6, 8], [3, 7, 9, 10, 0, 0]]
+    assert b.rows.tokens.tolist() == [[1, 2, 4, 5, 6, 8], [3, 7, 9, 10, 0, 0]]
     assert b.positions[0].tolist() == [0, 1, 2, 3, 4, 2]  # 8 goes on from 2, as 4 does
     assert b.positions[1, :4].tolist() == [0, 1, 1, 2]
     assert b.previous[0].tolist() == [0, 0, 1, 2, 3, 1]
     assert b.mask[0, 0].isfinite().int().tolist() == [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0],
                                            [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0],
                                            [1, 1, 1, 1, 1, 0], [1, 1, 0, 0, 0, 1]]
-    assert [part.responses() for part in b.rows] == [[[4, 5, 6], [7]], [[8], [9, 10]]]
+    assert [part.responses() for part in (b.a, b.b, b.rows)] == [
+        [[4, 5, 6], [7]], [[8], [9, 10]], [[4, 5, 6, 8], [7, 9, 10]]]
 
 
 @pytest.mark.parametrize("pool", ["sum", "last"])
@@ -126,8 +127,7 @@ def test_branches_score_as_separate_rows(pool):
     for side, scores in ((b, of_b), (a, of_a)):
         rows = pad_rows(prompts, side)
         torch.testing.assert_close(scores, score(model, rows), atol=1e-4, rtol=1e-5)
-    hidden = model.trunk(rows.tokens)  # of a alone
-    logp = token_logprobs(model.trunk, hidden, rows.tokens, rows.mask)
+    logp = token_logprobs(model.trunk, rows)  # of a alone
     torch.testing.assert_close(lm_loss, -logp.sum(1) / rows.mask.sum(1), rtol=1e-4, atol=1e-5)
 
 
