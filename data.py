@@ -26,7 +26,7 @@ import torch
 import runtime
 from model import Rows, pad_rows
 from runtime import Config, DataSection, Run, UserError
-from tools import bills
+from tools import bills, files
 from tools.formats import TextPair, find_reader
 from tools.vocabulary import train_tokenizer
 
@@ -214,7 +214,7 @@ def load_data(run: Run) -> Data:
     sections = ("data", "tokenizer", "template")
     content = run.stage("data", sections, lambda: prepare(run) if runtime.rank() == 0 else {})
     if "folds" not in content:
-        content = runtime.load(run.folder / "data.pt")
+        content = files.load(run.folder / "data.pt")
     path = run.folder / "tokenizer.model"
     if runtime.rank() == 0 and not (path.exists() and path.read_bytes() == content["tokenizer"]):
         path.write_bytes(content["tokenizer"])

@@ -16,7 +16,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from runtime import ModelSection
+from runtime import ModelSection, in_step
 
 
 class RMSNorm(nn.Module):
@@ -96,9 +96,10 @@ class Linear(nn.Module):
 @contextmanager
 def packed_weights(model: nn.Module, rows: int):
     """Lend each linear layer a packed copy of its weight, for products of `rows` rows in float32;
-    on other devices than a CPU nothing happens. Gradients do not flow meanwhile."""
+    on other devices than a CPU, or of shards, nothing happens. Gradients do not flow meanwhile."""
     linears = [m for m in model.modules() if isinstance(m, Linear)]
-    float32_on_cpu = linears[0].weight.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    float32_on_cpu = (type(linears[0].weight) is nn.Parameter and not torch.is_autocast_enabled(
+        "cpu") and linears[0].weight.device.type == "cpu")
     try:
         for linear in linears if float32_on_cpu and torch.backends.mkldnn.is_available() else []:
             linear.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
@@ -180,11 +181,12 @@ class GPT(nn.Module):
             for last in (block.attention.out, block.mlp.down):
                 last.weight.data *= (2 * config.layers) ** -0.5
 
-    def compile_blocks(self) -> None:
+    def compile_blocks(self):
         """Compile each block, but not the cache, which would be compiled anew for each layer."""
         Cache.start, Cache.attend = map(torch.compiler.disable, (Cache.start, Cache.attend))
         for block in self.blocks:
             block.compile(dynamic=True)
+        return self
 
     def forward(self, tokens, positions=None, mask=None, cache: Cache | None = None, at=None):
         """Hidden states [B, T, D] of tokens [B, T]; or [N, D], row by row, of those N places that
@@ -246,14 +248,18 @@ class Rows:
 
 
 def portions(length, size: int):
-    """Yield indices of rows of similar length [B] that together take at most `size` positions (or
-    of one row; 0: no limit): little padding, little memory, activations that fit a CPU's caches."""
+    """Indices of rows of similar length [B] that together take at most `size` positions (or of one
+    row; 0: no limit): little padding, little memory, activations that fit a CPU's caches."""
     order = length.argsort(descending=True, stable=True)
-    longest, start = length[order].tolist(), 0
+    longest, parts, start = length[order].tolist(), [], 0
     while start < len(order):
         end = start + max(1, (size or len(order) * longest[0]) // longest[start])
-        yield order[start:end]
+        parts.append(order[start:end])
         start = end
+    while len(parts) < in_step(len(parts)):
+        parts.sort(key=len)  # one more of the fullest
+        parts += parts.pop().tensor_split(2)
+    return parts
 
 
 def pad_rows(prompts: list, responses: list | None = None, device="cpu", room: int = 0) -> Rows:
@@ -331,9 +337,9 @@ def sample(model: GPT, prompts: list, chances, temperature: float, eos: int) -> 
             rows.length[live] = at + going
             going = going & (token != eos)
             look = (column - start) % look_every == look_every - 1
-            if column == size - 1 or look and not going.any():
+            if column == size - 1 or look and not in_step(int(going.any())):
                 break
-            if look and going.float().mean() < 0.75:
+            if look and 0 < going.float().mean() < 0.75:
                 live, token, at, bias = live[going], token[going], at[going], bias[going]
                 cache.keep(going)
                 going = going[going]

@@ -27,7 +27,7 @@ import torch
 import torch.nn as nn
 
 from model import GPT, Rows, by_portions, on_grid, portions, sample, scalars, token_logprobs
-from runtime import (PPOSection, Run, StageSection, UserError, all_sum, descend, random_numbers,
+from runtime import (NotFinite, PPOSection, Run, StageSection, all_sum, descend, random_numbers,
                      ranks)
 
 
@@ -261,10 +261,9 @@ def train(run: Run, task: Task, learner: Learner, anchor: GPT, spread: list[floa
           stage: StageSection, max_new: int, eos: int, bare: Callable) -> None:
     """The PPO loop of one stage; changes the learner."""
     ppo = run.config.ppo
-    generator = run.generator(task.name, run.device)
-    shuffle = run.generator(f"{task.name} minibatches")
-    bar = run.bar(range(1, stage.iterations + 1), task.name)
-    for iteration in bar:
+    for iteration in (bar := run.steps(task.name, stage.iterations, learner)):
+        generator = run.generator(f"{task.name} {iteration}", run.device)
+        shuffle = run.generator(f"{task.name} minibatches {iteration}")
         prompts = task.draw(iteration, ppo.batch)
         rollout = roll_out(learner, anchor, prompts, task, ppo, max_new, eos, spread, generator)
         for optimizer, lr in ((learner.policy_optimizer, ppo.lr),
@@ -273,7 +272,7 @@ def train(run: Run, task: Task, learner: Learner, anchor: GPT, spread: list[floa
             optimizer.param_groups[0]["lr"] = lr * stage.lr_scale * annealed
         figures = figures_of(rollout, prompts, bare) | {"beta": learner.beta}
         if not all(map(torch.isfinite, map(torch.tensor, figures.values()))):
-            raise UserError(f"{task.name}, iteration {iteration}: not finite: {figures}")
+            raise NotFinite(f"{task.name}, iteration {iteration}: not finite: {figures}")
         train_policy = iteration > ppo.critic_warmup
         figures |= update(learner, rollout, ppo, train_policy, shuffle)
         if train_policy:  # the KL is always low at first: that must not wind beta down

@@ -10,15 +10,14 @@ second process by itself; under torchrun the ranks are torchrun's.
 
 import argparse
 import dataclasses
-import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-import tomllib
-import typing
 import zlib
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,11 +25,13 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from tools.checks import nearest, problems
+from tools import files, interrupt, state
+from tools.checks import problems
+from tools.settings import UserError, fill, to_toml
 
 
-class UserError(Exception):
-    """Something that the user can mend. Its one line says what, where, and how."""
+class NotFinite(UserError):
+    """A number that a training must not go on with."""
 
 
 @dataclass
@@ -43,7 +44,9 @@ class RunSection:
     ranks: int = 1              # processes to start on a CPU, one thread each
     amp: str = "auto"           # "bf16" autocast, or "off"; auto: bf16 on a GPU
     compile: str = "auto"       # torch.compile of the blocks: "on", "off"; auto: on a GPU
+    shard: bool = False         # split weights and optimisers over the ranks (FSDP2)
     log_every: int = 20         # supervised steps between two lines of metrics.jsonl
+    save_every: float = 60.0    # seconds between two saves inside of a stage
 
 
 @dataclass
@@ -169,58 +172,14 @@ class Config:
     eval: EvalSection = field(default_factory=EvalSection)
 
 
-def typed(value, kind, where: str):
-    """`value` as type `kind` (int, float, str, bool or list of these), or UserError."""
-    if typing.get_origin(kind) is list:
-        if isinstance(value, list):
-            return [typed(item, typing.get_args(kind)[0], where) for item in value]
-    elif kind is float and type(value) in (int, float):
-        return float(value)
-    elif type(value) is kind:
-        return value
-    name = getattr(kind, "__name__", str(kind)) if typing.get_origin(kind) is None else str(kind)
-    form = ", such as '[\"one\", \"two\"]'" * (typing.get_origin(kind) is list)
-    raise UserError(f"{where}: {value!r} is not of type {name}{form}")
-
-
-def set_field(config: Config, section: str, key: str, value, where: str) -> None:
-    """Set one field of the config, refusing unknown names with the nearest known one."""
-    sections = [f.name for f in dataclasses.fields(Config)]
-    if section not in sections:
-        raise UserError(f"{where}: unknown section {section!r}; {nearest(section, sections)}")
-    target = getattr(config, section)
-    kinds = typing.get_type_hints(type(target))
-    if key not in kinds:
-        raise UserError(f"{where}: unknown key {key!r} in [{section}]; {nearest(key, kinds)}")
-    setattr(target, key, typed(value, kinds[key], f"{where}: {section}.{key}"))
-
-
 def load_config(path: str, overrides: list[str] = ()) -> Config:
     """The config of a TOML file, with `--section.key=value` arguments on top of it.
 
     Raises UserError for a file that is missing or no TOML, unknown or ill-typed fields, and
     values out of range.
     """
-    try:
-        sections = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{path}: cannot read the config: {error}") from None
     config = Config()
-    for section, keys in sections.items():
-        if not isinstance(keys, dict):
-            raise UserError(f"{path}: {section!r} stands outside of any [section]")
-        for key, value in keys.items():
-            set_field(config, section, key, value, path)
-    for argument in overrides:
-        name, equals, text = argument.removeprefix("--").partition("=")
-        section, dot, key = name.partition(".")
-        if not (argument.startswith("--") and equals and dot):
-            raise UserError(f"argument {argument!r}: expected --section.key=value")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text  # a bare word is a string
-        set_field(config, section, key, value, f"argument --{name}")
+    fill(config, path, overrides)
     check_config(config, " ".join([path, *overrides]))
     return config
 
@@ -233,15 +192,6 @@ def check_config(config: Config, where: str) -> None:
     """Raises UserError for values that cannot work."""
     for problem in problems(config):
         raise UserError(f"{where}: {problem}")
-
-
-def to_toml(config: Config) -> str:
-    """The config as TOML text."""
-    lines = []
-    for section, keys in dataclasses.asdict(config).items():
-        lines.append(f"\n[{section}]")
-        lines += [f"{key} = {json.dumps(v, ensure_ascii=False)}" for key, v in keys.items()]
-    return "\n".join(lines) + "\n"
 
 
 def command_line(description: str, *arguments) -> tuple[argparse.Namespace, Config]:
@@ -257,17 +207,28 @@ def command_line(description: str, *arguments) -> tuple[argparse.Namespace, Conf
 
 def guard(main) -> None:
     """Run a script's main function; a UserError ends it with one line and exit code 2."""
+    if "PIT_MEETING" in os.environ:  # a rank that start_ranks started, which ends it too
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    else:
+        interrupt.install((signal.SIGINT, signal.SIGTERM))
     try:
         main()
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError:
+        if not any(child.poll() for child in _children):
+            raise
+        print("error: another rank has died; the same command goes on from the last save",
+              file=sys.stderr)
+        sys.exit(2)
     finally:
         stop_ranks()
 
 
 _children: list[subprocess.Popen] = []
+_in_step = False  # whether ranks have to make forward passes together, see in_step
 
 
 def pick_device(name: str) -> torch.device:
@@ -352,6 +313,16 @@ def gather(items: list) -> list:
     return [part[i] for i in range(len(parts[0])) for part in parts if i < len(part)]
 
 
+def in_step(count: int) -> int:
+    """The greatest count of all ranks where weights are sharded, since a forward pass then needs
+    every rank; else the count as it is."""
+    if not _in_step:
+        return count
+    greatest = torch.tensor(count)
+    dist.all_reduce(greatest, dist.ReduceOp.MAX)
+    return int(greatest)
+
+
 def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
@@ -364,42 +335,26 @@ def descend(params: list, optimizer: torch.optim.Optimizer, count: torch.Tensor,
     Gradients and `count` (tokens, or pairs) are summed over ranks and divided, so that neither
     micro-batches nor ranks of unequal size change the mean.
 
-    Raises UserError where the gradient is not finite; the weights are then still the good ones.
+    Raises UserError where a gradient is not finite; the weights are then still the good ones.
     """
     trained = [p for p in params if p.grad is not None]
-    flat = torch.cat([p.grad.flatten() for p in trained] + [count.reshape(1).to(trained[0])])
-    all_sum(flat)
+    sharded = not state.whole(trained[0])
+    grads = [p.grad.to_local() if sharded else p.grad for p in trained]
+    flat = torch.cat([grad.flatten() for grad in grads] + [count.reshape(1).to(grads[0])])
+    if sharded:
+        flat[-1] = all_sum(flat[-1:]) / ranks()  # FSDP has averaged the gradients over ranks
+    else:
+        all_sum(flat)
     flat = flat[:-1] / flat[-1].clamp_min(1)
-    norm = flat.norm()
+    norm = all_sum(flat.norm() ** 2).sqrt() if sharded else flat.norm()
     if not torch.isfinite(norm):
-        raise UserError(f"{what}: the gradient is not finite; lower its learning rate")
+        raise NotFinite(f"{what}: the gradient is not finite; lower its learning rate")
     flat *= (clip / (norm + 1e-6)).clamp(max=1.0)
-    for param, part in zip(trained, flat.split([p.numel() for p in trained])):
-        param.grad = part.view_as(param)
+    for grad, part in zip(grads, flat.split([grad.numel() for grad in grads])):
+        grad.copy_(part.view_as(grad))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm.item()
-
-
-def save(path: Path, content: dict) -> None:
-    """Write a checkpoint whole or not at all: to a temporary file, synced, then renamed."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def load(path: Path) -> dict:
-    """Read a checkpoint to the CPU. Raises UserError where it is missing or damaged."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint; train it first") from None
-    except Exception as error:  # torch raises several kinds for a damaged file
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: cannot read the checkpoint ({line}); delete it") from None
 
 
 class Run:
@@ -416,11 +371,11 @@ class Run:
         self.base = Path(config.run.base) if config.run.base else self.folder
         if config.run.base and not self.base.is_dir():
             raise UserError(f"run.base = {config.run.base!r}: there is no such run folder")
-        if rank() == 0 and trains:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"{self.folder}: cannot write the run folder: {error}") from None
+        self.part = {"step": -1}        # what a stage that was cut off has left
+        self.lines = defaultdict(list)  # of the logs, written by the current stage
+        self.last = None                # step that was done, and what it changed
+        self.saved = self.begun = time.perf_counter()
+        self.lock = files.lock(self.folder) if rank() == 0 and trains else None
         barrier()
 
     def settle(self) -> None:  # what the device decides
@@ -435,11 +390,20 @@ class Run:
         return torch.autocast(self.device.type, torch.bfloat16, self.config.run.amp == "bf16",
                               cache_enabled=False)  # a cast would outlive the weights' update
 
-    def compiled(self, model):
-        """The model, with its blocks compiled where run.compile asks for it."""
-        if self.config.run.compile == "on":
-            model.compile_blocks()
-        return model
+    def placed(self, model, weights: dict | None = None):
+        """The model on the device, with whole `weights` if given. Under run.shard each rank keeps a
+        share of weights, gradients and optimiser states, by torch's FSDP2: a block is put together
+        when its turn comes. Raises UserError where weights do not fit."""
+        try:
+            model.load_state_dict(weights or {}, strict=weights is not None)
+        except RuntimeError as error:
+            raise UserError(f"a checkpoint does not fit the model: {str(error).splitlines()[-1]}; "
+                            "delete the run folder or choose another --run.name") from None
+        if not (self.config.run.shard and ranks() > 1):
+            return model.to(self.device)
+        global _in_step
+        _in_step = True
+        return state.shard(model, self.device.type, ranks())
 
     def generator(self, purpose: str, device="cpu", seed: int | None = None) -> torch.Generator:
         """A generator for one purpose, the same on all ranks; no draws depend on another's."""
@@ -459,54 +423,101 @@ class Run:
                   if {section, f"{section}.{key}"} & {*sections, "run.seed"}
                   and f"{section}.{key}" not in ONLY_SPEED} | {"format": FORMAT}
         for path in dict.fromkeys((self.folder / f"{name}.pt", self.base / f"{name}.pt")):
-            if not path.exists():
-                continue
-            content = load(path)
-            made = content["inputs"]
-            differ = [key for key in inputs | made if inputs.get(key) != made.get(key)]
-            if not differ:
+            content = self.fitting(path, inputs)
+            if content:
                 return content
-            note = f"{path} was made with other values of {', '.join(differ)}"
-            if path.parent == self.folder:
-                raise UserError(f"{note}; choose another --run.name, or delete it")
-            if rank() == 0:
-                print(f"{note}: {name} is made anew", file=sys.stderr)
         if not self.trains:
             raise UserError(f"{(self.folder / name).absolute()}.pt: no such checkpoint; run "
                             "train_pit.py first, or name the --run.base that it was made on")
+        partial = self.folder / f"{name}.part.pt"
+        self.part = self.fitting(partial, inputs) or {"step": -1, "seconds": 0.0, "lines": {}}
         barrier()  # no rank makes what another one has found
         self.write_config()
-        self.forget(name)
-        start = time.perf_counter()
-        content = make()
-        content |= {"inputs": inputs, "seconds": time.perf_counter() - start}
+        self.take_up_logs(name)
+        self.begun = self.saved = time.perf_counter()
+        self.stage_is, self.last = (partial, inputs), None
+        try:
+            content = make() | {"inputs": inputs}
+        except NotFinite:
+            if self.last:
+                self.save_part(*self.last)  # what is good
+            raise
         if rank() == 0:
-            save(self.folder / f"{name}.pt", content)
+            files.save(self.folder / f"{name}.pt", content | {"seconds": self.seconds()})
+            partial.unlink(missing_ok=True)
         barrier()
         return content
+
+    def fitting(self, path: Path, inputs: dict) -> dict | None:
+        """A checkpoint, if it is there and was made with these inputs. Raises UserError for one of
+        this run that was made with others."""
+        if not path.exists():
+            return None
+        content = files.load(path)
+        made = content["inputs"]
+        differ = [key for key in inputs | made if inputs.get(key) != made.get(key)]
+        if not differ:
+            return content
+        note = f"{path} was made with other values of {', '.join(differ)}"
+        if path.parent == self.folder:
+            raise UserError(f"{note}; choose another --run.name, or delete it")
+        if rank() == 0:
+            print(f"{note}: it is made anew", file=sys.stderr)
+        return None
 
     def write_config(self) -> None:
         """Keep the resolved config, once no finished stage has refused it."""
         if rank() == 0:
-            (self.folder / "config.toml").write_text(to_toml(self.config), encoding="utf-8")
+            files.replace(self.folder / "config.toml",
+                          lambda file: file.write(to_toml(self.config).encode()))
 
-    def forget(self, stage: str) -> None:
-        """Drop the log lines of a stage that starts again."""
+    def seconds(self) -> float:
+        """What the current stage has taken, before it was cut off and since."""
+        return self.part["seconds"] + time.perf_counter() - self.begun
+
+    def take_up_logs(self, stage: str) -> None:
+        """Leave in the logs, of the stage that starts, the lines up to where it was cut off."""
         for name in ("metrics.jsonl", "samples.jsonl"):
-            path = self.folder / name
-            if rank() == 0 and path.exists():
-                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-                kept = [line for line in lines if line.endswith("\n")  # a torn line goes too
-                        and not line.startswith(f'{{"stage": "{stage}"')]
-                path.write_text("".join(kept), encoding="utf-8")
+            self.lines[name] = self.part["lines"].get(name, [])
+            if rank() == 0:
+                files.rewrite(self.folder / name, f'{{"stage": "{stage}"', self.lines[name])
 
     def log(self, name: str, line: dict) -> None:
-        """Append a line to metrics.jsonl or samples.jsonl, from the first rank."""
-        if rank() == 0:
-            with open(self.folder / name, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        """Append a line to metrics.jsonl or samples.jsonl, from the first rank; not again one that
+        was there when the stage was cut off."""
+        if rank() == 0 and line["step"] > self.part["step"]:
+            self.lines[name].append(files.append(self.folder / name, line))
 
-    def bar(self, items, name: str):
-        """A progress bar over items, shown by the first rank."""
-        return tqdm(items, desc=f"{name:>12}", disable=rank() != 0, dynamic_ncols=True,
-                    mininterval=0.5)
+    def steps(self, name: str, total: int, changing):
+        """The steps 1 to `total` of the current stage, after those done before it was cut off, with
+        a progress bar. `changing` is an object whose attributes are all that steps change: models,
+        optimisers, tensors and numbers. They are restored before the first step and saved between
+        steps, once in run.save_every seconds and before a signal ends the run. Random numbers
+        belong to a step (`self.generator(f"... {step}")`), so that none have to be kept."""
+        if "state" in self.part:
+            state.restore(changing, self.part["state"])
+        done = max(0, self.part["step"])
+        return tqdm(self.count(done, total, changing), desc=f"{name:>12}", initial=done, total=total,
+                    disable=rank() != 0, dynamic_ncols=True, mininterval=0.5)
+
+    def count(self, done: int, total: int, changing):
+        interrupt.waiting = True
+        for step in range(done + 1, total + 1):
+            self.last = step - 1, changing
+            yield step
+            due = rank() == 0 and time.perf_counter() - self.saved > self.config.run.save_every
+            due, asked = all_sum(torch.tensor([float(due), float(interrupt.asked)])).tolist()
+            if due or asked:
+                self.save_part(step, changing)
+            if asked:
+                sys.exit(128 + (interrupt.asked or signal.SIGTERM))
+        interrupt.waiting = False
+
+    def save_part(self, step: int, changing) -> None:
+        """Save the current stage as it is after a step."""
+        path, inputs = self.stage_is
+        content = {"inputs": inputs, "step": step, "seconds": self.seconds(),
+                   "lines": dict(self.lines), "state": state.kept(changing)}
+        if rank() == 0:
+            files.save(path, content)
+        self.saved = time.perf_counter()

@@ -12,10 +12,13 @@ quality need not rise for ever.
 
 import sys
 
+import torch
+
 import reward
 from data import Data, load_data
 from model import GPT, sample
-from runtime import Run, UserError, command_line, gather, guard, mine, random_numbers
+from runtime import (Run, UserError, command_line, gather, guard, in_step, mine,
+                     random_numbers)
 from tools.show import gold_note, marked
 from train_reward import Models
 
@@ -27,9 +30,9 @@ def generate(run: Run, data: Data, policy: GPT, prompts: list[list[int]], temper
     """A response to each prompt as token ids without their end, shared among the ranks."""
     own, responses = mine(prompts), []
     chances = random_numbers(len(prompts), run.config.data.max_response, generator)
-    for start in range(0, len(own), 256):
-        some = slice(start, start + 256)
-        rows = sample(policy, own[some], chances[some], temperature, data.tokenizer.eos)
+    for some in torch.arange(len(own)).chunk(in_step(-(-len(own) // 256))):
+        rows = sample(policy, [own[i] for i in some], chances[some.to(chances.device)],
+                      temperature, data.tokenizer.eos)
         responses += [data.bare(ids) for ids in rows.responses()]
     return gather(responses)
 

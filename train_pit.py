@@ -12,7 +12,6 @@ and the evaluation on held-out prompts: runs/<name>/report.md. The paper leaves 
 the steps and the KL open; here it is PPO with beta adapted to a target KL, in nats a response.
 """
 
-import copy
 import dataclasses
 from functools import partial
 
@@ -28,7 +27,8 @@ from runtime import Run, StageSection, command_line, gather, guard, mine, random
 from sample import STAGES, answer
 from tools import report
 from tools.show import observe
-from train_reward import BASE, R_P, Models, new_gpt, restored, train_start
+from tools.state import weights
+from train_reward import BASE, R_P, Models, new_gpt, train_start
 
 SUPERVISED = BASE + ("sft", "pit_sft", "reward", "rp", "rpit")
 
@@ -60,10 +60,11 @@ def draw_data_references(run: Run, data: Data, name: str, iteration: int, number
     return Prompts(*map(mine, (ids, x, y_ref, source)))
 
 
-def draw_policy_references(run: Run, data: Data, name: str, policy: GPT, generator,
-                           iteration: int, number: int) -> Prompts:
+def draw_policy_references(run: Run, data: Data, name: str, policy: GPT, iteration: int,
+                           number: int) -> Prompts:
     """Eq. 5: PIT reads x with a response that M_P^RL gives now."""
     x = draw_pairs(run, data, name, iteration, number).x
+    generator = run.generator(f"{name} references {iteration}", run.device)
     y_ref = answer(run, data, policy, x, run.config.ppo.temperature, generator)
     ids = [data.pit(*pair) for pair in zip(x, y_ref)]
     return Prompts(*map(mine, (ids, x, y_ref, ["M_P^RL"] * number)))
@@ -98,20 +99,22 @@ def measure_spread(run: Run, data: Data, task: Task, anchor: GPT, model: RewardM
 def fresh_start(run: Run, data: Data, task: Task, anchor: GPT, model: RewardModel) -> dict:
     """What a first stage starts from: the anchor's weights, and a critic on the trunk of the reward
     model, which reads the same tokens; in the form of a stage's checkpoint."""
-    return {"model": anchor.state_dict(), "spread": measure_spread(run, data, task, anchor, model),
-            "critic": Critic(copy.deepcopy(model.trunk)).to(run.device).state_dict()}
+    critic = Critic(new_gpt(run, data))
+    critic.trunk.load_state_dict(weights(model.trunk))
+    return {"model": weights(anchor), "critic": critic.state_dict(),
+            "spread": measure_spread(run, data, task, anchor, model)}
 
 
 def train_stage(run: Run, data: Data, task: Task, stage: StageSection, start: dict,
                 anchor: GPT) -> dict:
     """One run of PPO, from a fresh start or from another stage's checkpoint: the content of its own
     checkpoint."""
-    policy = restored(new_gpt(run, data), start)
-    critic = restored(Critic(new_gpt(run, data)).to(run.device), {"model": start["critic"]})
+    policy = run.placed(new_gpt(run, data), start["model"])
+    critic = run.placed(Critic(new_gpt(run, data)), start["critic"])
     learner = ppo.make_learner(policy, critic, run.config.ppo, stage)
     ppo.train(run, task, learner, anchor, start["spread"], stage, run.config.data.max_response,
               data.tokenizer.eos, data.bare)
-    return {"model": policy.state_dict(), "critic": critic.state_dict(), "beta": learner.beta,
+    return {"model": weights(policy), "critic": weights(critic), "beta": learner.beta,
             "spread": start["spread"]}
 
 
@@ -132,9 +135,8 @@ def train_pit_stage(run: Run, data: Data, name: str, models: Models, before: dic
     """Stage 0 or 1, Eqs. 4 and 5. Goes on from the policy, the critic and the scale of the stage
     `before`; the first stage starts from M_PIT^SFT. The anchor is M_PIT^SFT throughout."""
     stage, anchor = getattr(run.config, name), models.policies["M_PIT^SFT"]
-    generator = run.generator(f"{name} references", run.device)
     draw = (partial(draw_data_references, run, data, name) if stage.reference == "data" else
-            partial(draw_policy_references, run, data, name, models.policies["M_P^RL"], generator))
+            partial(draw_policy_references, run, data, name, models.policies["M_P^RL"]))
     score = (partial(difference_score, data, models.rp) if run.config.pit.score == "difference" else
              lambda _, rows: reward.score(models.rpit, rows))  # it reads the rollout's very tokens
     task = Task(name, draw, score, partial(observe, run, data, name))
@@ -148,17 +150,17 @@ def train_all(run: Run, data: Data) -> Models:
     sft, rp = models.policies["M_P^SFT"], models.rp
     rlhf_inputs = R_P + ("ppo", "rlhf")
     rlhf = run.stage("rlhf", rlhf_inputs, lambda: train_rlhf(run, data, "rlhf", sft, rp))
-    models.policies["M_P^RL"] = restored(new_gpt(run, data), rlhf)
+    models.policies["M_P^RL"] = run.placed(new_gpt(run, data), rlhf["model"])
     before, inputs = None, SUPERVISED + ("ppo", "pit.score")
     for name in run.config.pit.curriculum:
         inputs += (name,) if getattr(run.config, name).reference == "data" else ("rlhf", name)
         before = run.stage(name, inputs, lambda: train_pit_stage(run, data, name, models, before))
-        models.policies[STAGES[name]] = restored(new_gpt(run, data), before)
+        models.policies[STAGES[name]] = run.placed(new_gpt(run, data), before["model"])
     if run.config.eval.equal_budget:
         content = run.stage("rlhf_more", rlhf_inputs + tuple(
             f"{name}.iterations" for name in run.config.pit.curriculum),
                             lambda: train_rlhf(run, data, "rlhf_more", sft, rp, rlhf))
-        models.policies["RLHF equal budget"] = restored(new_gpt(run, data), content)
+        models.policies["RLHF equal budget"] = run.placed(new_gpt(run, data), content["model"])
     return models
 
 

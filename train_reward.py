@@ -7,7 +7,6 @@ y_l; from M_P^SFT), R_P (Bradley-Terry; from M_P^SFT), R_PIT (Eq. 2; from M_PIT^
 how often each agrees with held-out pairs, with 95 % intervals.
 """
 
-import copy
 import math
 from dataclasses import dataclass
 
@@ -18,8 +17,9 @@ import reward
 from data import Data, Fold, batches, load_data
 from model import GPT, Rows, portions, token_logprobs
 from reward import RewardModel, make_branches
-from runtime import FitSection, Run, UserError, all_sum, command_line, descend, guard, mine, rank
+from runtime import FitSection, Run, all_sum, command_line, descend, guard, mine, rank
 from tools.measure import held_out_accuracies
+from tools.state import weights
 
 BASE = ("data", "tokenizer", "template", "model")  # what every model depends on in the config
 R_P = BASE + ("sft", "reward.pool", "reward.logp_feature", "reward.lm_coef", "rp")
@@ -41,6 +41,14 @@ def learning_rate(fit: FitSection, step: int) -> float:
     return fit.lr * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+@dataclass
+class Course:
+    """Everything that a supervised training changes."""
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    sums: torch.Tensor  # since the last line of the log: loss, count, right
+
+
 def train(run: Run, name: str, model, fit: FitSection, fold: Fold, width, loss_of) -> None:
     """A supervised training. `loss_of(pairs)` returns a summed loss, its count, and how many of
     `accuracy`'s things were right; `width` of the lengths of x, y_w and y_l is about how many
@@ -49,25 +57,24 @@ def train(run: Run, name: str, model, fit: FitSection, fold: Fold, width, loss_o
     rng = np.random.default_rng([run.config.run.seed, len(name), sum(map(ord, name))])
     optimizer = torch.optim.AdamW(model.parameters(), lr=fit.lr, betas=(0.9, 0.95),
                                   weight_decay=fit.weight_decay, fused=True)
-    bar = run.bar(batches(lengths, fit.batch, fit.steps, rng), name)
-    bar.total = fit.steps
-    sums = torch.zeros(3)
-    for step, indices in enumerate(bar, 1):
+    course = Course(model, optimizer, torch.zeros(3))
+    drawn = list(batches(lengths, fit.batch, fit.steps, rng))
+    for step in (bar := run.steps(name, fit.steps, course)):
         optimizer.param_groups[0]["lr"] = learning_rate(fit, step - 1)
-        own, counted = mine(indices), torch.tensor(0)
+        own, sums = mine(drawn[step - 1]), torch.zeros(3)
         for part in portions(torch.tensor(lengths[own]), run.config.model.portion):
             loss, count, right = loss_of(fold[own[part.tolist()]])
             loss.backward()
-            counted = counted + count
             sums += torch.tensor([loss.item(), float(count), float(right)])
-        norm = descend(list(model.parameters()), optimizer, counted, fit.clip, name)
+        norm = descend(list(model.parameters()), optimizer, sums[1], fit.clip, name)
+        course.sums = course.sums + all_sum(sums)
         if step % run.config.run.log_every == 0 or step == fit.steps:
-            total, seen, good = all_sum(sums).tolist()
+            total, seen, good = course.sums.tolist()
             figures = {"loss": total / seen, "accuracy": good / seen}
             bar.set_postfix(figures)
             run.log("metrics.jsonl", {"stage": name, "step": step} | figures | {
                 "grad_norm": norm, "lr": learning_rate(fit, step - 1)})
-            sums = torch.zeros(3)
+            course.sums = torch.zeros(3)
 
 
 def lm_loss(model: GPT, rows: Rows):
@@ -78,27 +85,28 @@ def lm_loss(model: GPT, rows: Rows):
 
 def new_gpt(run: Run, data: Data) -> GPT:
     torch.manual_seed(run.config.run.seed)
-    return run.compiled(GPT(run.config.model, data.tokenizer.vocab).to(run.device))
+    model = GPT(run.config.model, data.tokenizer.vocab)
+    return model.compile_blocks() if run.config.run.compile == "on" else model
 
 
 def new_reward_model(run: Run, data: Data) -> RewardModel:
-    return RewardModel(new_gpt(run, data), run.config.reward).to(run.device)
+    return RewardModel(new_gpt(run, data), run.config.reward)
 
 
 def train_sft(run: Run, data: Data) -> dict:
     """M_P^SFT: maximise log M(y_w | x)."""
-    model, fold = new_gpt(run, data), data.folds["sft"]
+    model, fold = run.placed(new_gpt(run, data)), data.folds["sft"]
     train(run, "sft", model, run.config.sft, fold, lambda x, y_w, y_l: x + y_w,
           lambda pairs: lm_loss(model, data.policy_rows(pairs.x, pairs.y_w)))
-    return {"model": model.state_dict()}
+    return {"model": weights(model)}
 
 
 def train_pit_sft(run: Run, data: Data, policy: GPT) -> dict:
     """M_PIT^SFT: maximise log M(y_w | x, y_l), from M_P^SFT."""
-    model, fold = run.compiled(copy.deepcopy(policy)), data.folds["sft"]
+    model, fold = run.placed(new_gpt(run, data), weights(policy)), data.folds["sft"]
     train(run, "pit_sft", model, run.config.pit_sft, fold, lambda x, y_w, y_l: x + y_w + y_l,
           lambda pairs: lm_loss(model, data.pit_rows(pairs.x, pairs.y_l, pairs.y_w)))
-    return {"model": model.state_dict()}
+    return {"model": weights(model)}
 
 
 def train_rp(run: Run, data: Data, policy: GPT) -> dict:
@@ -125,8 +133,9 @@ def train_rpit(run: Run, data: Data, pit_policy: GPT) -> dict:
 def train_reward_model(run: Run, data: Data, name: str, trunk: GPT, width, branches,
                        loss) -> dict:
     """A reward model from a supervised model's trunk."""
-    torch.manual_seed(run.config.run.seed)
-    model = RewardModel(run.compiled(copy.deepcopy(trunk)), run.config.reward).to(run.device)
+    model = new_reward_model(run, data)
+    model.trunk.load_state_dict(weights(trunk))
+    model = run.placed(model)
 
     def loss_of(pairs):
         ended = ([data.ended(y) for y in side] for side in (pairs.y_w, pairs.y_l))
@@ -134,30 +143,20 @@ def train_reward_model(run: Run, data: Data, name: str, trunk: GPT, width, branc
         return total, torch.tensor(len(pairs)), right
 
     train(run, name, model, getattr(run.config, name), data.folds["reward"], width, loss_of)
-    return {"model": model.state_dict()}
-
-
-def restored(model, content: dict):
-    """The model with a checkpoint's weights, ready for use. Raises UserError if they do not fit."""
-    try:
-        model.load_state_dict(content["model"])
-    except RuntimeError as error:
-        raise UserError(f"a checkpoint does not fit the model: {str(error).splitlines()[-1]}; "
-                        "delete the run folder or choose another --run.name") from None
-    return model.eval()
+    return {"model": weights(model)}
 
 
 def train_start(run: Run, data: Data) -> Models:
     """M_P^SFT, M_PIT^SFT, R_P and R_PIT, trained or restored."""
-    policy = restored(new_gpt(run, data), run.stage(
-        "sft", BASE + ("sft",), lambda: train_sft(run, data)))
-    pit_policy = restored(new_gpt(run, data), run.stage(
-        "pit_sft", BASE + ("sft", "pit_sft"), lambda: train_pit_sft(run, data, policy)))
-    rp = restored(new_reward_model(run, data), run.stage(
-        "rp", R_P, lambda: train_rp(run, data, policy)))
-    rpit = restored(new_reward_model(run, data), run.stage(
-        "rpit", BASE + ("sft", "pit_sft", "reward", "rpit"),
-        lambda: train_rpit(run, data, pit_policy)))
+    sft = run.stage("sft", BASE + ("sft",), lambda: train_sft(run, data))
+    policy = run.placed(new_gpt(run, data), sft["model"])
+    pit_sft = run.stage("pit_sft", BASE + ("sft", "pit_sft"),
+                        lambda: train_pit_sft(run, data, policy))
+    pit_policy = run.placed(new_gpt(run, data), pit_sft["model"])
+    rp = run.stage("rp", R_P, lambda: train_rp(run, data, policy))
+    rpit = run.stage("rpit", BASE + ("sft", "pit_sft", "reward", "rpit"),
+                     lambda: train_rpit(run, data, pit_policy))
+    rp, rpit = (run.placed(new_reward_model(run, data), one["model"]) for one in (rp, rpit))
     return Models(rp, rpit, {"M_P^SFT": policy, "M_PIT^SFT": pit_policy})
 
 

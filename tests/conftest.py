@@ -15,8 +15,9 @@ torch.set_num_threads(1)
 
 from data import Tokenizer, load_data  # noqa: E402
 from model import GPT  # noqa: E402
-from runtime import Config, ModelSection, Run, TokenizerSection, set_field  # noqa: E402
+from runtime import Config, ModelSection, Run, TokenizerSection  # noqa: E402
 from tools import bills  # noqa: E402
+from tools.settings import set_field  # noqa: E402
 from tools.vocabulary import train_tokenizer  # noqa: E402
 
 MARKERS = ["<|user|>", "<|assistant|>", "<|draft|>", "<|better|>"]
@@ -42,7 +43,10 @@ def tiny_config(folder: Path, **fields) -> Config:
 
 
 def tiny_run(folder: Path, **fields) -> Run:
-    return Run(tiny_config(folder, **fields))
+    """A run of this process, which may have several on one folder."""
+    run = Run(tiny_config(folder, **fields))
+    run.lock.close()
+    return run
 
 
 def write_lines(path: Path, records: list) -> str:

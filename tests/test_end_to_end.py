@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from conftest import ROOT, command, read_lines, write_lines
-from runtime import load, load_config
+from runtime import load_config
 from tools import bills
+from tools.files import load
 
 TINY = "configs/tiny.toml"
 FITS = {"sft": [5, 10, 15, 20], "pit_sft": [5], "rp": [5], "rpit": [5]}

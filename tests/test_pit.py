@@ -80,16 +80,13 @@ def test_stage_0_reads_each_prompt_with_y_l_and_with_y_w(bills_run):
 
 def test_stage_1_reads_responses_that_the_policy_gives_now(bills_run, models):
     run, data = bills_run
-    def draw(seed):
-        generator = torch.Generator().manual_seed(seed)
-        return partial(train_pit.draw_policy_references, run, data, "stage1",
-                       models.policies["M_P^RL"], generator)
-    one = draw(1)
-    first, again = one(1, 6), one(1, 6)
-    assert first.x == again.x and first.y_ref != again.y_ref  # drawn afresh
+    draw = partial(train_pit.draw_policy_references, run, data, "stage1",
+                   models.policies["M_P^RL"])
+    first, again = draw(1, 6), draw(1 + len(data.folds["rl"]), 6)
+    assert set(map(tuple, first.y_ref)).isdisjoint(map(tuple, again.y_ref))  # drawn afresh
     assert first.source == ["M_P^RL"] * 6
     assert first.ids == [data.pit(x, y) for x, y in zip(first.x, first.y_ref)]
-    assert draw(1)(1, 6).y_ref == first.y_ref
+    assert draw(1, 6).y_ref == first.y_ref  # by numbers of the iteration
 
 
 def test_the_reward_model_reads_the_tokens_of_the_rollout(bills_run, models):

@@ -1,6 +1,7 @@
 """Configuration, errors as the user sees them, checkpoints, stages, the optimiser step."""
 
 import dataclasses
+import io
 import math
 import tomllib
 from pathlib import Path
@@ -11,7 +12,9 @@ import torch
 
 import runtime
 from conftest import ROOT, command, read_lines, tiny_run
-from runtime import Config, UserError, descend, load, load_config, save, to_toml
+from runtime import Config, UserError, descend, load_config
+from tools.files import load, save
+from tools.settings import to_toml
 
 
 def config_of(folder: Path, text: str, *overrides: str) -> Config:
@@ -164,7 +167,8 @@ def test_guard_lets_other_errors_through(capsys):
 
 
 def test_a_checkpoint_is_read_as_it_was_written(tmp_path):
-    save(tmp_path / "a.pt", {"model": {"w": torch.arange(3)}, "beta": 0.1, "names": ["x"]})
+    save(tmp_path / "a.pt", {"model": {"w": torch.arange(3)}, "beta": 0.1, "names": ["x"],
+                             "inputs": {}})
     content = load(tmp_path / "a.pt")
     assert torch.equal(content["model"]["w"], torch.arange(3))
     assert (content["beta"], content["names"]) == (0.1, ["x"])
@@ -173,22 +177,27 @@ def test_a_checkpoint_is_read_as_it_was_written(tmp_path):
 
 @pytest.mark.parametrize("failing", ["torch.save", "os.fsync", "os.replace"])
 def test_a_failing_write_leaves_the_old_file_whole(tmp_path, monkeypatch, failing):
-    save(tmp_path / "a.pt", {"step": 1})
+    save(tmp_path / "a.pt", {"step": 1, "inputs": {}})
     def fail(*arguments):
         if failing == "torch.save":
             arguments[1].write(b"half of")
         raise OSError("no space left")
     monkeypatch.setattr(failing, fail)
-    with pytest.raises((OSError, UserError)):
-        save(tmp_path / "a.pt", {"step": 2})
+    with pytest.raises(UserError, match=r"a.pt: cannot write it \(no space left\); make room"):
+        save(tmp_path / "a.pt", {"step": 2, "inputs": {}})
     monkeypatch.undo()
-    assert load(tmp_path / "a.pt") == {"step": 1}
+    assert load(tmp_path / "a.pt") == {"step": 1, "inputs": {}}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
 def test_a_damaged_or_missing_checkpoint_is_named(tmp_path):
-    save(tmp_path / "a.pt", {"w": torch.randn(1000)})
+    save(tmp_path / "a.pt", {"w": torch.randn(1000), "inputs": {}})
     whole = (tmp_path / "a.pt").read_bytes()
-    for content in (whole[:len(whole) // 2], b"", b"no checkpoint"):
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1  # of a weight: torch.load alone does not see it
+    other = io.BytesIO()
+    torch.save([1], other)
+    for content in (whole[:len(whole) // 2], flipped, b"", b"no checkpoint", other.getvalue()):
         (tmp_path / "a.pt").write_bytes(content)
         with pytest.raises(UserError) as caught:
             load(tmp_path / "a.pt")

@@ -1,8 +1,9 @@
-"""What makes a config impossible. No imports of ours, so that runtime.py can ask."""
+"""What makes a config impossible."""
 
 import dataclasses
-import difflib
 import math
+
+from tools.settings import nearest
 
 MAY_BE_ZERO = {"seed", "portion", "look_every", "warmup", "weight_decay", "lm_coef",
                "critic_warmup", "beta", "gamma", "lam", "kl_horizon", "temperatures"}
@@ -13,12 +14,6 @@ CHOICES = {"run.device": ("auto", "cuda", "mps", "cpu"), "run.amp": ("auto", "bf
            "stage0.reference": ("data", "policy"), "stage1.reference": ("data", "policy"),
            "pit.curriculum": ("stage0", "stage1"), "pit.score": ("gap", "difference"),
            "eval.split": ("valid", "test")}
-
-
-def nearest(word: str, words) -> str:
-    """A hint at the nearest known word, or the list of them."""
-    close = difflib.get_close_matches(word, words, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(words)}"
 
 
 def problems(config):

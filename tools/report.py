@@ -10,13 +10,14 @@ import random
 import time
 
 import numpy as np
+from tqdm import tqdm
 
 import runtime
 from data import Data
 from reward import score
 from runtime import Run
 from sample import STAGES, answer, improve
-from tools import bills
+from tools import bills, files
 from tools.measure import (fold_scores, gap_scores, held_out_accuracies, mean_interval,
                            pair_agreement, rp_scores)
 from train_reward import Models
@@ -146,7 +147,7 @@ def stage_seconds(run: Run) -> dict:
     """The seconds that each stage took, from its checkpoint."""
     paths = {path.stem: path for folder in (run.base, run.folder)
              for path in sorted(folder.glob("*.pt"))}
-    return {name: runtime.load(path)["seconds"] for name, path in paths.items()}
+    return {name: files.load(path)["seconds"] for name, path in paths.items()}
 
 
 def evaluate(run: Run, data: Data, models: Models) -> dict:
@@ -158,7 +159,7 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
     judge = Judge(run, data, models, x)
     table = Table(judge)
     responses = {}
-    for temperature in run.bar(setting.temperatures, "evaluation"):
+    for temperature in tqdm(setting.temperatures, "  evaluation", disable=runtime.rank() != 0):
         responses[temperature] = evaluate_at(run, data, models, table, x, temperature)
     y_0 = responses[setting.temperatures[0]]["chain"][0]
     for side in ("y_l", "y_w"):

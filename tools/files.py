@@ -1,0 +1,112 @@
+"""Files that are whole or not there: checkpoints, logs, and the lock of a run folder.
+
+A checkpoint is torch's zip file. torch.load does not look at the check sums of what it reads, so
+they are checked first: a flipped bit is an error, not a weight.
+"""
+
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+
+from tools.settings import UserError
+
+
+def replace(path: Path, write) -> None:
+    """Write a file whole or not at all: to a temporary one, synced, then renamed over the old one.
+
+    Raises UserError where that fails; what was there before is then still there.
+    """
+    temporary = path.with_suffix(".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)  # else the new name could be lost
+        os.close(folder)
+    except (OSError, RuntimeError) as error:  # torch tells of a full disk by the latter
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError:
+            pass  # a folder that cannot be written has none
+        raise UserError(f"{path}: cannot write it ({str(error).splitlines()[0]}); make room and run "
+                        "the same command again: it goes on from what was saved before") from None
+
+
+def save(path: Path, content: dict) -> None:
+    """Write a checkpoint: tensors and plain values."""
+    replace(path, lambda file: torch.save(content, file))
+
+
+def load(path: Path) -> dict:
+    """Read a checkpoint to the CPU. Raises UserError where it is missing, damaged, or holds anything
+    but tensors and plain values (which could run code)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():
+                raise zipfile.BadZipFile("its check sums do not fit its content")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict) or "inputs" not in content:
+            raise zipfile.BadZipFile("it is no checkpoint of a stage")
+        return content
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint; train it first") from None
+    except pickle.UnpicklingError:
+        reason = "it holds more than tensors and plain values"
+    except Exception as error:  # zipfile and torch raise several kinds for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise UserError(f"{path}: cannot read the checkpoint ({reason}); delete it, and the same "
+                    "command makes it again")
+
+
+def append(path: Path, line: dict) -> str:
+    """Add a line to a file of JSON lines; returns it. Raises UserError where that fails."""
+    text = json.dumps(line, ensure_ascii=False) + "\n"
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write it ({error.strerror}); make room and run the same "
+                        "command again") from None
+    return text
+
+
+def rewrite(path: Path, drop: str, add: list[str]) -> None:
+    """Drop the lines of a file of JSON lines that start with `drop`, and a torn last one; add others."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    lines = [line for line in text.splitlines(keepends=True)
+             if line.endswith("\n") and not line.startswith(drop)] + add
+    if "".join(lines) != text:
+        replace(path, lambda file: file.write("".join(lines).encode()))
+
+
+def sync(path: Path) -> None:
+    """See to it that what was appended to a file survives a loss of power."""
+    if path.exists():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+
+
+def lock(folder: Path):
+    """Make a folder and keep other runs out of it until the returned file is closed or the process
+    ends, however it ends. Raises UserError where another run is at work there, or it cannot be
+    written."""
+    import fcntl  # not on Windows
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / "lock", "w")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write the run folder ({error.strerror}); choose another "
+                        "--run.dir") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise UserError(f"{folder}: another run is at work there; wait for it, or choose another "
+                        "--run.name") from None
+    return file

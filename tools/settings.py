@@ -1,0 +1,83 @@
+"""Typed settings: a dataclass of sections, filled from a TOML file and --section.key=value.
+
+Unknown names are refused with the nearest known one, values of another type with both types. No
+imports of ours, so that runtime.py can stand on this.
+"""
+
+import dataclasses
+import difflib
+import json
+import tomllib
+import typing
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something that the user can mend. Its one line says what, where, and how."""
+
+
+def nearest(word: str, words) -> str:
+    """A hint at the nearest known word, or the list of them."""
+    close = difflib.get_close_matches(word, words, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(words)}"
+
+
+def typed(value, kind, where: str):
+    """`value` as type `kind` (int, float, str, bool or list of these), or UserError."""
+    if typing.get_origin(kind) is list:
+        if isinstance(value, list):
+            return [typed(item, typing.get_args(kind)[0], where) for item in value]
+    elif kind is float and type(value) in (int, float):
+        return float(value)
+    elif type(value) is kind:
+        return value
+    name = getattr(kind, "__name__", str(kind)) if typing.get_origin(kind) is None else str(kind)
+    form = ", such as '[\"one\", \"two\"]'" * (typing.get_origin(kind) is list)
+    raise UserError(f"{where}: {value!r} is not of type {name}{form}")
+
+
+def set_field(settings, section: str, key: str, value, where: str) -> None:
+    """Set one field, refusing unknown names with the nearest known one."""
+    sections = [f.name for f in dataclasses.fields(settings)]
+    if section not in sections:
+        raise UserError(f"{where}: unknown section {section!r}; {nearest(section, sections)}")
+    target = getattr(settings, section)
+    kinds = typing.get_type_hints(type(target))
+    if key not in kinds:
+        raise UserError(f"{where}: unknown key {key!r} in [{section}]; {nearest(key, kinds)}")
+    setattr(target, key, typed(value, kinds[key], f"{where}: {section}.{key}"))
+
+
+def fill(settings, path: str, overrides: list[str]) -> None:
+    """Set the fields that a TOML file names, then those of `--section.key=value` arguments.
+
+    Raises UserError for a file that is missing or no TOML, and for unknown or ill-typed fields.
+    """
+    try:
+        sections = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: cannot read the config: {error}") from None
+    for section, keys in sections.items():
+        if not isinstance(keys, dict):
+            raise UserError(f"{path}: {section!r} stands outside of any [section]")
+        for key, value in keys.items():
+            set_field(settings, section, key, value, path)
+    for argument in overrides:
+        name, equals, text = argument.removeprefix("--").partition("=")
+        section, dot, key = name.partition(".")
+        if not (argument.startswith("--") and equals and dot):
+            raise UserError(f"argument {argument!r}: expected --section.key=value")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text  # a bare word is a string
+        set_field(settings, section, key, value, f"argument --{name}")
+
+
+def to_toml(settings) -> str:
+    """The settings as TOML text."""
+    lines = []
+    for section, keys in dataclasses.asdict(settings).items():
+        lines.append(f"\n[{section}]")
+        lines += [f"{key} = {json.dumps(v, ensure_ascii=False)}" for key, v in keys.items()]
+    return "\n".join(lines) + "\n"

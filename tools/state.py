@@ -1,0 +1,74 @@
+"""What a training holds, as tensors and plain values, and back; also where each rank has a shard.
+
+A shard is torch's DTensor, made by FSDP2 (`fully_shard`). What is kept is whole and on the CPU, so
+that it can go on with any number of ranks, sharded or not.
+"""
+
+import torch
+
+
+def shard(model: torch.nn.Module, device: str, ranks: int) -> torch.nn.Module:
+    """Split a model over the ranks, in place. A block of a ModuleList is put together when its turn
+    comes, forward and backward; the rest stays together from forward to backward."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    mesh = init_device_mesh(device, (ranks,))
+    for part in list(model.modules()):
+        if isinstance(part, torch.nn.ModuleList):
+            for block in part:
+                fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def whole(tensor: torch.Tensor) -> bool:
+    """Whether a weight or its gradient is here as a whole, not as this rank's shard of it."""
+    return type(tensor) in (torch.Tensor, torch.nn.Parameter)
+
+
+def gathered(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole tensor, on the CPU; from shards a collective operation."""
+    return (tensor if whole(tensor) else tensor.full_tensor()).detach().cpu()
+
+
+def as_here(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A whole tensor as `like` is here: on its device, or this rank's shard."""
+    tensor = tensor.to(like.device)
+    if whole(like) or tensor.shape != like.shape:  # an optimiser's step counts are not split
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements)
+
+
+def weights(model: torch.nn.Module) -> dict:
+    """A model's whole weights, on the CPU."""
+    return {name: gathered(tensor) for name, tensor in model.state_dict().items()}
+
+
+def kept(state) -> dict:
+    """The attributes of `state`: of models the weights, of optimisers the moments, of others their
+    values. Learning rates are left out: each step sets its own."""
+    content = {}
+    for name, value in vars(state).items():
+        if isinstance(value, torch.nn.Module):
+            content[name] = weights(value)
+        elif isinstance(value, torch.optim.Optimizer):
+            content[name] = {number: {key: gathered(t) for key, t in moments.items()}
+                             for number, moments in value.state_dict()["state"].items()}
+        else:
+            content[name] = value
+    return content
+
+
+def restore(state, content: dict) -> None:
+    """Put into `state` what `kept` took from one like it."""
+    for name, value in vars(state).items():
+        if isinstance(value, torch.nn.Module):
+            for key, tensor in value.state_dict().items():
+                tensor.copy_(as_here(content[name][key], tensor))
+        elif isinstance(value, torch.optim.Optimizer):
+            params = [p for group in value.param_groups for p in group["params"]]
+            value.load_state_dict(value.state_dict() | {"state": {
+                number: {key: as_here(t, params[number]) for key, t in moments.items()}
+                for number, moments in content[name].items()}})
+        else:
+            setattr(state, name, content[name])
