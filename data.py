@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 import torch
 
 import runtime
@@ -28,7 +27,7 @@ from model import Rows, pad_rows
 from runtime import Config, DataSection, Run, UserError
 from tools import bills, files
 from tools.formats import TextPair, find_reader
-from tools.vocabulary import train_tokenizer
+from tools.vocabulary import Tokenizer, train_tokenizer
 
 FOLDS = ("sft", "reward", "rl", "valid", "test")
 
@@ -77,31 +76,6 @@ def split_keys(keys: list[str], config: DataSection, seed: int) -> dict[str, str
     folds = ["test"] * config.test + ["valid"] * config.valid
     folds += [FOLDS[i % 3] for i in range(len(distinct) - held_out)]
     return dict(zip(distinct, folds))
-
-
-class Tokenizer:
-    """A SentencePiece model: text to token ids and back."""
-
-    def __init__(self, path: str | Path):
-        try:
-            self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"{path}: no SentencePiece model ({str(error).strip()})") from None
-        self.vocab = self.pieces.vocab_size()
-        self.bos, self.eos = self.pieces.bos_id(), self.pieces.eos_id()
-        if self.eos < 0:
-            raise UserError(f"{path}: the tokenizer has no end-of-sentence piece")
-        spaced = self.pieces.encode("a", out_type=str)[0].startswith("\u2581")
-        self.lead = "" if spaced else " "  # a word is the same piece first and later in a text
-
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of texts: prompts or responses."""
-        return self.pieces.encode([self.lead + text for text in texts])
-
-    def decode(self, ids: list[int]) -> str:
-        """The text of token ids; the end and what follows it are left out."""
-        ids = ids[:ids.index(self.eos)] if self.eos in ids else ids
-        return self.pieces.decode([int(i) for i in ids]).strip()
 
 
 class Template:

@@ -256,9 +256,9 @@ def portions(length, size: int):
         end = start + max(1, (size or len(order) * longest[0]) // longest[start])
         parts.append(order[start:end])
         start = end
-    while len(parts) < in_step(len(parts)):
-        parts.sort(key=len)  # one more of the fullest
-        parts += parts.pop().tensor_split(2)
+    for _ in range(in_step(len(parts)) - len(parts)):
+        parts.sort(key=len)
+        parts += parts.pop().tensor_split(2)  # two of the fullest
     return parts
 
 

@@ -365,8 +365,8 @@ class Run:
         self.device = pick_device(config.run.device)
         start_ranks(config.run.ranks, self.device)
         config.run.ranks = ranks()
-        check_config(config, f"on {ranks()} ranks")  # torchrun may have started another number
         self.settle()
+        check_config(config, f"on {ranks()} ranks")  # torchrun may have started another number
         self.folder = Path(config.run.dir) / config.run.name
         self.base = Path(config.run.base) if config.run.base else self.folder
         if config.run.base and not self.base.is_dir():

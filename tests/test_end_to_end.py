@@ -247,10 +247,12 @@ def test_hh_conversations_go_all_the_way(tmp_path):
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train_pit.py")
 
 
-@pytest.mark.parametrize("start", [("train_pit.py", "--run.ranks=2"), TORCHRUN])
+@pytest.mark.parametrize("start", [("train_pit.py", "--run.ranks=2"), TORCHRUN,
+                                   ("train_pit.py", "--run.ranks=2", "--run.shard=true")])
 def test_two_ranks_do_what_one_does(trained, tmp_path, start):
     """Batches and random numbers are shared out and gradients are summed, so that every loss, every
-    rollout and the report agree (with one minibatch an epoch, which each rank deals for itself)."""
+    rollout and the report agree (with one minibatch an epoch, which each rank deals for itself);
+    also where each rank holds one half of the weights."""
     succeed(*start, "--config", TINY, f"--run.dir={tmp_path}")
     folder, one = tmp_path / "tiny", trained[0]
     lines, expected = (sorted(read_lines(path / "metrics.jsonl"), key=lambda line: (

@@ -40,6 +40,8 @@ def problems(config):
          "eval.prompts, data.test and data.valid must be at least 2"),
         (any(getattr(config, fit).batch < config.run.ranks for fit in
              ("sft", "pit_sft", "rp", "rpit")), "a batch is smaller than run.ranks"),
+        (config.run.shard and 0 < model.portion < 2 * model.context,
+         "with run.shard model.portion must be at least 2 x model.context"),
         ("{x}" not in config.template.policy, "template.policy lacks {x}"),
         ("{x}" not in config.template.pit or "{y_ref}" not in config.template.pit,
          "template.pit needs both {x} and {y_ref}"),

@@ -1,4 +1,4 @@
-"""Trains the SentencePiece tokenizer of a run that brings none."""
+"""SentencePiece tokenizers: reads one, and trains one for a run that brings none."""
 
 from pathlib import Path
 
@@ -24,3 +24,28 @@ def train_tokenizer(texts, markers: list[str], config: TokenizerSection,
     except RuntimeError as error:
         raise UserError(f"tokenizer.vocab = {config.vocab} does not fit the data: "
                         f"{str(error).strip().splitlines()[-1]}") from None
+
+
+class Tokenizer:
+    """A SentencePiece model: text to token ids and back."""
+
+    def __init__(self, path: str | Path):
+        try:
+            self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{path}: no SentencePiece model ({str(error).strip()})") from None
+        self.vocab = self.pieces.vocab_size()
+        self.bos, self.eos = self.pieces.bos_id(), self.pieces.eos_id()
+        if self.eos < 0:
+            raise UserError(f"{path}: the tokenizer has no end-of-sentence piece")
+        spaced = self.pieces.encode("a", out_type=str)[0].startswith("\u2581")
+        self.lead = "" if spaced else " "  # a word is the same piece first and later in a text
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of texts: prompts or responses."""
+        return self.pieces.encode([self.lead + text for text in texts])
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids; the end and what follows it are left out."""
+        ids = ids[:ids.index(self.eos)] if self.eos in ids else ids
+        return self.pieces.decode([int(i) for i in ids]).strip()
