@@ -40,7 +40,7 @@ def read_pairs(path: str, dropped: Counter) -> list[TextPair]:
     opener = gzip.open if str(path).endswith(".gz") else open
     pairs = []
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
+        with opener(path, "rt", encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue

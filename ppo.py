@@ -29,6 +29,7 @@ import torch.nn as nn
 from model import GPT, Rows, by_portions, on_grid, portions, sample, scalars, token_logprobs
 from runtime import (NotFinite, PPOSection, Run, StageSection, all_sum, descend, random_numbers,
                      ranks)
+from tools.checks import troubles
 
 
 def kl_penalty(logp, ref_logp, mask):
@@ -231,10 +232,9 @@ def update(learner: Learner, rollout: Rollout, ppo: PPOSection, train_policy: bo
             first = farthest if first is None else first
             totals += sums
             if train_policy:
-                descend(list(learner.policy.parameters()), learner.policy_optimizer, sums[3],
-                        ppo.grad_clip, "PPO policy")
-            descend(list(learner.critic.parameters()), learner.critic_optimizer, sums[3],
-                    ppo.grad_clip, "PPO critic")
+                descend(learner.policy, learner.policy_optimizer, sums[3], ppo.grad_clip,
+                        "PPO policy")
+            descend(learner.critic, learner.critic_optimizer, sums[3], ppo.grad_clip, "PPO critic")
     means = all_sum(totals) / totals[3].clamp_min(1)
     return {"policy_loss": means[0].item(), "clipped": means[1].item(),
             "value_loss": means[2].item(), "first_ratio": math.exp(first)}
@@ -273,6 +273,7 @@ def train(run: Run, task: Task, learner: Learner, anchor: GPT, spread: list[floa
         figures = figures_of(rollout, prompts, bare) | {"beta": learner.beta}
         if not all(map(torch.isfinite, map(torch.tensor, figures.values()))):
             raise NotFinite(f"{task.name}, iteration {iteration}: not finite: {figures}")
+        run.warn(task.name, troubles(figures, stage.kl_target))
         train_policy = iteration > ppo.critic_warmup
         figures |= update(learner, rollout, ppo, train_policy, shuffle)
         if train_policy:  # the KL is always low at first: that must not wind beta down

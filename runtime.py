@@ -10,6 +10,7 @@ second process by itself; under torchrun the ranks are torchrun's.
 
 import argparse
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
@@ -26,8 +27,8 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from tools import files, interrupt, state
-from tools.checks import problems
-from tools.settings import UserError, fill, to_toml
+from tools.checks import check_config
+from tools.settings import UserError, fill, read_arguments, to_toml
 
 
 class NotFinite(UserError):
@@ -188,20 +189,9 @@ ONLY_SPEED = {"model.portion", "model.look_every"}  # as run.amp, they change on
 FORMAT = 2  # of checkpoints; 1 had rotary pairs (i, i + C/2)
 
 
-def check_config(config: Config, where: str) -> None:
-    """Raises UserError for values that cannot work."""
-    for problem in problems(config):
-        raise UserError(f"{where}: {problem}")
-
-
 def command_line(description: str, *arguments) -> tuple[argparse.Namespace, Config]:
     """Parse --config, --section.key=value and the script's own (name, options) arguments."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
-                                     epilog="any field: --section.key=value, see runtime.py")
-    parser.add_argument("--config", required=True, help="a TOML file, see configs/")
-    for name, options in arguments:
-        parser.add_argument(name, **options)
-    args, overrides = parser.parse_known_args()
+    args, overrides = read_arguments(description, *arguments)
     return args, load_config(args.config, overrides)
 
 
@@ -211,20 +201,24 @@ def guard(main) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     else:
         interrupt.install((signal.SIGINT, signal.SIGTERM))
+    line = ""
     try:
         main()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        line = str(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        line = f"{error.filename or 'a file'}: cannot write it ({error.strerror}); make room"
     except RuntimeError:
         if not any(child.poll() for child in _children):
             raise
-        print("error: another rank has died; the same command goes on from the last save",
-              file=sys.stderr)
-        sys.exit(2)
+        line = "another rank has died; the same command goes on from the last save"
     finally:
-        stop_ranks()
+        stop_ranks(failed=bool(line) or sys.exc_info()[0] is not None)
+    if line:
+        print(f"error: {line}\n" * (os.environ.get("RANK", "0") == "0"), end="", file=sys.stderr)
+        sys.exit(2)
 
 
 _children: list[subprocess.Popen] = []
@@ -267,9 +261,8 @@ def start_ranks(count: int, device: torch.device) -> None:
             rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
 
 
-def stop_ranks() -> None:
+def stop_ranks(failed: bool) -> None:
     """Leave the process group and end the processes that this one started."""
-    failed = sys.exc_info()[0] is not None
     if dist.is_initialized() and not failed:
         dist.destroy_process_group()
     for child in _children:
@@ -328,18 +321,19 @@ def barrier() -> None:
         dist.barrier()
 
 
-def descend(params: list, optimizer: torch.optim.Optimizer, count: torch.Tensor, clip: float,
-            what: str) -> float:
+def descend(model: torch.nn.Module, optimizer: torch.optim.Optimizer, count: torch.Tensor,
+            clip: float, what: str) -> float:
     """One optimiser step from gradients of *summed* losses; returns the norm before clipping.
 
     Gradients and `count` (tokens, or pairs) are summed over ranks and divided, so that neither
     micro-batches nor ranks of unequal size change the mean.
 
-    Raises UserError where a gradient is not finite; the weights are then still the good ones.
+    Raises NotFinite, naming the tensor, for a gradient that is not finite; the weights are then
+    still the good ones.
     """
-    trained = [p for p in params if p.grad is not None]
-    sharded = not state.whole(trained[0])
-    grads = [p.grad.to_local() if sharded else p.grad for p in trained]
+    trained = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    sharded = not all(map(state.whole, trained.values()))
+    grads = [grad.to_local() if sharded else grad for grad in trained.values()]
     flat = torch.cat([grad.flatten() for grad in grads] + [count.reshape(1).to(grads[0])])
     if sharded:
         flat[-1] = all_sum(flat[-1:]) / ranks()  # FSDP has averaged the gradients over ranks
@@ -348,7 +342,9 @@ def descend(params: list, optimizer: torch.optim.Optimizer, count: torch.Tensor,
     flat = flat[:-1] / flat[-1].clamp_min(1)
     norm = all_sum(flat.norm() ** 2).sqrt() if sharded else flat.norm()
     if not torch.isfinite(norm):
-        raise NotFinite(f"{what}: the gradient is not finite; lower its learning rate")
+        bad = [name for name, grad in zip(trained, grads) if not torch.isfinite(grad).all()]
+        raise NotFinite(f"{what}: the gradient of {(bad or ['another rank'])[0]} is not finite; what "
+                        "was good is saved; lower the learning rate under another --run.name")
     flat *= (clip / (norm + 1e-6)).clamp(max=1.0)
     for grad, part in zip(grads, flat.split([grad.numel() for grad in grads])):
         grad.copy_(part.view_as(grad))
@@ -369,11 +365,10 @@ class Run:
         check_config(config, f"on {ranks()} ranks")  # torchrun may have started another number
         self.folder = Path(config.run.dir) / config.run.name
         self.base = Path(config.run.base) if config.run.base else self.folder
-        if config.run.base and not self.base.is_dir():
-            raise UserError(f"run.base = {config.run.base!r}: there is no such run folder")
         self.part = {"step": -1}        # what a stage that was cut off has left
         self.lines = defaultdict(list)  # of the logs, written by the current stage
         self.last = None                # step that was done, and what it changed
+        self.warned = {}                # what the run has been warned of
         self.saved = self.begun = time.perf_counter()
         self.lock = files.lock(self.folder) if rank() == 0 and trains else None
         barrier()
@@ -481,6 +476,12 @@ class Run:
             self.lines[name] = self.part["lines"].get(name, [])
             if rank() == 0:
                 files.rewrite(self.folder / name, f'{{"stage": "{stage}"', self.lines[name])
+
+    def warn(self, stage: str, lines) -> None:
+        """Say what experience calls trouble, once in a stage for each kind (a line's first word)."""
+        for line in lines:
+            if rank() == 0 and self.warned.setdefault((stage, line.split()[0]), line) is line:
+                tqdm.write(f"warning: {stage}: {line}", file=sys.stderr)
 
     def log(self, name: str, line: dict) -> None:
         """Append a line to metrics.jsonl or samples.jsonl, from the first rank; not again one that

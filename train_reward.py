@@ -17,8 +17,10 @@ import reward
 from data import Data, Fold, batches, load_data
 from model import GPT, Rows, portions, token_logprobs
 from reward import RewardModel, make_branches
-from runtime import FitSection, Run, all_sum, command_line, descend, guard, mine, rank
-from tools.measure import held_out_accuracies
+from runtime import FitSection, Run, all_sum, command_line, descend, guard, mine, rank, ranks
+from tools import memory
+from tools.checks import chance
+from tools.measure import as_text, held_out_accuracies
 from tools.state import weights
 
 BASE = ("data", "tokenizer", "template", "model")  # what every model depends on in the config
@@ -66,7 +68,7 @@ def train(run: Run, name: str, model, fit: FitSection, fold: Fold, width, loss_o
             loss, count, right = loss_of(fold[own[part.tolist()]])
             loss.backward()
             sums += torch.tensor([loss.item(), float(count), float(right)])
-        norm = descend(list(model.parameters()), optimizer, sums[1], fit.clip, name)
+        norm = descend(model, optimizer, sums[1], fit.clip, name)
         course.sums = course.sums + all_sum(sums)
         if step % run.config.run.log_every == 0 or step == fit.steps:
             total, seen, good = course.sums.tolist()
@@ -75,6 +77,8 @@ def train(run: Run, name: str, model, fit: FitSection, fold: Fold, width, loss_o
             run.log("metrics.jsonl", {"stage": name, "step": step} | figures | {
                 "grad_norm": norm, "lr": learning_rate(fit, step - 1)})
             course.sums = torch.zeros(3)
+            if step > fit.steps // 2:
+                run.warn(name, chance(figures["accuracy"]) if name in ("rp", "rpit") else [])
 
 
 def lm_loss(model: GPT, rows: Rows):
@@ -148,6 +152,8 @@ def train_reward_model(run: Run, data: Data, name: str, trunk: GPT, width, branc
 
 def train_start(run: Run, data: Data) -> Models:
     """M_P^SFT, M_PIT^SFT, R_P and R_PIT, trained or restored."""
+    if run.trains:
+        memory.check(run.config, data.tokenizer.vocab, run.device, ranks())
     sft = run.stage("sft", BASE + ("sft",), lambda: train_sft(run, data))
     policy = run.placed(new_gpt(run, data), sft["model"])
     pit_sft = run.stage("pit_sft", BASE + ("sft", "pit_sft"),
@@ -169,11 +175,7 @@ def main() -> None:
         accuracies = held_out_accuracies(data, models.rp, models.rpit, config.eval.split)
     run.write_config()
     if rank() == 0:
-        print("\n".join(f"{name}: {count}" for name, count in data.counts.items()))
-        print(f"\nagreement with the labels of held-out pairs ({config.eval.split}):")
-        for name, a in accuracies.items():
-            print(f"  {name:24} {a['accuracy']:.3f}  [{a['ci_low']:.3f}, {a['ci_high']:.3f}] "
-                  f"of {a['pairs']}")
+        print(as_text(data.counts, accuracies, config.eval.split))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 
 import runtime
 from conftest import ROOT, command, read_lines, tiny_run
-from runtime import Config, UserError, descend, load_config
+from runtime import Config, NotFinite, UserError, descend, load_config
 from tools.files import load, save
 from tools.settings import to_toml
 
@@ -30,8 +30,8 @@ def test_a_file_and_overrides_on_top_of_the_defaults(tmp_path):
     text = '[run]\nname = "a"\nseed = 3\n[ppo]\nlr = 1\n[eval]\ntemperatures = [1]'
     c = config_of(tmp_path, text,
                   "--run.name=b c", "--model.width=64", "--model.tied=false", "--ppo.clip=0.1",
-                  '--data.files=["x", "y"]', "--pit.curriculum=['stage0']", "--run.base=a=b")
-    assert (c.run.name, c.run.seed, c.run.base) == ("b c", 3, "a=b")
+                  '--data.files=["x", "y"]', "--pit.curriculum=['stage0']", "--run.dir=a=b")
+    assert (c.run.name, c.run.seed, c.run.dir) == ("b c", 3, "a=b")
     assert (c.model.width, c.model.tied, c.ppo.clip) == (64, False, 0.1)
     assert (c.data.files, c.pit.curriculum) == (["x", "y"], ["stage0"])
     assert (c.ppo.lr, c.eval.temperatures) == (1.0, [1.0])
@@ -310,7 +310,8 @@ def test_descend_divides_by_the_count_and_clips_by_hand():
         optimizer = torch.optim.SGD([one, two, unused], lr=1.0)
         (one * torch.tensor([6.0, 8.0])).sum().backward()
         (two * 0).sum().backward()
-        norm = descend([one, two, unused], optimizer, torch.tensor(2), clip, "test")
+        model = torch.nn.ParameterList([one, two, unused])
+        norm = descend(model, optimizer, torch.tensor(2), clip, "test")
         assert norm == pytest.approx(5)
         torch.testing.assert_close(-one.data, torch.tensor(fall), atol=1e-5, rtol=0)
         assert two.tolist() == [0, 0] and unused.item() == 1
@@ -322,8 +323,10 @@ def test_a_gradient_that_is_not_finite_stops_and_leaves_the_weights(bad):
     weights = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.Adam([weights], lr=1.0)
     (weights * torch.tensor([1.0, bad])).sum().backward()
-    with pytest.raises(UserError, match="R_P: the gradient is not finite"):
-        descend([weights], optimizer, torch.tensor(2), 1.0, "R_P")
+    model = torch.nn.ParameterDict({"good": torch.nn.Parameter(torch.ones(1)), "head": weights})
+    model["good"].sum().backward()
+    with pytest.raises(NotFinite, match="R_P: the gradient of head is not finite"):
+        descend(model, optimizer, torch.tensor(2), 1.0, "R_P")
     assert weights.tolist() == [1, 1]
 
 

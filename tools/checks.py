@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
-from tools.settings import nearest
+from tools.settings import UserError, nearest
 
-MAY_BE_ZERO = {"seed", "portion", "look_every", "warmup", "weight_decay", "lm_coef",
+MAY_BE_ZERO = {"seed", "save_every", "portion", "look_every", "warmup", "weight_decay", "lm_coef",
                "critic_warmup", "beta", "gamma", "lam", "kl_horizon", "temperatures"}
 CHOICES = {"run.device": ("auto", "cuda", "mps", "cpu"), "run.amp": ("auto", "bf16", "off"),
            "run.compile": ("auto", "on", "off"), "data.total": ("first", "last"),
@@ -40,6 +41,11 @@ def problems(config):
          "eval.prompts, data.test and data.valid must be at least 2"),
         (any(getattr(config, fit).batch < config.run.ranks for fit in
              ("sft", "pit_sft", "rp", "rpit")), "a batch is smaller than run.ranks"),
+        (config.run.name in ("", ".", "..") or "/" in config.run.name,
+         f"run.name = {config.run.name!r} must be the name of a folder, without a path: that is "
+         "run.dir"),
+        (config.run.base and not Path(config.run.base).is_dir(),
+         f"run.base = {config.run.base!r}: there is no such run folder"),
         (config.run.shard and 0 < model.portion < 2 * model.context,
          "with run.shard model.portion must be at least 2 x model.context"),
         ("{x}" not in config.template.policy, "template.policy lacks {x}"),
@@ -48,3 +54,34 @@ def problems(config):
     ]:
         if wrong:
             yield message
+
+
+def check_config(config, where: str) -> None:
+    """Raises UserError for values that cannot work."""
+    for problem in problems(config):
+        raise UserError(f"{where}: {problem}")
+
+
+def troubles(figures: dict, kl_target: float):
+    """Yield what experience calls trouble in a rollout, with what to do about it."""
+    if figures["kl"] > 5 * kl_target:
+        yield (f"KL {figures['kl']:.1f} nats a response, target {kl_target:g}: the policy runs away; "
+               "lower ppo.lr, or raise the stage's beta")
+    if figures["kl"] < -0.5:
+        yield f"negative KL {figures['kl']:.2f}: rollout and anchor are at odds; see the README"
+    if figures["eos_rate"] < 0.1:
+        yield (f"ends are rare ({figures['eos_rate']:.0%} of the responses): raise "
+               "data.max_response, or train M_P^SFT longer")
+    if figures["copies"] > 0.5:
+        yield (f"copies of y_ref are {figures['copies']:.0%} of the responses: r_gap finds nothing "
+               "to gain; look at the accuracy of R_PIT")
+    if figures["empty"] > 0.1:
+        yield (f"empty responses are {figures['empty']:.0%}: what the reward model makes of them "
+               "stands in metrics.jsonl, step 0 (same_mean)")
+
+
+def chance(accuracy: float):
+    """Yield a warning where a reward model has learned nothing from its own training pairs."""
+    if accuracy < 0.55:
+        yield (f"agreement with the training pairs is {accuracy:.3f}, near chance: RL against this "
+               "reward model teaches nothing; it needs more pairs, more steps or a better trunk")

@@ -61,6 +61,15 @@ def held_out_accuracies(data: Data, rp: RewardModel, rpit: RewardModel, split: s
     return result | {"longer response": share_right(longer), "majority (either order)": coin}
 
 
+def as_text(counts: dict, accuracies: dict, split: str) -> str:
+    """What train_reward.py prints."""
+    lines = [f"{name}: {count}" for name, count in counts.items()]
+    lines += ["", f"agreement with the labels of held-out pairs ({split}):"]
+    return "\n".join(lines + [f"  {name:24} {a['accuracy']:.3f}  [{a['ci_low']:.3f}, "
+                              f"{a['ci_high']:.3f}] of {a['pairs']}"
+                              for name, a in accuracies.items()])
+
+
 def pair_agreement(first, second, better) -> dict:
     """How often first > second where the judge finds `better` > 0, and the reverse; no ties."""
     told = better != 0

@@ -4,9 +4,11 @@ Unknown names are refused with the nearest known one, values of another type wit
 imports of ours, so that runtime.py can stand on this.
 """
 
+import argparse
 import dataclasses
 import difflib
 import json
+import sys
 import tomllib
 import typing
 from pathlib import Path
@@ -72,6 +74,28 @@ def fill(settings, path: str, overrides: list[str]) -> None:
         except tomllib.TOMLDecodeError:
             value = text  # a bare word is a string
         set_field(settings, section, key, value, f"argument --{name}")
+
+
+def read_arguments(description: str, *arguments) -> tuple[argparse.Namespace, list[str]]:
+    """Parse --config and the script's own (name, options) arguments; the others are overrides.
+
+    Raises UserError for arguments that cannot be understood.
+    """
+    def refuse(message: str):
+        raise UserError(f"{message}; --help lists the arguments")
+
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
+                                     epilog="any field: --section.key=value, see runtime.py")
+    parser.error = refuse
+    parser.add_argument("--config", required=True, help="a TOML file, see configs/")
+    for name, options in arguments:
+        parser.add_argument(name, **options)
+    for argument in sys.argv[1:]:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"argument {argument!r} is not UTF-8; type it in that encoding") from None
+    return parser.parse_known_args()
 
 
 def to_toml(settings) -> str:

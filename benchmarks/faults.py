@@ -1,0 +1,209 @@
+"""What a run survives: it is killed, interrupted, starved of disk and given damaged files, goes on by
+the same command each time, and has to end as a run that nothing happened to.
+
+    python benchmarks/faults.py                  # 30 kills at random moments, then one fault each
+    python benchmarks/faults.py --kills 3 --dir /tmp/faults
+
+Compared are the bytes of metrics.jsonl and samples.jsonl, every weight of every checkpoint, and the
+rows of the report. Prints a line a fault, and in the end how many were survived.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch  # noqa: E402
+
+from tools.files import load  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+LOGS = ("metrics.jsonl", "samples.jsonl")
+SIZES = ("--sft.steps=200", "--rlhf.iterations=12")  # long enough to be hit
+
+
+class Faults:
+    """Runs of configs/tiny.toml below one folder, compared with an undisturbed one."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.survived, self.tried = folder, 0, 0
+        self.whole = self.content("whole", self.finish("whole"))
+
+    def start(self, name: str, *overrides, file_limit: int | None = None) -> subprocess.Popen:
+        command = [sys.executable, "train_pit.py", "--config", "configs/tiny.toml",
+                   f"--run.dir={self.folder}", f"--run.name={name}", "--run.device=cpu", *SIZES, *overrides]
+        limit = None if file_limit is None else (
+            lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit)))
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL,
+                                stderr=subprocess.PIPE, text=True, preexec_fn=limit)
+
+    def finish(self, name: str, *overrides, **limits) -> tuple[int, str]:
+        """Run to the end: the exit code, and what was said beside progress bars."""
+        process = self.start(name, *overrides, **limits)
+        said = process.communicate(timeout=300)[1]
+        return process.returncode, "\n".join(
+            line for line in said.splitlines()
+            if line and not any(bar in line for bar in ("it/s", "?it", "s/it")))
+
+    def content(self, name: str, ended: tuple[int, str] = (0, "")) -> dict:
+        """What a finished run has left."""
+        if ended[0]:
+            raise SystemExit(f"{name} did not end well: {ended[1]}")
+        folder = self.folder / name
+        models = {path.name: load(path).get("model", {}) for path in sorted(folder.glob("*.pt"))}
+        rows = json.loads((folder / "report.json").read_text(encoding="utf-8"))["rows"]
+        return {"models": models, "rows": rows} | {
+            log: (folder / log).read_bytes().splitlines() for log in LOGS}
+
+    def same(self, name: str, order=list) -> bool:
+        """Whether a run has ended as the undisturbed one."""
+        found, whole = self.content(name), self.whole
+        return found["rows"] == whole["rows"] and all(
+            order(found[log]) == order(whole[log]) for log in LOGS) and (
+            found["models"].keys() == whole["models"].keys()) and all(
+            torch.equal(weight, found["models"][file][key])
+            for file, model in whole["models"].items() for key, weight in model.items())
+
+    def progress(self, name: str) -> int:
+        """Lines of the metrics and finished stages."""
+        path = self.folder / name / LOGS[0]
+        lines = path.read_bytes().count(b"\n") if path.exists() else 0
+        return lines + sum(".part" not in p.name for p in path.parent.glob("*.pt"))
+
+    def point(self, stage: str, step: int) -> int:
+        """The progress at a step of a stage."""
+        lines = [json.loads(line) for line in self.whole[LOGS[0]]]
+        before = list(dict.fromkeys(line["stage"] for line in lines)).index(stage)
+        return 1 + before + next(i for i, line in enumerate(lines, 1)
+                                 if (line["stage"], line["step"]) == (stage, step))
+
+    def disturb(self, name: str, target: int, number: int, *overrides) -> tuple[int, str]:
+        """Send a signal once a run has come as far as `target`: its exit code, and what it said."""
+        process = self.start(name, *overrides)
+        target = max(target, self.progress(name) + 1)
+        while process.poll() is None and self.progress(name) < target:
+            time.sleep(0.002)
+        time.sleep(random.random() * 0.03)
+        process.send_signal(number)
+        said = process.communicate(timeout=300)[1]
+        return process.returncode, said
+
+    def report(self, fault: str, survived: bool, note: str = "") -> None:
+        self.tried += 1
+        self.survived += survived
+        print(f"{'survived' if survived else 'NOT SURVIVED'}: {fault}" + f" ({note})" * bool(note),
+              flush=True)
+
+
+def kills(faults: Faults, count: int) -> None:
+    """SIGKILL at random moments, in all stages, of one run that goes on each time."""
+    end = faults.progress("whole")
+    moments = sorted(random.Random(0).sample(range(1, end), min(count, end - 1)))
+    for moment in moments:
+        code, _ = faults.disturb("killed", moment, signal.SIGKILL, "--run.save_every=0")
+        if code == 0:
+            break
+    ended = faults.finish("killed")
+    faults.report(f"SIGKILL at {len(moments)} random moments",
+                  ended[0] == 0 and faults.same("killed"), ended[1])
+
+
+def signals(faults: Faults) -> None:
+    """SIGINT and SIGTERM save what is there and end with 128 + their number."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        name = number.name.lower()
+        code, _ = faults.disturb(name, faults.point("sft", 60), number)
+        saved = list((faults.folder / name).glob("*.part.pt"))
+        faults.finish(name)
+        faults.report(number.name, code == 128 + number and len(saved) == 1 and faults.same(name),
+                      f"exit code {code}, saved {', '.join(p.name for p in saved)}")
+
+
+def refused_once(faults: Faults, fault: str, name: str, said: str, mend=lambda: None,
+                 **start) -> None:
+    """A run that has to be refused in one line with exit code 2 and, mended, to end well; a stage
+    that had to be made again has its lines at the end of the logs."""
+    code, line = faults.finish(name, **start)
+    mend()
+    faults.finish(name)
+    faults.report(fault, code == 2 and said in line and line.count("\n") == 0
+                  and faults.same(name, sorted), line)
+
+
+def damages(faults: Faults) -> None:
+    """Files that were cut short or changed by a bit while nothing ran."""
+    half = faults.point("rlhf", 4)
+    for fault in ("truncated checkpoint", "bit-flipped checkpoint", "bit-flipped part of a stage"):
+        name = fault.replace(" ", "-")
+        faults.disturb(name, half, signal.SIGTERM)
+        pattern = "*.part.pt" if "part" in fault else "rp.pt"
+        path = next((faults.folder / name).glob(pattern))
+        raw = bytearray(path.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        path.write_bytes(raw[:len(raw) // 2] if "truncated" in fault else raw)
+        refused_once(faults, fault, name, "cannot read the checkpoint", path.unlink)
+    faults.disturb("torn", half, signal.SIGTERM)
+    path = faults.folder / "torn" / LOGS[0]
+    path.write_bytes(path.read_bytes()[:-20])
+    ended = faults.finish("torn")
+    faults.report("last line of metrics.jsonl cut short", ended[0] == 0 and faults.same("torn"))
+
+
+def disk(faults: Faults) -> None:
+    """No room for a checkpoint, or no permission to write."""
+    size = (faults.folder / "whole" / "sft.pt").stat().st_size
+    refused_once(faults, "file-size limit (as a full disk)", "full", "cannot write it",
+                 file_limit=size + 4096)  # enough for M_P^SFT, too little for PPO
+    process = faults.start("unwritable", "--run.dir=/proc")  # where not even root may write
+    line = process.communicate(timeout=300)[1]
+    faults.report("run folder that cannot be written", process.returncode == 2
+                  and "cannot write the run folder" in line and line.count("\n") == 1, line.strip())
+
+
+def company(faults: Faults) -> None:
+    """Two runs on one folder, and ranks that die."""
+    first = faults.start("twice")
+    while not (faults.folder / "twice" / "data.pt").exists():
+        time.sleep(0.01)
+    code, line = faults.finish("twice")
+    first.communicate(timeout=300)
+    faults.report("second run on one folder", code == 2 and "another run is at work" in line
+                  and first.returncode == 0 and faults.same("twice"), line)
+    process = faults.start("rank", "--run.ranks=2", "--run.save_every=0")
+    while faults.progress("rank") < faults.point("rlhf", 4):
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    line = process.communicate(timeout=60)[1].splitlines()[-1]
+    again = faults.finish("rank", "--run.ranks=2")
+    faults.report("one of two ranks killed", process.returncode == 2 and again[0] == 0
+                  and "goes on from the last save" in line, line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--dir", help="where the runs go; else a temporary folder")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        faults = Faults(Path(args.dir or temporary))
+        kills(faults, args.kills)
+        signals(faults)
+        damages(faults)
+        disk(faults)
+        company(faults)
+    print(f"{faults.survived} of {faults.tried} faults survived")
+    sys.exit(faults.survived < faults.tried)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Random bytes and random JSON for every loader: what a file holds is read, or refused in one line.
+
+hypothesis is an extra of the tests: pip install hypothesis; without it they are skipped."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from conftest import write_lines
+from data import read_pairs
+from runtime import UserError, load_config
+from tools.files import load
+from tools.vocabulary import Tokenizer
+
+pytest.importorskip("hypothesis", reason="an extra of the tests: pip install hypothesis")
+from hypothesis import HealthCheck, given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+ANYTHING = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+                        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
+                            st.sampled_from(["prompt", "chosen", "rejected", "info", "post", "text",
+                                             "summaries", "choice", "x"]), inner, max_size=5),
+                        max_leaves=12)
+quietly = settings(max_examples=150, deadline=None,
+                   suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def may_refuse(read, path) -> None:
+    """Whatever a file holds, it is read or refused with its name in one line."""
+    try:
+        read(str(path))
+    except UserError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+
+
+@quietly
+@given(st.binary(max_size=300))
+def test_random_bytes_are_read_or_refused(tmp_path, content):
+    for name, read in (("a.jsonl", lambda p: read_pairs(p, Counter())), ("a.toml", load_config),
+                       ("a.jsonl.gz", lambda p: read_pairs(p, Counter())), ("a.model", Tokenizer),
+                       ("a.pt", load)):
+        (tmp_path / name).write_bytes(content)
+        may_refuse(read, tmp_path / name)
+
+
+@quietly
+@given(st.lists(ANYTHING | st.dictionaries(st.sampled_from(["prompt", "chosen", "rejected"]),
+                                           ANYTHING, min_size=3), max_size=3))
+def test_random_json_is_read_or_refused(tmp_path, records):
+    path = tmp_path / "a.jsonl"
+    write_lines(path, [json.dumps(record) for record in records])
+    may_refuse(lambda p: read_pairs(p, Counter()), path)

@@ -1,0 +1,250 @@
+"""Bad input of every kind ends in one line that says what, where and how to mend it, and exit code 2;
+never in a traceback, never in silence. `python -m pytest tests/test_bad_input.py`"""
+
+import gzip
+import json
+import os
+import pickle
+import random
+import signal
+import sys
+import zipfile
+from collections import Counter
+
+import pytest
+import torch
+
+import runtime
+import sample
+import train_reward
+from conftest import tiny_run, write_lines
+from data import load_data, read_pairs
+from tools import bills
+from tools.files import save
+
+GOOD = [{"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": f"No {i}"}
+        for i in range(60)]
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """Run a script's main function with arguments on the tiny config; returns the line it ends in."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(*arguments, main=train_reward.main, config="configs/tiny.toml") -> str:
+        start = [f"--config={config}", f"--run.dir={tmp_path / 'runs'}"] * bool(config)
+        monkeypatch.setattr(sys, "argv", ["script", *start, *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runtime.guard(main)
+        said = capsys.readouterr()
+        assert end.value.code == 2 and said.out == ""
+        assert said.err.startswith("error: ") and said.err.count("\n") == 1, said.err
+        return said.err
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+# --------------------------------------------------------------------------------------- configs
+
+
+@pytest.mark.parametrize("override, said", [
+    ("--run.nmae=x", "did you mean 'name'?"),
+    ("--rnu.name=x", "did you mean 'run'?"),
+    ("--model.width=wide", "not of type int"),
+    ("--model.width=1.5", "not of type int"),
+    ("--ppo.lr='1e-4'", "not of type float"),
+    ("--model.tied=1", "not of type bool"),
+    ("--reward.terms=wl>lw", "not of type list[str], such as"),
+    ("--reward.terms=['wl<lw']", "reward.terms: 'wl<lw'"),
+    ("--reward.terms=[]", "must not be empty"),
+    ("--pit.curriculum=['stage2']", "did you mean 'stage1'?"),
+    ("--pit.curriculum=[]", "must not be empty"),
+    ("--eval.temperatures=[]", "must not be empty"),
+    ("--eval.temperatures=[-1.0]", "out of range"),
+    ("--eval.prompts=1", "at least 2"),
+    ("--data.test=1", "at least 2"),
+    ("--run.seed=-1", "run.seed = -1 is out of range"),
+    ("--run.device=tpu", "run.device: 'tpu'"),
+    ("--run.device=cuda", "this machine has none; try --run.device=cpu"),
+    ("--run.amp=fp8", "run.amp: 'fp8'"),
+    ("--run.name=", "run.name"),
+    ("--run.name=../x", "run.name"),
+    ("--run.base=/nowhere", "there is no such run folder"),
+    ("--run.ranks=0", "run.ranks = 0 is out of range"),
+    ("--model.heads=3", "multiple of model.heads"),
+    ("--model.kv_heads=3", "multiple of model.kv_heads"),
+    ("--model.context=10", "model.context = 10 is shorter than"),
+    ("--ppo.batch=15", "ppo.batch must be even"),
+    ("--ppo.lr=nan", "ppo.lr = nan is out of range"),
+    ("--ppo.clip=-0.1", "ppo.clip = -0.1 is out of range"),
+    ("--sft.lr=inf", "sft.lr = inf is out of range"),
+    ("--sft.steps=0", "sft.steps = 0 is out of range"),
+    ("--template.policy=Hello", "lacks {x}"),
+    ("--template.pit={x} better:", "needs both {x} and {y_ref}"),
+    ("--tokenizer.vocab=100000", "tokenizer.vocab = 100000 does not fit the data"),
+    ("--tokenizer.vocab=5", "tokenizer.vocab = 5 does not fit the data"),
+    ("--data.valid=100000", "too few"),
+    ("--data.max_prompt=2", "longer than data.max_prompt"),
+    ("--sft", "expected --section.key=value"),
+    ("rubbish", "expected --section.key=value"),
+    ("--sft.lr", "expected --section.key=value"),
+    ("--run.name=\udcff", "is not UTF-8"),
+])
+def test_a_config_that_cannot_work(refused, override, said):
+    assert said in refused(override)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+@pytest.mark.parametrize("content, said", [
+    (None, "cannot read the config"),
+    (b"[run\n", "cannot read the config"),
+    (b"[run]\nname = '\xfc'\n", "cannot read the config"),
+    (b"\x00\x01\x02", "cannot read the config"),
+    (b"name = 'x'\n", "stands outside of any [section]"),
+    (b"[run]\nname = 1\n", "run.name: 1 is not of type str"),
+])
+def test_a_config_file_that_is_none(refused, tmp_path, content, said):
+    path = tmp_path / "c.toml"
+    if content is not None:
+        path.write_bytes(content)
+    line = refused(config=path)
+    assert said in line and str(path) in line
+
+
+def test_a_config_that_is_a_folder_or_forgotten(refused, tmp_path):
+    assert "cannot read the config" in refused(config=tmp_path)
+    assert "required: --config; --help" in refused(config=None)
+
+
+# ------------------------------------------------------------------------------------ data files
+
+
+def line(**record) -> bytes:
+    return json.dumps(record).encode() + b"\n"
+
+
+PAIR = line(**GOOD[0])
+
+
+@pytest.mark.parametrize("content, said", [
+    (b"", "no usable pair"),
+    (b"\n\n  \n", "no usable pair"),
+    (PAIR + b"{no json}\n", ":2: no JSON"),
+    (PAIR + b'{"prompt": "x", ', ":2: no JSON"),
+    (b"[1, 2]\n", ":1: expected a JSON object"),
+    (b'"text"\n', ":1: expected a JSON object"),
+    (b"[" * 100_000, "no JSON"),
+    (line(prompt="x", chosen="y"), ":1: "),
+    (line(question="x", answer="y"), ":1: "),
+    (line(prompt=1, chosen="y", rejected="z"), ":1: "),
+    (line(prompt="x", chosen=None, rejected="z"), ":1: "),
+    (line(prompt="x", chosen=["y"], rejected="z"), ":1: "),
+    (line(chosen="no turns", rejected="here"), ":1: "),
+    (line(chosen="\n\nHuman: hi", rejected="\n\nHuman: hi"), ":1: "),
+    (line(info={}, summaries=[], choice=0), ":1: "),
+    (line(info={"post": "p"}, summaries=[{"text": "a"}, {"text": "b"}], choice=2), ":1: "),
+    (line(info={"post": "p"}, summaries=[{"text": "a"}, {"text": "b"}], choice="0"), ":1: "),
+    (line(prompt="", chosen="", rejected=""), "no usable pair of 1 read"),
+    (line(prompt="x", chosen=" ", rejected="\n"), "no usable pair of 1 read"),
+    (line(prompt="x", chosen="y", rejected="y"), "'responses equal': 1"),
+    (PAIR * 50, "too few"),
+    (PAIR + b'{"prompt": "\xfc", "chosen": "a", "rejected": "b"}\n', "cannot read the data"),
+    ("\n".join(map(json.dumps, GOOD)).encode("utf-16"), "cannot read the data"),
+    (PAIR + b"\x00\x00\x00\n", ":2: no JSON"),
+    (line(prompt="\ud800", chosen="y", rejected="z"), ":1: "),
+    (gzip.compress(PAIR * 9), "cannot read the data"),
+    (b'{"prompt": ' + b"9" * 5000 + b"}", ":1: no JSON"),
+])
+def test_a_data_file_that_cannot_be_used(refused, tmp_path, content, said):
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(content)
+    assert said in refused(f"--data.files=['{path}']", "--tokenizer.vocab=30")
+
+
+@pytest.mark.parametrize("content", [gzip.compress(PAIR * 99)[:-9], PAIR, b"",
+                                     bytes(random.Random(0).randbytes(99))])
+def test_a_gzip_file_that_is_none_or_cut_short(refused, tmp_path, content):
+    path = tmp_path / "pairs.jsonl.gz"
+    path.write_bytes(content)
+    line = refused(f"--data.files=['{path}']")
+    assert str(path) in line and ("cannot read the data" in line or "no usable pair" in line)
+
+
+def test_a_data_file_that_is_missing_or_a_folder(refused, tmp_path):
+    for path in (tmp_path / "none.jsonl", tmp_path):
+        assert f"{path}: cannot read the data" in refused(f"--data.files=['{path}']")
+
+
+def test_a_gigantic_line_is_dropped_and_counted(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [GOOD[0] | {"prompt": "long " * 1_000_000}] + GOOD)
+    run = tiny_run(tmp_path, data__files=[path], tokenizer__vocab=50)
+    assert load_data(run).counts["dropped, too long"] == 1
+
+
+def test_windows_line_ends_and_a_byte_order_mark_do_no_harm(tmp_path):
+    text = "\r\n".join(map(json.dumps, GOOD)) + "\r\n"
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    pairs = read_pairs(str(tmp_path / "a.jsonl"), Counter())
+    assert [pair.chosen for pair in pairs] == [pair["chosen"] for pair in GOOD]
+
+
+# ------------------------------------------------------------------- tokenizers, checkpoints, prompts
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no model", b"\x0a\x0b" * 500, b"{}"])
+def test_a_tokenizer_that_is_none(refused, tmp_path, content):
+    path = tmp_path / "t.model"
+    if content is not None:
+        path.write_bytes(content)
+    assert f"{path}: no SentencePiece model" in refused(f"--tokenizer.model={path}")
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.mkdir, (os.environ["PIT_TEST_MADE"],)
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "list", "pickle", "malicious", "malicious zip",
+                                  "other config"])
+def test_a_checkpoint_that_is_none(refused, tmp_path, monkeypatch, kind):
+    made = tmp_path / "made"
+    monkeypatch.setenv("PIT_TEST_MADE", str(made))
+    path = tmp_path / "runs" / "tiny" / "data.pt"
+    path.parent.mkdir(parents=True)
+    if kind == "other config":
+        save(path, {"inputs": {"data.bills": 7}})
+    elif kind == "malicious zip":
+        torch.save({"inputs": Malicious()}, path)
+    elif kind == "list":
+        torch.save([1, 2], path)
+    else:
+        path.write_bytes({"empty": b"", "text": b"hello", "pickle": pickle.dumps({"inputs": {}}),
+                          "malicious": pickle.dumps(Malicious())}.get(kind))
+    line = refused()
+    assert str(path) in line and not made.exists()
+    assert ("other values of" if kind == "other config" else "cannot read the checkpoint") in line
+    if kind == "malicious zip":
+        assert "more than tensors and plain values" in line and zipfile.is_zipfile(path)
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--prompt=tea"], "no such checkpoint; run train_pit.py first"),
+    (["--ref=x"], "--ref needs the --prompt"),
+    (["--prompt=x", "--temperature=-1"], "must be numbers from 0"),
+    (["--prompt=x", "--temperature=nan"], "must be numbers from 0"),
+    (["--prompt=x", "--temperature=hot"], "invalid float value"),
+    (["--prompt=x", "--iters=-1"], "must be numbers from 0"),
+    (["--prompt=x", "--iters=1.5"], "invalid int value"),
+    (["--prompt"], "expected one argument"),
+    (["--prompt=\udcff"], "is not UTF-8"),
+])
+def test_what_cannot_be_sampled(refused, arguments, said):
+    assert said in refused(*arguments, main=sample.main)
+
+
+def test_the_pairs_that_these_tests_spoil_are_good(tmp_path):
+    dropped = Counter()
+    assert len(read_pairs(write_lines(tmp_path / "a.jsonl", GOOD), dropped)) == 60 and not dropped
+    pairs = list(bills.make_pairs(5, 1, "first"))
+    assert len(read_pairs(write_lines(tmp_path / "b.jsonl", pairs), dropped)) == 5

@@ -1,0 +1,179 @@
+"""Stages that are cut off and go on, what they warn of, and the memory that they will need."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import ppo
+from conftest import read_lines, tiny_config, tiny_gpt, tiny_run
+from runtime import NotFinite, UserError
+from tools import checks, files, memory, state
+from train_reward import Course
+
+
+class CutOff(BaseException):
+    """As a kill: nothing is saved on the way out."""
+
+
+def walk(run, total: int, stop: int = 0, save_every: float = 0.0) -> dict:
+    """A stage of random steps with Adam, cut off after step `stop`; its checkpoint."""
+    run.config.run.save_every = save_every
+
+    def work():
+        torch.manual_seed(5)
+        model = torch.nn.Linear(3, 2)
+        course = Course(model, torch.optim.AdamW(model.parameters(), fused=True), torch.zeros(3))
+        for step in run.steps("walk", total, course):
+            chance = torch.rand(4, 3, generator=run.generator(f"walk {step}"))
+            course.optimizer.param_groups[0]["lr"] = 0.1 / step
+            model(chance).square().sum().backward()
+            course.optimizer.step()
+            course.optimizer.zero_grad()
+            course.sums = course.sums + chance.sum()
+            run.log("metrics.jsonl", {"stage": "walk", "step": step, "sum": float(course.sums[0])})
+            if step == stop:
+                raise CutOff
+        return {"model": state.weights(model), "sums": course.sums}
+    return run.stage("walk", ("sft",), work)
+
+
+def test_a_stage_that_was_cut_off_goes_on_bit_for_bit(tmp_path):
+    whole = walk(tiny_run(tmp_path / "whole"), 20)
+    for stop in (1, 8, 13, 20):
+        with pytest.raises(CutOff):
+            walk(tiny_run(tmp_path / "cut"), 20, stop)
+        parts = list((tmp_path / "cut" / "tiny").glob("*.pt"))
+        assert stop == 1 or files.load(parts[0])["step"] == stop - 1 and len(parts) == 1
+    again = walk(tiny_run(tmp_path / "cut"), 20)
+    assert torch.equal(again["sums"], whole["sums"])
+    assert all(torch.equal(w, again["model"][name]) for name, w in whole["model"].items())
+    one, other = ((tmp_path / name / "tiny" / "metrics.jsonl").read_bytes()
+                  for name in ("whole", "cut"))
+    assert one == other and one.count(b"\n") == 20
+    assert [p.name for p in (tmp_path / "cut" / "tiny").glob("*.pt")] == ["walk.pt"]
+
+
+def test_lines_of_the_log_that_were_lost_come_back(tmp_path):
+    with pytest.raises(CutOff):
+        walk(tiny_run(tmp_path), 10, 6)
+    path = tmp_path / "tiny" / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-60])  # more than what came after the last save
+    walk(tiny_run(tmp_path), 10)
+    assert [line["step"] for line in read_lines(path)] == list(range(1, 11))
+
+
+def test_it_is_saved_as_often_as_asked(tmp_path):
+    with pytest.raises(CutOff):
+        walk(tiny_run(tmp_path), 10, 9, save_every=3600.0)
+    assert not list((tmp_path / "tiny").glob("*.pt"))
+
+
+def test_a_part_that_was_made_with_another_config_is_refused(tmp_path):
+    with pytest.raises(CutOff):
+        walk(tiny_run(tmp_path), 10, 5)
+    with pytest.raises(UserError, match="walk.part.pt was made with other values of sft.lr;"):
+        walk(tiny_run(tmp_path, sft__lr=0.5), 10)
+
+
+def test_what_was_good_is_saved_when_a_number_is_not_finite(tmp_path):
+    run = tiny_run(tmp_path)
+    model = torch.nn.Linear(1, 1)
+    course = Course(model, torch.optim.SGD(model.parameters(), lr=1.0), torch.zeros(3))
+
+    def work():
+        for step in run.steps("x", 5, course):
+            if step == 3:
+                raise NotFinite("the gradient of weight is not finite")
+    with pytest.raises(NotFinite):
+        run.stage("x", ("sft",), work)
+    assert files.load(run.folder / "x.part.pt")["step"] == 2
+
+
+def test_what_is_kept_is_what_comes_back():
+    def learner(seed):
+        learner = ppo.make_learner(tiny_gpt(seed=seed), ppo.Critic(tiny_gpt(seed=seed + 1)),
+                                   tiny_config("x").ppo, tiny_config("x").rlhf)
+        for model, optimizer in ((learner.policy, learner.policy_optimizer),
+                                 (learner.critic.trunk, learner.critic_optimizer)):
+            model(torch.tensor([[1, 2, 3]])).square().sum().backward()
+            optimizer.step()
+        return learner
+    one, other = learner(1), learner(3)
+    one.beta = 0.5
+    state.restore(other, state.kept(one))
+    assert other.beta == 0.5
+    for a, b in zip([*one.policy.parameters(), *one.critic.parameters()],
+                    [*other.policy.parameters(), *other.critic.parameters()], strict=True):
+        assert torch.equal(a, b)
+    for name in ("policy_optimizer", "critic_optimizer"):
+        a, b = (getattr(x, name).state_dict()["state"] for x in (one, other))
+        assert a.keys() == b.keys() and all(torch.equal(a[i][key], b[i][key])
+                                            for i in a for key in a[i])
+
+
+# -------------------------------------------------------------------------------------- warnings
+
+
+QUIET = {"kl": 2.0, "eos_rate": 1.0, "copies": 0.1, "empty": 0.0}
+
+
+@pytest.mark.parametrize("figures, word", [
+    ({}, None), ({"kl": 10.5}, "KL"), ({"kl": -0.6}, "negative"), ({"eos_rate": 0.05}, "ends"),
+    ({"copies": 0.6}, "copies"), ({"empty": 0.2}, "empty")])
+def test_trouble_is_told(figures, word):
+    told = [line.split()[0] for line in checks.troubles(QUIET | figures, 2.0)]
+    assert told == [word] * bool(word)
+
+
+def test_a_reward_model_at_chance_is_told():
+    assert list(checks.chance(0.52)) and not list(checks.chance(0.6))
+
+
+def test_a_warning_comes_once_a_stage(tmp_path, capsys):
+    run = tiny_run(tmp_path)
+    for stage, kl in (("rlhf", 12), ("rlhf", 13), ("stage0", 12)):
+        run.warn(stage, checks.troubles(QUIET | {"kl": kl}, 2.0))
+    said = capsys.readouterr().err
+    assert said.count("warning: rlhf: KL") == said.count("warning: stage0: KL") == 1
+
+
+# ---------------------------------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_are_counted(tied):
+    model = tiny_gpt(vocab=30, tied=tied, kv_heads=2)
+    assert memory.parameters(model.config, 30) == sum(p.numel() for p in model.parameters())
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_made(tmp_path):
+    config = tiny_config(tmp_path, model__layers=80, model__width=8192, model__heads=64,
+                         model__kv_heads=8, model__hidden=28672)
+    with pytest.raises(UserError, match=r"needs about [\d.]+ GB .* but [\d.]+ GB are free on cpu"):
+        memory.check(config, 32000, torch.device("cpu"), 1)
+    memory.check(tiny_config(tmp_path), 100, torch.device("cpu"), 2)
+
+
+def test_shards_need_less(tmp_path):
+    config = tiny_config(tmp_path, model__width=512, model__layers=8)
+    whole = memory.needed(config, 32000, 4)
+    config.run.shard = True
+    shard = memory.needed(config, 32000, 4)
+    assert shard["weights"] == whole["weights"] / 4 and shard["cache"] == whole["cache"]
+
+
+def test_the_memory_of_a_container_counts(monkeypatch):
+    texts = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 5000 kB\n",
+             "/sys/fs/cgroup/memory.max": "3000000\n", "/sys/fs/cgroup/memory.current": "1000000\n"}
+    monkeypatch.setattr(memory.Path, "read_text", lambda path: texts[str(path)])
+    assert memory.free(torch.device("cpu")) == 2_000_000
+    texts["/sys/fs/cgroup/memory.max"] = "max"
+    assert memory.free(torch.device("cpu")) == 5_120_000
+    assert memory.free(SimpleNamespace(type="mps")) == 5_120_000
+
+
+def test_the_log_is_json(tmp_path):
+    line = files.append(tmp_path / "a.jsonl", {"stage": "ü", "step": 1})
+    assert json.loads(line) == {"stage": "ü", "step": 1} == read_lines(tmp_path / "a.jsonl")[0]

@@ -1,0 +1,71 @@
+"""How much memory a training will take, against what is free: an error now, not after hours.
+
+The greatest need is that of PPO: policy and critic with gradients and Adam's two moments, beside the
+anchor, both reward models and the other policies; and either the activations of a portion, forward
+and backward, or the cache of a batch that is sampled.
+"""
+
+from pathlib import Path
+
+import torch
+
+from tools.settings import UserError
+
+BASE = 400e6            # torch itself, on a CPU
+WEIGHTS_ONLY = 6        # models that are only read while PPO trains two
+
+
+def parameters(model, vocab: int) -> int:
+    """Of a GPT of this section [model] and vocabulary."""
+    kv_width = model.width // model.heads * model.kv_heads
+    block = (2 * model.width + (2 * model.width + 2 * kv_width) * model.width
+             + 3 * model.width * model.hidden)
+    return model.layers * block + model.width + vocab * model.width * (1 if model.tied else 2)
+
+
+def needed(config, vocab: int, ranks: int) -> dict[str, float]:
+    """Bytes that a rank needs at most, by what they hold; activations are a rough count."""
+    model, data = config.model, config.data
+    shares = ranks if config.run.shard else 1
+    weight = 4 * parameters(model, vocab) / shares
+    rows = -(-max(config.ppo.batch, 256 * ranks) // ranks)
+    columns = data.max_prompt + 2 * data.max_response + 16
+    kv_width = model.width // model.heads * model.kv_heads
+    portion = max(model.portion, columns)
+    layer = 12 * model.width + 5 * model.hidden + 2 * model.heads * min(columns, 128)
+    answers = portion * data.max_response / columns  # positions whose logits are computed
+    return {"weights": (2 + WEIGHTS_ONLY) * weight,
+            "gradients and optimisers": 2 * 3 * weight + weight,
+            "activations and logits": 4 * (portion * layer * model.layers + 4 * answers * vocab),
+            "cache": 4 * rows * (2 * columns * kv_width * model.layers + 4 * vocab),
+            "torch": BASE if config.run.device != "cuda" else 0.0}
+
+
+def free(device: torch.device) -> float:
+    """Bytes that are free on the device; infinite where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = [float("inf")]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvail")]
+        group = Path("/sys/fs/cgroup")  # a container's own limit
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            found.append(float(limit) - float((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass  # another system
+    return min(found)
+
+
+def check(config, vocab: int, device: torch.device, ranks: int) -> None:
+    """Raises UserError where the training needs more memory than is free."""
+    parts = needed(config, vocab, ranks)
+    here = 1 if device.type == "cuda" else ranks  # a CPU's ranks share its memory
+    total, there = here * sum(parts.values()), free(device)
+    if total > there:
+        most = ", ".join(f"{name} {here * size / 1e9:.1f}" for name, size in parts.items())
+        raise UserError(
+            f"this training needs about {total / 1e9:.1f} GB of memory ({most}), but "
+            f"{there / 1e9:.1f} GB are free on {device}; lower model.portion, ppo.batch or the "
+            "model's size, or share it out over more devices with run.shard = true")
