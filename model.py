@@ -98,10 +98,10 @@ def packed_weights(model: nn.Module, rows: int):
     """Lend each linear layer a packed copy of its weight, for products of `rows` rows in float32;
     on other devices than a CPU, or of shards, nothing happens. Gradients do not flow meanwhile."""
     linears = [m for m in model.modules() if isinstance(m, Linear)]
-    float32_on_cpu = (type(linears[0].weight) is nn.Parameter and not torch.is_autocast_enabled(
-        "cpu") and linears[0].weight.device.type == "cpu")
+    weight, fits = linears[0].weight, torch.backends.mkldnn.is_available()
+    fits &= type(weight) is nn.Parameter and weight.device.type == "cpu"
     try:
-        for linear in linears if float32_on_cpu and torch.backends.mkldnn.is_available() else []:
+        for linear in linears if fits and not torch.is_autocast_enabled("cpu") else []:
             linear.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
         yield
     finally:
@@ -182,7 +182,8 @@ class GPT(nn.Module):
                 last.weight.data *= (2 * config.layers) ** -0.5
 
     def compile_blocks(self):
-        """Compile each block, but not the cache, which would be compiled anew for each layer."""
+        """Compile each block, but not the cache, which would be compiled anew for each layer. (The
+        last block is compiled in two pieces: where `at` picks its states the size is not known.)"""
         Cache.start, Cache.attend = map(torch.compiler.disable, (Cache.start, Cache.attend))
         for block in self.blocks:
             block.compile(dynamic=True)

@@ -29,7 +29,7 @@ import torch.nn as nn
 from model import GPT, Rows, by_portions, on_grid, portions, sample, scalars, token_logprobs
 from runtime import (NotFinite, PPOSection, Run, StageSection, all_sum, descend, random_numbers,
                      ranks)
-from tools.checks import troubles
+from tools.checks import tell, troubles
 
 
 def kl_penalty(logp, ref_logp, mask):
@@ -187,8 +187,7 @@ def roll_out(learner: Learner, anchor: GPT, prompts: Prompts, task: Task, ppo: P
     chances = random_numbers(len(prompts.ids) * ranks(), max_new, generator)  # as many on each rank
     rows = sample(learner.policy, prompts.ids, chances, ppo.temperature, eos)
     mask = rows.mask
-    last = rows.tokens.gather(1, rows.length[:, None] - 1)[:, 0]
-    ended = last == eos
+    ended = rows.tokens.gather(1, rows.length[:, None] - 1)[:, 0] == eos
     mean, std = spread
     score = torch.where(ended, (task.score(prompts, rows) - mean) / std, ppo.no_eos_score)
     logp, ref_logp = (
@@ -271,10 +270,13 @@ def train(run: Run, task: Task, learner: Learner, anchor: GPT, spread: list[floa
             annealed = 1 - 0.9 * (iteration - 1) / stage.iterations  # to a tenth of it
             optimizer.param_groups[0]["lr"] = lr * stage.lr_scale * annealed
         figures = figures_of(rollout, prompts, bare) | {"beta": learner.beta}
-        if not all(map(torch.isfinite, map(torch.tensor, figures.values()))):
-            raise NotFinite(f"{task.name}, iteration {iteration}: not finite: {figures}")
-        run.warn(task.name, troubles(figures, stage.kl_target))
+        bad = [name for name, value in figures.items() if not math.isfinite(value)]
+        if bad:
+            raise NotFinite(f"{task.name}, iteration {iteration}: {', '.join(bad)} not finite; "
+                            "what was good is saved; lower ppo.lr under another --run.name")
+        tell(run.told, task.name, troubles(figures, stage.kl_target))
         train_policy = iteration > ppo.critic_warmup
+        run.last_good = None  # from here on the learner changes; what was saved before is good
         figures |= update(learner, rollout, ppo, train_policy, shuffle)
         if train_policy:  # the KL is always low at first: that must not wind beta down
             learner.beta = max(stage.beta, adapt_beta(learner.beta, figures["kl"],

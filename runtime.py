@@ -3,9 +3,9 @@
 Configuration (typed sections from a TOML file plus --section.key=value), run folders, checkpoints,
 devices and ranks, random generators, and the log. Nothing here knows what is being trained.
 
-Several ranks are processes that hold the same weights and share each batch: every rank works on
-its rows, and `all_sum` adds up losses, counts and gradients. On a CPU `run.ranks = 2` starts the
-second process by itself; under torchrun the ranks are torchrun's.
+Several ranks are processes with the same weights, or a shard of them, that share each batch: each
+works on its rows, and `all_sum` adds up losses, counts and gradients. On a CPU `run.ranks = 2`
+starts the second process by itself; under torchrun the ranks are torchrun's.
 """
 
 import argparse
@@ -186,6 +186,7 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
 
 
 ONLY_SPEED = {"model.portion", "model.look_every"}  # as run.amp, they change only the rounding
+LOGS = ("metrics.jsonl", "samples.jsonl")
 FORMAT = 2  # of checkpoints; 1 had rotary pairs (i, i + C/2)
 
 
@@ -197,10 +198,7 @@ def command_line(description: str, *arguments) -> tuple[argparse.Namespace, Conf
 
 def guard(main) -> None:
     """Run a script's main function; a UserError ends it with one line and exit code 2."""
-    if "PIT_MEETING" in os.environ:  # a rank that start_ranks started, which ends it too
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    else:
-        interrupt.install((signal.SIGINT, signal.SIGTERM))
+    interrupt.install(of_another="PIT_MEETING" in os.environ)
     line = ""
     try:
         main()
@@ -210,10 +208,13 @@ def guard(main) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             raise
         line = f"{error.filename or 'a file'}: cannot write it ({error.strerror}); make room"
-    except RuntimeError:
-        if not any(child.poll() for child in _children):
+    except RuntimeError as error:
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):
+            line = "out of memory; lower model.portion or ppo.batch and run the same command again"
+        elif any(child.poll() for child in _children):
+            line = "another rank has died; the same command goes on from the last save"
+        else:
             raise
-        line = "another rank has died; the same command goes on from the last save"
     finally:
         stop_ranks(failed=bool(line) or sys.exc_info()[0] is not None)
     if line:
@@ -229,8 +230,7 @@ def pick_device(name: str) -> torch.device:
     """The device of that name; "auto" takes the best there is. Raises UserError if it is absent."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
              "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, available in there.items() if available)
+    name = next(kind for kind in there if there[kind]) if name == "auto" else name
     if not there[name]:
         raise UserError(f"run.device = {name!r}: this machine has none; try --run.device=cpu")
     return torch.device(name, int(os.environ.get("LOCAL_RANK", 0)) if name == "cuda" else None)
@@ -267,7 +267,7 @@ def stop_ranks(failed: bool) -> None:
         dist.destroy_process_group()
     for child in _children:
         if failed:
-            child.terminate()
+            child.kill()
         child.wait()
     _children.clear()
 
@@ -342,9 +342,10 @@ def descend(model: torch.nn.Module, optimizer: torch.optim.Optimizer, count: tor
     flat = flat[:-1] / flat[-1].clamp_min(1)
     norm = all_sum(flat.norm() ** 2).sqrt() if sharded else flat.norm()
     if not torch.isfinite(norm):
-        bad = [name for name, grad in zip(trained, grads) if not torch.isfinite(grad).all()]
-        raise NotFinite(f"{what}: the gradient of {(bad or ['another rank'])[0]} is not finite; what "
-                        "was good is saved; lower the learning rate under another --run.name")
+        parts = flat.split([grad.numel() for grad in grads])
+        bad = [name for name, part in zip(trained, parts) if not torch.isfinite(part).all()]
+        raise NotFinite(f"{what}: the gradient of {(bad or ['some tensor'])[0]} is not finite; "
+                        "what was good is saved; lower the rate under another --run.name")
     flat *= (clip / (norm + 1e-6)).clamp(max=1.0)
     for grad, part in zip(grads, flat.split([grad.numel() for grad in grads])):
         grad.copy_(part.view_as(grad))
@@ -365,10 +366,11 @@ class Run:
         check_config(config, f"on {ranks()} ranks")  # torchrun may have started another number
         self.folder = Path(config.run.dir) / config.run.name
         self.base = Path(config.run.base) if config.run.base else self.folder
-        self.part = {"step": -1}        # what a stage that was cut off has left
+        self.resumed = {"step": -1}        # what a stage that was cut off has left
         self.lines = defaultdict(list)  # of the logs, written by the current stage
-        self.last = None                # step that was done, and what it changed
-        self.warned = {}                # what the run has been warned of
+        self.last_good = None                # step that was done, and what it changed
+        self.told = {} if rank() == 0 else None  # warnings
+        self.shortage = lambda: ""      # of memory for a stage, once it is known what it needs
         self.saved = self.begun = time.perf_counter()
         self.lock = files.lock(self.folder) if rank() == 0 and trains else None
         barrier()
@@ -425,23 +427,37 @@ class Run:
             raise UserError(f"{(self.folder / name).absolute()}.pt: no such checkpoint; run "
                             "train_pit.py first, or name the --run.base that it was made on")
         partial = self.folder / f"{name}.part.pt"
-        self.part = self.fitting(partial, inputs) or {"step": -1, "seconds": 0.0, "lines": {}}
+        self.resumed = self.fitting(partial, inputs) or {"step": -1, "seconds": 0.0, "lines": {}}
         barrier()  # no rank makes what another one has found
         self.write_config()
         self.take_up_logs(name)
         self.begun = self.saved = time.perf_counter()
-        self.stage_is, self.last = (partial, inputs), None
+        self.saving, self.last_good = (partial, inputs), None
+        short = self.shortage()
+        if all_sum(torch.tensor(float(bool(short)))) > 0:
+            raise UserError(short or "another rank has not the memory that this training needs")
         try:
             content = make() | {"inputs": inputs}
         except NotFinite:
-            if self.last:
-                self.save_part(*self.last)  # what is good
+            if self.last_good:
+                self.save_part(*self.last_good)  # what is good
             raise
+        self.save(self.folder / f"{name}.pt", content)
         if rank() == 0:
-            files.save(self.folder / f"{name}.pt", content | {"seconds": self.seconds()})
             partial.unlink(missing_ok=True)
+        self.last_good = self.resumed["state"] = None  # memory
+        interrupt.release()
         barrier()
         return content
+
+    def save(self, path: Path, content: dict) -> None:
+        """Write a checkpoint, from the first rank, after the lines of the logs that go with it."""
+        if rank() == 0:
+            for name in LOGS:
+                files.sync(self.folder / name)
+            seconds = self.resumed["seconds"] + time.perf_counter() - self.begun
+            files.save(path, content | {"seconds": seconds})
+        self.saved = time.perf_counter()
 
     def fitting(self, path: Path, inputs: dict) -> dict | None:
         """A checkpoint, if it is there and was made with these inputs. Raises UserError for one of
@@ -466,27 +482,17 @@ class Run:
             files.replace(self.folder / "config.toml",
                           lambda file: file.write(to_toml(self.config).encode()))
 
-    def seconds(self) -> float:
-        """What the current stage has taken, before it was cut off and since."""
-        return self.part["seconds"] + time.perf_counter() - self.begun
-
     def take_up_logs(self, stage: str) -> None:
         """Leave in the logs, of the stage that starts, the lines up to where it was cut off."""
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            self.lines[name] = self.part["lines"].get(name, [])
+        for name in LOGS:
+            self.lines[name] = self.resumed["lines"].get(name, [])
             if rank() == 0:
                 files.rewrite(self.folder / name, f'{{"stage": "{stage}"', self.lines[name])
-
-    def warn(self, stage: str, lines) -> None:
-        """Say what experience calls trouble, once in a stage for each kind (a line's first word)."""
-        for line in lines:
-            if rank() == 0 and self.warned.setdefault((stage, line.split()[0]), line) is line:
-                tqdm.write(f"warning: {stage}: {line}", file=sys.stderr)
 
     def log(self, name: str, line: dict) -> None:
         """Append a line to metrics.jsonl or samples.jsonl, from the first rank; not again one that
         was there when the stage was cut off."""
-        if rank() == 0 and line["step"] > self.part["step"]:
+        if rank() == 0 and line["step"] > self.resumed["step"]:
             self.lines[name].append(files.append(self.folder / name, line))
 
     def steps(self, name: str, total: int, changing):
@@ -495,16 +501,16 @@ class Run:
         optimisers, tensors and numbers. They are restored before the first step and saved between
         steps, once in run.save_every seconds and before a signal ends the run. Random numbers
         belong to a step (`self.generator(f"... {step}")`), so that none have to be kept."""
-        if "state" in self.part:
-            state.restore(changing, self.part["state"])
-        done = max(0, self.part["step"])
-        return tqdm(self.count(done, total, changing), desc=f"{name:>12}", initial=done, total=total,
+        if self.resumed.get("state"):
+            state.restore(changing, self.resumed["state"])
+        done = max(0, self.resumed["step"])
+        return tqdm(self.one_by_one(done, total, changing), f"{name:>12}", total, initial=done,
                     disable=rank() != 0, dynamic_ncols=True, mininterval=0.5)
 
-    def count(self, done: int, total: int, changing):
+    def one_by_one(self, done: int, total: int, changing):
         interrupt.waiting = True
         for step in range(done + 1, total + 1):
-            self.last = step - 1, changing
+            self.last_good = step - 1, changing
             yield step
             due = rank() == 0 and time.perf_counter() - self.saved > self.config.run.save_every
             due, asked = all_sum(torch.tensor([float(due), float(interrupt.asked)])).tolist()
@@ -512,13 +518,10 @@ class Run:
                 self.save_part(step, changing)
             if asked:
                 sys.exit(128 + (interrupt.asked or signal.SIGTERM))
-        interrupt.waiting = False
 
     def save_part(self, step: int, changing) -> None:
         """Save the current stage as it is after a step."""
-        path, inputs = self.stage_is
-        content = {"inputs": inputs, "step": step, "seconds": self.seconds(),
-                   "lines": dict(self.lines), "state": state.kept(changing)}
-        if rank() == 0:
-            files.save(path, content)
-        self.saved = time.perf_counter()
+        path, inputs = self.saving
+        if rank() == 0 or _in_step:  # shards are gathered by all
+            self.save(path, {"inputs": inputs, "step": step, "lines": dict(self.lines),
+                             "state": state.kept(changing)})

@@ -9,6 +9,8 @@ how often each agrees with held-out pairs, with 95 % intervals.
 
 import math
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from model import GPT, Rows, portions, token_logprobs
 from reward import RewardModel, make_branches
 from runtime import FitSection, Run, all_sum, command_line, descend, guard, mine, rank, ranks
 from tools import memory
-from tools.checks import chance
+from tools.checks import chance, tell
 from tools.measure import as_text, held_out_accuracies
 from tools.state import weights
 
@@ -43,14 +45,6 @@ def learning_rate(fit: FitSection, step: int) -> float:
     return fit.lr * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-@dataclass
-class Course:
-    """Everything that a supervised training changes."""
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    sums: torch.Tensor  # since the last line of the log: loss, count, right
-
-
 def train(run: Run, name: str, model, fit: FitSection, fold: Fold, width, loss_of) -> None:
     """A supervised training. `loss_of(pairs)` returns a summed loss, its count, and how many of
     `accuracy`'s things were right; `width` of the lengths of x, y_w and y_l is about how many
@@ -59,7 +53,8 @@ def train(run: Run, name: str, model, fit: FitSection, fold: Fold, width, loss_o
     rng = np.random.default_rng([run.config.run.seed, len(name), sum(map(ord, name))])
     optimizer = torch.optim.AdamW(model.parameters(), lr=fit.lr, betas=(0.9, 0.95),
                                   weight_decay=fit.weight_decay, fused=True)
-    course = Course(model, optimizer, torch.zeros(3))
+    course = SimpleNamespace(model=model, optimizer=optimizer,
+                             sums=torch.zeros(3))  # since the last line of the log
     drawn = list(batches(lengths, fit.batch, fit.steps, rng))
     for step in (bar := run.steps(name, fit.steps, course)):
         optimizer.param_groups[0]["lr"] = learning_rate(fit, step - 1)
@@ -78,7 +73,7 @@ def train(run: Run, name: str, model, fit: FitSection, fold: Fold, width, loss_o
                 "grad_norm": norm, "lr": learning_rate(fit, step - 1)})
             course.sums = torch.zeros(3)
             if step > fit.steps // 2:
-                run.warn(name, chance(figures["accuracy"]) if name in ("rp", "rpit") else [])
+                tell(run.told, name, chance(figures["accuracy"]) if name[0] == "r" else [])
 
 
 def lm_loss(model: GPT, rows: Rows):
@@ -152,8 +147,7 @@ def train_reward_model(run: Run, data: Data, name: str, trunk: GPT, width, branc
 
 def train_start(run: Run, data: Data) -> Models:
     """M_P^SFT, M_PIT^SFT, R_P and R_PIT, trained or restored."""
-    if run.trains:
-        memory.check(run.config, data.tokenizer.vocab, run.device, ranks())
+    run.shortage = partial(memory.shortage, run.config, data.tokenizer.vocab, run.device, ranks())
     sft = run.stage("sft", BASE + ("sft",), lambda: train_sft(run, data))
     policy = run.placed(new_gpt(run, data), sft["model"])
     pit_sft = run.stage("pit_sft", BASE + ("sft", "pit_sft"),

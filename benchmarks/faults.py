@@ -1,5 +1,5 @@
-"""What a run survives: it is killed, interrupted, starved of disk and given damaged files, goes on by
-the same command each time, and has to end as a run that nothing happened to.
+"""What a run survives: it is killed, interrupted, starved of disk and given damaged files, goes on
+by the same command each time, and has to end as a run that nothing happened to.
 
     python benchmarks/faults.py                  # 30 kills at random moments, then one fault each
     python benchmarks/faults.py --kills 3 --dir /tmp/faults
@@ -31,6 +31,12 @@ LOGS = ("metrics.jsonl", "samples.jsonl")
 SIZES = ("--sft.steps=200", "--rlhf.iterations=12")  # long enough to be hit
 
 
+def flat(content: dict) -> list[tuple]:
+    """The values of nested dictionaries with their names."""
+    return [pair for key, value in content.items() for pair in (
+        flat(value) if isinstance(value, dict) else [(key, value)])]
+
+
 class Faults:
     """Runs of configs/tiny.toml below one folder, compared with an undisturbed one."""
 
@@ -40,11 +46,13 @@ class Faults:
 
     def start(self, name: str, *overrides, file_limit: int | None = None) -> subprocess.Popen:
         command = [sys.executable, "train_pit.py", "--config", "configs/tiny.toml",
-                   f"--run.dir={self.folder}", f"--run.name={name}", "--run.device=cpu", *SIZES, *overrides]
+                   f"--run.dir={self.folder}", f"--run.name={name}", "--run.device=cpu", *SIZES,
+                   *overrides]
         limit = None if file_limit is None else (
             lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit)))
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL,
-                                stderr=subprocess.PIPE, text=True, preexec_fn=limit)
+                                stderr=subprocess.PIPE, text=True, preexec_fn=limit,
+                                start_new_session=True)
 
     def finish(self, name: str, *overrides, **limits) -> tuple[int, str]:
         """Run to the end: the exit code, and what was said beside progress bars."""
@@ -59,7 +67,9 @@ class Faults:
         if ended[0]:
             raise SystemExit(f"{name} did not end well: {ended[1]}")
         folder = self.folder / name
-        models = {path.name: load(path).get("model", {}) for path in sorted(folder.glob("*.pt"))}
+        models = {path.name: flat({key: value for key, value in load(path).items()
+                                   if key not in ("seconds", "inputs")})
+                  for path in sorted(folder.glob("*.pt"))}
         rows = json.loads((folder / "report.json").read_text(encoding="utf-8"))["rows"]
         return {"models": models, "rows": rows} | {
             log: (folder / log).read_bytes().splitlines() for log in LOGS}
@@ -70,8 +80,9 @@ class Faults:
         return found["rows"] == whole["rows"] and all(
             order(found[log]) == order(whole[log]) for log in LOGS) and (
             found["models"].keys() == whole["models"].keys()) and all(
-            torch.equal(weight, found["models"][file][key])
-            for file, model in whole["models"].items() for key, weight in model.items())
+            torch.equal(value, other) if torch.is_tensor(value) else value == other
+            for file, model in whole["models"].items()
+            for (_, value), (_, other) in zip(model, found["models"][file], strict=True))
 
     def progress(self, name: str) -> int:
         """Lines of the metrics and finished stages."""
@@ -93,7 +104,7 @@ class Faults:
         while process.poll() is None and self.progress(name) < target:
             time.sleep(0.002)
         time.sleep(random.random() * 0.03)
-        process.send_signal(number)
+        os.killpg(process.pid, number)  # with the ranks that it has started
         said = process.communicate(timeout=300)[1]
         return process.returncode, said
 
@@ -178,6 +189,10 @@ def company(faults: Faults) -> None:
     first.communicate(timeout=300)
     faults.report("second run on one folder", code == 2 and "another run is at work" in line
                   and first.returncode == 0 and faults.same("twice"), line)
+    code, _ = faults.disturb("group", faults.point("sft", 60), signal.SIGTERM, "--run.ranks=2")
+    saved = list((faults.folder / "group").glob("sft.part.pt"))
+    faults.report("SIGTERM to both of two ranks", code == 143 and len(saved) == 1
+                  and faults.finish("group", "--run.ranks=2")[0] == 0, f"exit code {code}")
     process = faults.start("rank", "--run.ranks=2", "--run.save_every=0")
     while faults.progress("rank") < faults.point("rlhf", 4):
         time.sleep(0.01)

@@ -57,7 +57,7 @@ def write_lines(path: Path, records: list) -> str:
 
 
 def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def command(*arguments, stdin: str = "") -> subprocess.CompletedProcess:

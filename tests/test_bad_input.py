@@ -1,5 +1,5 @@
-"""Bad input of every kind ends in one line that says what, where and how to mend it, and exit code 2;
-never in a traceback, never in silence. `python -m pytest tests/test_bad_input.py`"""
+"""Bad input of every kind ends in one line that says what, where and how to mend it, and exit code
+2; never in a traceback, never in silence. `python -m pytest tests/test_bad_input.py`"""
 
 import gzip
 import json
@@ -28,7 +28,7 @@ GOOD = [{"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": f"No {i
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys):
-    """Run a script's main function with arguments on the tiny config; returns the line it ends in."""
+    """Run a script's main function with arguments on the tiny config: the line it ends in."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def run(*arguments, main=train_reward.main, config="configs/tiny.toml") -> str:
@@ -66,7 +66,8 @@ def refused(tmp_path, monkeypatch, capsys):
     ("--data.test=1", "at least 2"),
     ("--run.seed=-1", "run.seed = -1 is out of range"),
     ("--run.device=tpu", "run.device: 'tpu'"),
-    ("--run.device=cuda", "this machine has none; try --run.device=cpu"),
+    pytest.param("--run.device=cuda", "this machine has none; try --run.device=cpu",
+                 marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")),
     ("--run.amp=fp8", "run.amp: 'fp8'"),
     ("--run.name=", "run.name"),
     ("--run.name=../x", "run.name"),
@@ -95,7 +96,6 @@ def test_a_config_that_cannot_work(refused, override, said):
     assert said in refused(override)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 @pytest.mark.parametrize("content, said", [
     (None, "cannot read the config"),
     (b"[run\n", "cannot read the config"),
@@ -189,7 +189,7 @@ def test_windows_line_ends_and_a_byte_order_mark_do_no_harm(tmp_path):
     assert [pair.chosen for pair in pairs] == [pair["chosen"] for pair in GOOD]
 
 
-# ------------------------------------------------------------------- tokenizers, checkpoints, prompts
+# ------------------------------------------------------------------- tokenizers and checkpoints
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no model", b"\x0a\x0b" * 500, b"{}"])

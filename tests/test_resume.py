@@ -1,6 +1,7 @@
 """Stages that are cut off and go on, what they warn of, and the memory that they will need."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -10,22 +11,26 @@ import ppo
 from conftest import read_lines, tiny_config, tiny_gpt, tiny_run
 from runtime import NotFinite, UserError
 from tools import checks, files, memory, state
-from train_reward import Course
 
 
 class CutOff(BaseException):
     """As a kill: nothing is saved on the way out."""
 
 
+def changing(model, optimizer) -> SimpleNamespace:
+    return SimpleNamespace(model=model, optimizer=optimizer, sums=torch.zeros(3))
+
+
 def walk(run, total: int, stop: int = 0, save_every: float = 0.0) -> dict:
     """A stage of random steps with Adam, cut off after step `stop`; its checkpoint."""
-    run.config.run.save_every = save_every
+    run.config.run.save_every, run.done = save_every, []
 
     def work():
         torch.manual_seed(5)
         model = torch.nn.Linear(3, 2)
-        course = Course(model, torch.optim.AdamW(model.parameters(), fused=True), torch.zeros(3))
+        course = changing(model, torch.optim.AdamW(model.parameters(), fused=True))
         for step in run.steps("walk", total, course):
+            run.done.append(step)
             chance = torch.rand(4, 3, generator=run.generator(f"walk {step}"))
             course.optimizer.param_groups[0]["lr"] = 0.1 / step
             model(chance).square().sum().backward()
@@ -46,7 +51,10 @@ def test_a_stage_that_was_cut_off_goes_on_bit_for_bit(tmp_path):
             walk(tiny_run(tmp_path / "cut"), 20, stop)
         parts = list((tmp_path / "cut" / "tiny").glob("*.pt"))
         assert stop == 1 or files.load(parts[0])["step"] == stop - 1 and len(parts) == 1
-    again = walk(tiny_run(tmp_path / "cut"), 20)
+    # one that is killed in step 20 has only that left
+    run = tiny_run(tmp_path / "cut")
+    again = walk(run, 20)
+    assert run.done == [20]  # it was not made again from the start
     assert torch.equal(again["sums"], whole["sums"])
     assert all(torch.equal(w, again["model"][name]) for name, w in whole["model"].items())
     one, other = ((tmp_path / name / "tiny" / "metrics.jsonl").read_bytes()
@@ -80,7 +88,7 @@ def test_a_part_that_was_made_with_another_config_is_refused(tmp_path):
 def test_what_was_good_is_saved_when_a_number_is_not_finite(tmp_path):
     run = tiny_run(tmp_path)
     model = torch.nn.Linear(1, 1)
-    course = Course(model, torch.optim.SGD(model.parameters(), lr=1.0), torch.zeros(3))
+    course = changing(model, torch.optim.SGD(model.parameters(), lr=1.0))
 
     def work():
         for step in run.steps("x", 5, course):
@@ -89,6 +97,29 @@ def test_what_was_good_is_saved_when_a_number_is_not_finite(tmp_path):
     with pytest.raises(NotFinite):
         run.stage("x", ("sft",), work)
     assert files.load(run.folder / "x.part.pt")["step"] == 2
+
+
+def test_lines_may_hold_any_character(tmp_path):
+    path = tmp_path / "a.jsonl"
+    for stage in ("x", "y"):
+        files.append(path, {"stage": stage, "step": 1, "y": "a\u2028b\u0085c\rd"})
+    files.rewrite(path, '{"stage": "x"', ['{"stage": "z"}\n'])
+    text = "a\u2028b\u0085c\rd"
+    assert read_lines(path) == [{"stage": "y", "step": 1, "y": text}, {"stage": "z"}]
+
+
+def test_a_half_done_iteration_is_not_taken_for_good(tmp_path):
+    run = tiny_run(tmp_path)
+    model = torch.nn.Linear(1, 1)
+    course = changing(model, torch.optim.SGD(model.parameters(), lr=1.0))
+
+    def work():
+        for _ in run.steps("x", 5, course):
+            run.last_good = None  # as PPO does before its update
+            raise NotFinite("the gradient of weight is not finite")
+    with pytest.raises(NotFinite):
+        run.stage("x", ("sft",), work)
+    assert not (run.folder / "x.part.pt").exists()
 
 
 def test_what_is_kept_is_what_comes_back():
@@ -134,9 +165,11 @@ def test_a_reward_model_at_chance_is_told():
 def test_a_warning_comes_once_a_stage(tmp_path, capsys):
     run = tiny_run(tmp_path)
     for stage, kl in (("rlhf", 12), ("rlhf", 13), ("stage0", 12)):
-        run.warn(stage, checks.troubles(QUIET | {"kl": kl}, 2.0))
+        checks.tell(run.told, stage, checks.troubles(QUIET | {"kl": kl}, 2.0))
+    checks.tell(None, "stage1", ["KL of another rank"])
     said = capsys.readouterr().err
     assert said.count("warning: rlhf: KL") == said.count("warning: stage0: KL") == 1
+    assert said.count("warning") == 2
 
 
 # ---------------------------------------------------------------------------------------- memory
@@ -151,9 +184,14 @@ def test_parameters_are_counted(tied):
 def test_a_model_that_does_not_fit_is_refused_before_it_is_made(tmp_path):
     config = tiny_config(tmp_path, model__layers=80, model__width=8192, model__heads=64,
                          model__kv_heads=8, model__hidden=28672)
-    with pytest.raises(UserError, match=r"needs about [\d.]+ GB .* but [\d.]+ GB are free on cpu"):
-        memory.check(config, 32000, torch.device("cpu"), 1)
-    memory.check(tiny_config(tmp_path), 100, torch.device("cpu"), 2)
+    said = memory.shortage(config, 32000, torch.device("cpu"), 1)
+    assert re.match(r"this training needs about [\d.]+ GB .* but [\d.]+ GB are free on cpu", said)
+    assert memory.shortage(tiny_config(tmp_path), 100, torch.device("cpu"), 2) == ""
+    run, calls = tiny_run(tmp_path), []
+    run.shortage = lambda: said
+    with pytest.raises(UserError, match="this training needs about"):
+        run.stage("sft", ("sft",), lambda: calls.append(1) or {})
+    assert not calls
 
 
 def test_shards_need_less(tmp_path):
@@ -166,7 +204,8 @@ def test_shards_need_less(tmp_path):
 
 def test_the_memory_of_a_container_counts(monkeypatch):
     texts = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 5000 kB\n",
-             "/sys/fs/cgroup/memory.max": "3000000\n", "/sys/fs/cgroup/memory.current": "1000000\n"}
+             "/sys/fs/cgroup/memory.max": "3000000\n", "/sys/fs/cgroup/memory.current": "1500000\n",
+             "/sys/fs/cgroup/memory.stat": "anon 9\nactive_file 200000\ninactive_file 300000\n"}
     monkeypatch.setattr(memory.Path, "read_text", lambda path: texts[str(path)])
     assert memory.free(torch.device("cpu")) == 2_000_000
     texts["/sys/fs/cgroup/memory.max"] = "max"

@@ -1,8 +1,11 @@
-"""What makes a config impossible."""
+"""What makes a config impossible, and what in a training calls for a warning."""
 
 import dataclasses
 import math
+import sys
 from pathlib import Path
+
+from tqdm import tqdm
 
 from tools.settings import UserError, nearest
 
@@ -30,6 +33,7 @@ def problems(config):
                         lowest <= item < math.inf):
                     yield f"{name} = {item} is out of range"
     model, rows = config.model, config.ppo.minibatches * config.run.ranks
+    triple = 2 * config.data.max_prompt + 6 * config.data.max_response  # positions that it takes
     for wrong, message in [
         (model.width % (2 * model.heads), "model.width must be an even multiple of model.heads"),
         (model.heads % model.kv_heads, "model.heads must be a multiple of model.kv_heads"),
@@ -46,8 +50,9 @@ def problems(config):
          "run.dir"),
         (config.run.base and not Path(config.run.base).is_dir(),
          f"run.base = {config.run.base!r}: there is no such run folder"),
-        (config.run.shard and 0 < model.portion < 2 * model.context,
-         "with run.shard model.portion must be at least 2 x model.context"),
+        (config.run.shard and 0 < model.portion < 2 * triple,
+         f"with run.shard model.portion must be at least {2 * triple}, two triples of R_PIT"),
+        (config.eval.prompts < config.run.ranks, "eval.prompts is smaller than run.ranks"),
         ("{x}" not in config.template.policy, "template.policy lacks {x}"),
         ("{x}" not in config.template.pit or "{y_ref}" not in config.template.pit,
          "template.pit needs both {x} and {y_ref}"),
@@ -65,8 +70,8 @@ def check_config(config, where: str) -> None:
 def troubles(figures: dict, kl_target: float):
     """Yield what experience calls trouble in a rollout, with what to do about it."""
     if figures["kl"] > 5 * kl_target:
-        yield (f"KL {figures['kl']:.1f} nats a response, target {kl_target:g}: the policy runs away; "
-               "lower ppo.lr, or raise the stage's beta")
+        yield (f"KL {figures['kl']:.1f} nats a response, target {kl_target:g}: the policy runs "
+               "away; lower ppo.lr, or raise the stage's beta")
     if figures["kl"] < -0.5:
         yield f"negative KL {figures['kl']:.2f}: rollout and anchor are at odds; see the README"
     if figures["eos_rate"] < 0.1:
@@ -78,6 +83,14 @@ def troubles(figures: dict, kl_target: float):
     if figures["empty"] > 0.1:
         yield (f"empty responses are {figures['empty']:.0%}: what the reward model makes of them "
                "stands in metrics.jsonl, step 0 (same_mean)")
+
+
+def tell(told: dict | None, stage: str, lines) -> None:
+    """Print warnings, once in a stage for each kind (a line's first word); `told` is None where
+    another rank does."""
+    for line in lines if told is not None else []:
+        if told.setdefault((stage, line.split()[0]), line) is line:
+            tqdm.write(f"warning: {stage}: {line}", file=sys.stderr)
 
 
 def chance(accuracy: float):

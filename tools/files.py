@@ -30,13 +30,15 @@ def replace(path: Path, write) -> None:
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)  # else the new name could be lost
         os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch tells of a full disk by the latter
+    except BaseException as error:
         try:
             temporary.unlink(missing_ok=True)
         except OSError:
             pass  # a folder that cannot be written has none
-        raise UserError(f"{path}: cannot write it ({str(error).splitlines()[0]}); make room and run "
-                        "the same command again: it goes on from what was saved before") from None
+        if not isinstance(error, (OSError, RuntimeError)):  # the latter is torch's for a full disk
+            raise
+        raise UserError(f"{path}: cannot write it ({str(error).splitlines()[0]}); make room and "
+                        "run the same command again: it goes on from what was saved") from None
 
 
 def save(path: Path, content: dict) -> None:
@@ -45,8 +47,8 @@ def save(path: Path, content: dict) -> None:
 
 
 def load(path: Path) -> dict:
-    """Read a checkpoint to the CPU. Raises UserError where it is missing, damaged, or holds anything
-    but tensors and plain values (which could run code)."""
+    """Read a checkpoint to the CPU. Raises UserError where it is missing, damaged, or holds
+    anything but tensors and plain values (which could run code)."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():
@@ -78,12 +80,13 @@ def append(path: Path, line: dict) -> str:
 
 
 def rewrite(path: Path, drop: str, add: list[str]) -> None:
-    """Drop the lines of a file of JSON lines that start with `drop`, and a torn last one; add others."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    """Drop the lines of a file that start with `drop`, and a torn last one; add others."""
+    text = path.read_bytes() if path.exists() else b""  # as text, U+2028 would end a line too
     lines = [line for line in text.splitlines(keepends=True)
-             if line.endswith("\n") and not line.startswith(drop)] + add
-    if "".join(lines) != text:
-        replace(path, lambda file: file.write("".join(lines).encode()))
+             if line.endswith(b"\n") and not line.startswith(drop.encode())]
+    lines += [line.encode() for line in add]
+    if b"".join(lines) != text:
+        replace(path, lambda file: file.write(b"".join(lines)))
 
 
 def sync(path: Path) -> None:

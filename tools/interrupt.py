@@ -3,18 +3,29 @@ elsewhere, or the second time, they end the program with 128 + their number."""
 
 import signal
 import sys
+import time
 
 asked = 0         # the signal that waits
+since = 0.0       # when it came
 waiting = False   # whether a training is on that looks at it
 
 
 def handle(number: int, _frame) -> None:
-    global asked
-    if asked or not waiting:
+    global asked, since
+    if not waiting or asked and time.monotonic() > since + 1:  # a scheduler may send it twice
         sys.exit(128 + number)
-    asked = number
+    asked, since = number, time.monotonic()
 
 
-def install(numbers: tuple) -> None:
-    for number in numbers:
-        signal.signal(number, handle)
+def release() -> None:
+    """A training is over and saved: end the program if that was asked for meanwhile."""
+    global waiting
+    waiting = False
+    if asked:
+        sys.exit(128 + asked)
+
+
+def install(of_another: bool) -> None:
+    """Handle both; ignore them in a process `of_another` one, which ends it by SIGKILL."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN if of_another else handle)

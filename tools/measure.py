@@ -22,11 +22,8 @@ def share_right(right: list[bool]) -> dict:
 
 
 def shared_scores(score, *columns) -> np.ndarray:
-    """score(chunks of the columns) -> [n], for all rows of the columns: the ranks share them, in
-    chunks of 128."""
-    own = [mine(column) for column in columns]
-    return np.array(gather([s for i in range(0, len(own[0]), 128)
-                            for s in score(*(column[i:i + 128] for column in own)).tolist()]))
+    """score(columns) -> [n], for all rows of the columns, which the ranks share."""
+    return np.array(gather(score(*map(mine, columns)).tolist()))
 
 
 def rp_scores(data: Data, rp: RewardModel, x: list, y: list) -> np.ndarray:

@@ -1,17 +1,14 @@
 """How much memory a training will take, against what is free: an error now, not after hours.
 
-The greatest need is that of PPO: policy and critic with gradients and Adam's two moments, beside the
-anchor, both reward models and the other policies; and either the activations of a portion, forward
-and backward, or the cache of a batch that is sampled.
+The greatest need is that of PPO: policy and critic with gradients and Adam's two moments, beside
+the anchor, both reward models and the other policies; and either the activations of a portion,
+forward and backward, or the cache of a batch that is sampled.
 """
 
 from pathlib import Path
 
 import torch
 
-from tools.settings import UserError
-
-BASE = 400e6            # torch itself, on a CPU
 WEIGHTS_ONLY = 6        # models that are only read while PPO trains two
 
 
@@ -37,8 +34,7 @@ def needed(config, vocab: int, ranks: int) -> dict[str, float]:
     return {"weights": (2 + WEIGHTS_ONLY) * weight,
             "gradients and optimisers": 2 * 3 * weight + weight,
             "activations and logits": 4 * (portion * layer * model.layers + 4 * answers * vocab),
-            "cache": 4 * rows * (2 * columns * kv_width * model.layers + 4 * vocab),
-            "torch": BASE if config.run.device != "cuda" else 0.0}
+            "cache": 4 * rows * (2 * columns * kv_width * model.layers + 4 * vocab)}
 
 
 def free(device: torch.device) -> float:
@@ -52,20 +48,22 @@ def free(device: torch.device) -> float:
         group = Path("/sys/fs/cgroup")  # a container's own limit
         limit = (group / "memory.max").read_text().strip()
         if limit != "max":
-            found.append(float(limit) - float((group / "memory.current").read_text()))
-    except (OSError, ValueError):
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            cached = float(stat["active_file"]) + float(stat["inactive_file"])  # given up if needed
+            found.append(float(limit) - float((group / "memory.current").read_text()) + cached)
+    except (OSError, ValueError, KeyError):
         pass  # another system
     return min(found)
 
 
-def check(config, vocab: int, device: torch.device, ranks: int) -> None:
-    """Raises UserError where the training needs more memory than is free."""
+def shortage(config, vocab: int, device: torch.device, ranks: int) -> str:
+    """What is wrong where the training needs more memory than is free; else nothing."""
     parts = needed(config, vocab, ranks)
     here = 1 if device.type == "cuda" else ranks  # a CPU's ranks share its memory
     total, there = here * sum(parts.values()), free(device)
-    if total > there:
-        most = ", ".join(f"{name} {here * size / 1e9:.1f}" for name, size in parts.items())
-        raise UserError(
-            f"this training needs about {total / 1e9:.1f} GB of memory ({most}), but "
+    if total <= there:
+        return ""
+    most = ", ".join(f"{name} {here * size / 1e9:.1f}" for name, size in parts.items())
+    return (f"this training needs about {total / 1e9:.1f} GB of memory ({most}), but "
             f"{there / 1e9:.1f} GB are free on {device}; lower model.portion, ppo.batch or the "
             "model's size, or share it out over more devices with run.shard = true")

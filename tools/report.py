@@ -146,7 +146,7 @@ def judge_agreements(data: Data, models: Models, judge: Judge, fold) -> dict:
 def stage_seconds(run: Run) -> dict:
     """The seconds that each stage took, from its checkpoint."""
     paths = {path.stem: path for folder in (run.base, run.folder)
-             for path in sorted(folder.glob("*.pt"))}
+             for path in sorted(folder.glob("*.pt")) if ".part" not in path.name}
     return {name: files.load(path)["seconds"] for name, path in paths.items()}
 
 

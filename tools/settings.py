@@ -94,7 +94,7 @@ def read_arguments(description: str, *arguments) -> tuple[argparse.Namespace, li
         try:
             argument.encode()
         except UnicodeEncodeError:
-            raise UserError(f"argument {argument!r} is not UTF-8; type it in that encoding") from None
+            raise UserError(f"argument {argument!r} is not UTF-8; type it so") from None
     return parser.parse_known_args()
 
 

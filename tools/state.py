@@ -9,7 +9,8 @@ import torch
 
 def shard(model: torch.nn.Module, device: str, ranks: int) -> torch.nn.Module:
     """Split a model over the ranks, in place. A block of a ModuleList is put together when its turn
-    comes, forward and backward; the rest stays together from forward to backward."""
+    comes, forward and backward; the rest (embedding, head) stays together after the first forward
+    pass, in a training until the next backward one."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     mesh = init_device_mesh(device, (ranks,))
