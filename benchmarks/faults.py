@@ -32,7 +32,7 @@ SIZES = ("--sft.steps=200", "--rlhf.iterations=12")  # long enough to be hit
 
 
 def flat(content: dict) -> list[tuple]:
-    """The values of nested dictionaries with their names."""
+    """The values of nested dictionaries with their names (a tokenizer holds the folder's)."""
     return [pair for key, value in content.items() for pair in (
         flat(value) if isinstance(value, dict) else [(key, value)])]
 
@@ -68,7 +68,7 @@ class Faults:
             raise SystemExit(f"{name} did not end well: {ended[1]}")
         folder = self.folder / name
         models = {path.name: flat({key: value for key, value in load(path).items()
-                                   if key not in ("seconds", "inputs")})
+                                   if key not in ("seconds", "inputs", "tokenizer")})
                   for path in sorted(folder.glob("*.pt"))}
         rows = json.loads((folder / "report.json").read_text(encoding="utf-8"))["rows"]
         return {"models": models, "rows": rows} | {
