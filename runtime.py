@@ -366,11 +366,11 @@ class Run:
         check_config(config, f"on {ranks()} ranks")  # torchrun may have started another number
         self.folder = Path(config.run.dir) / config.run.name
         self.base = Path(config.run.base) if config.run.base else self.folder
-        self.resumed = {"step": -1}        # what a stage that was cut off has left
+        self.resumed = {"step": -1}     # what a stage that was cut off has left
         self.lines = defaultdict(list)  # of the logs, written by the current stage
-        self.last_good = None                # step that was done, and what it changed
-        self.told = {} if rank() == 0 else None  # warnings
+        self.last_good = None           # step that was done, and what it changed
         self.shortage = lambda: ""      # of memory for a stage, once it is known what it needs
+        self.told = {} if rank() == 0 else None  # warnings
         self.saved = self.begun = time.perf_counter()
         self.lock = files.lock(self.folder) if rank() == 0 and trains else None
         barrier()
@@ -396,7 +396,7 @@ class Run:
         except RuntimeError as error:
             raise UserError(f"a checkpoint does not fit the model: {str(error).splitlines()[-1]}; "
                             "delete the run folder or choose another --run.name") from None
-        if not (self.config.run.shard and ranks() > 1):
+        if not self.config.run.shard or ranks() == 1:
             return model.to(self.device)
         global _in_step
         _in_step = True
