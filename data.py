@@ -159,16 +159,16 @@ def encode_pairs(pairs: list[TextPair], config: Config, tokenizer: Tokenizer,
 def prepare(run: Run) -> dict:
     """Read or make the pairs, train the tokenizer, encode and split: the content of data.pt."""
     config, dropped = run.config, Counter()
-    files = config.data.files
-    if not files:
-        files = [str(run.folder / "bills.jsonl")]
-        with open(files[0], "w", encoding="utf-8") as file:
-            for pair in bills.make_pairs(config.data.bills, config.run.seed, config.data.total):
-                file.write(json.dumps(pair) + "\n")
-    pairs = [pair for path in files for pair in read_pairs(path, dropped)]
+    sources = config.data.files
+    if not sources:
+        sources = [str(run.folder / "bills.jsonl")]
+        made = bills.make_pairs(config.data.bills, config.run.seed, config.data.total)
+        files.write_whole(Path(sources[0]), lambda file: file.writelines(
+            json.dumps(pair).encode() + b"\n" for pair in made))
+    pairs = [pair for path in sources for pair in read_pairs(path, dropped)]
     counts = {"read": len(pairs) + dropped.total()}
     if not pairs:
-        raise UserError(f"{', '.join(files)}: no usable pair of {counts['read']} read: "
+        raise UserError(f"{', '.join(sources)}: no usable pair of {counts['read']} read: "
                         f"{dict(dropped) or 'no line'}")
     model = Path(config.tokenizer.model or run.folder / "tokenizer.model")
     if not config.tokenizer.model:
@@ -191,7 +191,7 @@ def load_data(run: Run) -> Data:
         content = files.load(run.folder / "data.pt")
     path = run.folder / "tokenizer.model"
     if runtime.rank() == 0 and not (path.exists() and path.read_bytes() == content["tokenizer"]):
-        path.write_bytes(content["tokenizer"])
+        files.write_whole(path, lambda file: file.write(content["tokenizer"]))
     runtime.barrier()
     tokenizer = Tokenizer(path)
     folds = {name: Fold(**columns) for name, columns in json.loads(content["folds"]).items()}

@@ -479,7 +479,7 @@ class Run:
     def write_config(self) -> None:
         """Keep the resolved config, once no finished stage has refused it."""
         if rank() == 0:
-            files.replace(self.folder / "config.toml",
+            files.write_whole(self.folder / "config.toml",
                           lambda file: file.write(to_toml(self.config).encode()))
 
     def take_up_logs(self, stage: str) -> None:

@@ -55,12 +55,12 @@ class Faults:
                                 start_new_session=True)
 
     def finish(self, name: str, *overrides, **limits) -> tuple[int, str]:
-        """Run to the end: the exit code, and what was said beside progress bars."""
+        """Run to the end: the exit code, and what was said beside progress and warnings."""
         process = self.start(name, *overrides, **limits)
         said = process.communicate(timeout=300)[1]
         return process.returncode, "\n".join(
             line for line in said.splitlines()
-            if line and not any(bar in line for bar in ("it/s", "?it", "s/it")))
+            if line and not any(mark in line for mark in ("it/s", "?it", "s/it", "warning:")))
 
     def content(self, name: str, ended: tuple[int, str] = (0, "")) -> dict:
         """What a finished run has left."""
@@ -140,10 +140,10 @@ def signals(faults: Faults) -> None:
 
 
 def refused_once(faults: Faults, fault: str, name: str, said: str, mend=lambda: None,
-                 **start) -> None:
+                 overrides=(), **limits) -> None:
     """A run that has to be refused in one line with exit code 2 and, mended, to end well; a stage
     that had to be made again has its lines at the end of the logs."""
-    code, line = faults.finish(name, **start)
+    code, line = faults.finish(name, *overrides, **limits)
     mend()
     faults.finish(name)
     faults.report(fault, code == 2 and said in line and line.count("\n") == 0
@@ -171,9 +171,9 @@ def damages(faults: Faults) -> None:
 
 def disk(faults: Faults) -> None:
     """No room for a checkpoint, or no permission to write."""
-    size = (faults.folder / "whole" / "sft.pt").stat().st_size
-    refused_once(faults, "file-size limit (as a full disk)", "full", "cannot write it",
-                 file_limit=size + 4096)  # enough for M_P^SFT, too little for PPO
+    size = (faults.folder / "whole" / "sft.pt").stat().st_size  # M_P^SFT's part: three times that
+    refused_once(faults, "file-size limit (as a full disk)", "full", "rlhf.part.pt: cannot write",
+                 overrides=["--run.save_every=0"], file_limit=4 * size)  # and PPO's six
     process = faults.start("unwritable", "--run.dir=/proc")  # where not even root may write
     line = process.communicate(timeout=300)[1]
     faults.report("run folder that cannot be written", process.returncode == 2

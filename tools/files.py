@@ -15,7 +15,7 @@ import torch
 from tools.settings import UserError
 
 
-def replace(path: Path, write) -> None:
+def write_whole(path: Path, write) -> None:
     """Write a file whole or not at all: to a temporary one, synced, then renamed over the old one.
 
     Raises UserError where that fails; what was there before is then still there.
@@ -43,7 +43,7 @@ def replace(path: Path, write) -> None:
 
 def save(path: Path, content: dict) -> None:
     """Write a checkpoint: tensors and plain values."""
-    replace(path, lambda file: torch.save(content, file))
+    write_whole(path, lambda file: torch.save(content, file))
 
 
 def load(path: Path) -> dict:
@@ -86,7 +86,7 @@ def rewrite(path: Path, drop: str, add: list[str]) -> None:
              if line.endswith(b"\n") and not line.startswith(drop.encode())]
     lines += [line.encode() for line in add]
     if b"".join(lines) != text:
-        replace(path, lambda file: file.write(b"".join(lines)))
+        write_whole(path, lambda file: file.write(b"".join(lines)))
 
 
 def sync(path: Path) -> None:
