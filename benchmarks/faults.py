@@ -59,8 +59,8 @@ class Faults:
         process = self.start(name, *overrides, **limits)
         said = process.communicate(timeout=300)[1]
         return process.returncode, "\n".join(
-            line for line in said.splitlines()
-            if line and not any(mark in line for mark in ("it/s", "?it", "s/it", "warning:")))
+            line for line in said.splitlines() if line.strip() and not any(
+                mark in line for mark in ("it/s", "?it", "s/it", "warning:")))
 
     def content(self, name: str, ended: tuple[int, str] = (0, "")) -> dict:
         """What a finished run has left."""
