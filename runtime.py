@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import errno
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -517,7 +516,7 @@ class Run:
             if due or asked:
                 self.save_part(step, changing)
             if asked:
-                sys.exit(128 + (interrupt.asked or signal.SIGTERM))
+                interrupt.leave(f"step {step} of {total}, {self.saving[0]}")
 
     def save_part(self, step: int, changing) -> None:
         """Save the current stage as it is after a step."""

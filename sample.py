@@ -98,8 +98,8 @@ def main() -> None:
         ("--eval", {"action": "store_true", "help": "evaluate again, write the report again"}))
     if not 0 <= args.temperature < float("inf") or args.iters < 0:
         raise UserError("--temperature and --iters must be numbers from 0")
-    if args.ref is not None and args.prompt is None:
-        raise UserError("--ref needs the --prompt that it responds to")
+    if args.ref is not None and args.prompt is None or args.eval and args.prompt is not None:
+        raise UserError("--ref needs the --prompt that it responds to, --eval takes neither")
     if not args.eval:
         config.run.ranks = 1
     from tools import report  # these two sample with this module

@@ -231,6 +231,8 @@ def test_a_checkpoint_that_is_none(refused, tmp_path, monkeypatch, kind):
 @pytest.mark.parametrize("arguments, said", [
     (["--prompt=tea"], "no such checkpoint; run train_pit.py first"),
     (["--ref=x"], "--ref needs the --prompt"),
+    (["--eval", "--prompt=x"], "--eval takes neither"),
+    (["--eval", "--ref=x"], "--eval takes neither"),
     (["--prompt=x", "--temperature=-1"], "must be numbers from 0"),
     (["--prompt=x", "--temperature=nan"], "must be numbers from 0"),
     (["--prompt=x", "--temperature=hot"], "invalid float value"),

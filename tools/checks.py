@@ -82,7 +82,7 @@ def troubles(figures: dict, kl_target: float):
                "to gain; look at the accuracy of R_PIT")
     if figures["empty"] > 0.1:
         yield (f"empty responses are {figures['empty']:.0%}: what the reward model makes of them "
-               "stands in metrics.jsonl, step 0 (same_mean)")
+               "stands in metrics.jsonl, step 0 (same_mean); lower the stage's kl_target")
 
 
 def tell(told: dict | None, stage: str, lines) -> None:

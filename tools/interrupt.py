@@ -1,6 +1,7 @@
 """SIGINT and SIGTERM: inside of a training they wait for the end of the step, that it can be saved;
 elsewhere, or the second time, they end the program with 128 + their number."""
 
+import os
 import signal
 import sys
 import time
@@ -23,6 +24,14 @@ def release() -> None:
     waiting = False
     if asked:
         sys.exit(128 + asked)
+
+
+def leave(saved: str) -> None:
+    """End the program between two steps, telling what is saved."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"\ninterrupted and saved: {saved}; the same command goes on from there",
+              file=sys.stderr)
+    sys.exit(128 + (asked or signal.SIGTERM))
 
 
 def install(of_another: bool) -> None:
