@@ -83,7 +83,7 @@ def refused(tmp_path, monkeypatch, capsys):
     ("--sft.steps=0", "sft.steps = 0 is out of range"),
     ("--template.policy=Hello", "lacks {x}"),
     ("--template.pit={x} better:", "needs both {x} and {y_ref}"),
-    ("--tokenizer.vocab=100000", "tokenizer.vocab = 100000 does not fit the data"),
+    ("--tokenizer.vocab=100000", "100000 does not fit the data: at most "),
     ("--tokenizer.vocab=5", "tokenizer.vocab = 5 does not fit the data"),
     ("--data.valid=100000", "too few"),
     ("--data.max_prompt=2", "longer than data.max_prompt"),

@@ -1,5 +1,6 @@
 """SentencePiece tokenizers: reads one, and trains one for a run that brings none."""
 
+import re
 from pathlib import Path
 
 import sentencepiece
@@ -22,8 +23,10 @@ def train_tokenizer(texts, markers: list[str], config: TokenizerSection,
             normalization_rule_name="identity", unk_id=0, eos_id=1, bos_id=-1, pad_id=-1,
             num_threads=1, minloglevel=2)
     except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        most = re.search(r"value <= (\d+)", reason)
         raise UserError(f"tokenizer.vocab = {config.vocab} does not fit the data: "
-                        f"{str(error).strip().splitlines()[-1]}") from None
+                        + (f"at most {most[1]} there" if most else reason)) from None
 
 
 class Tokenizer:
