@@ -17,6 +17,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from runtime import ModelSection, in_step
+from tools.state import whole
 
 
 class RMSNorm(nn.Module):
@@ -99,7 +100,7 @@ def packed_weights(model: nn.Module, rows: int):
     on other devices than a CPU, or of shards, nothing happens. Gradients do not flow meanwhile."""
     linears = [m for m in model.modules() if isinstance(m, Linear)]
     weight, fits = linears[0].weight, torch.backends.mkldnn.is_available()
-    fits &= type(weight) is nn.Parameter and weight.device.type == "cpu"
+    fits &= whole(weight) and weight.device.type == "cpu"
     try:
         for linear in linears if fits and not torch.is_autocast_enabled("cpu") else []:
             linear.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)

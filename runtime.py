@@ -340,13 +340,13 @@ def descend(model: torch.nn.Module, optimizer: torch.optim.Optimizer, count: tor
         all_sum(flat)
     flat = flat[:-1] / flat[-1].clamp_min(1)
     norm = all_sum(flat.norm() ** 2).sqrt() if sharded else flat.norm()
+    parts = flat.split([grad.numel() for grad in grads])  # views: they are clipped with the whole
     if not torch.isfinite(norm):
-        parts = flat.split([grad.numel() for grad in grads])
         bad = [name for name, part in zip(trained, parts) if not torch.isfinite(part).all()]
         raise NotFinite(f"{what}: the gradient of {(bad or ['some tensor'])[0]} is not finite; "
                         "what was good is saved; lower the rate under another --run.name")
     flat *= (clip / (norm + 1e-6)).clamp(max=1.0)
-    for grad, part in zip(grads, flat.split([grad.numel() for grad in grads])):
+    for grad, part in zip(grads, parts):
         grad.copy_(part.view_as(grad))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

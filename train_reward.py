@@ -72,8 +72,8 @@ def train(run: Run, name: str, model, fit: FitSection, fold: Fold, width, loss_o
             run.log("metrics.jsonl", {"stage": name, "step": step} | figures | {
                 "grad_norm": norm, "lr": learning_rate(fit, step - 1)})
             course.sums = torch.zeros(3)
-            if step > fit.steps // 2:
-                tell(run.told, name, chance(figures["accuracy"]) if name[0] == "r" else [])
+            if step > fit.steps // 2 and name in ("rp", "rpit"):
+                tell(run.told, name, chance(figures["accuracy"]))
 
 
 def lm_loss(model: GPT, rows: Rows):

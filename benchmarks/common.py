@@ -7,6 +7,7 @@ float32 on one thread.
 
 import json
 import platform
+import random
 import statistics
 import sys
 import time
@@ -52,10 +53,20 @@ def hf(workload: str):
     return LlamaForCausalLM(hf_config(workload))
 
 
+def random_lists(chance: random.Random, number: int, low: int, high: int, vocab: int) -> list:
+    """Lists of `low` to `high` token ids."""
+    return [[chance.randrange(1, vocab) for _ in range(chance.randint(low, high))]
+            for _ in range(number)]
+
+
 def forward_flops(workload: str) -> int:
+    """Operations of one token's forward pass, see product_flops."""
+    return product_flops(*WORKLOADS[workload])
+
+
+def product_flops(model: ModelSection, vocab: int) -> int:
     """Operations of one token's forward pass, the attention over other tokens left out: two for
     each weight of the linear layers and the output layer."""
-    model, vocab = WORKLOADS[workload]
     width = model.width // model.heads
     layer = model.width * (2 * model.heads + 2 * model.kv_heads) * width
     return 2 * (model.layers * (layer + 3 * model.width * model.hidden) + vocab * model.width)

@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
 
+from runtime import LOGS  # noqa: E402
 from tools.files import load  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-LOGS = ("metrics.jsonl", "samples.jsonl")
 SIZES = ("--sft.steps=200", "--rlhf.iterations=12")  # long enough to be hit
 
 
@@ -104,7 +104,8 @@ class Faults:
         while process.poll() is None and self.progress(name) < target:
             time.sleep(0.002)
         time.sleep(random.random() * 0.03)
-        os.killpg(process.pid, number)  # with the ranks that it has started
+        if process.poll() is None:  # else it has ended before
+            os.killpg(process.pid, number)  # with the ranks that it has started
         said = process.communicate(timeout=300)[1]
         return process.returncode, said
 

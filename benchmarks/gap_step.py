@@ -11,7 +11,8 @@ language-model loss.
 import random
 
 import torch
-from common import WORKLOADS, alternate, forward_flops, gemm_peak, hf_config, ours, report
+from common import (WORKLOADS, alternate, forward_flops, gemm_peak, hf_config, ours, random_lists,
+                    report)
 
 from model import portions
 from reward import RewardModel, eq2_loss, gap_loss, make_branches
@@ -24,8 +25,8 @@ def main() -> None:
     from transformers import LlamaForSequenceClassification
 
     chance, vocab = random.Random(0), WORKLOADS["W"][1]
-    x, y_w, y_l = ([[chance.randrange(1, vocab) for _ in range(chance.randint(low, high))]
-                    for _ in range(TRIPLES)] for low, high in ((16, 32), (24, 40), (24, 40)))
+    x, y_w, y_l = (random_lists(chance, TRIPLES, low, high, vocab)
+                   for low, high in ((16, 32), (24, 40), (24, 40)))
     config = RewardSection(pool="last", logp_feature=False, lm_coef=0.0)
     model = RewardModel(ours("W"), config)
     settings = hf_config("W")

@@ -23,9 +23,9 @@ ROWS, NEW, EPOCHS, MINIBATCHES = 64, 32, 4, 4
 
 
 def make_prompts(vocab: int) -> list[list[int]]:
-    chance = random.Random(0)
-    return [[chance.randrange(1, vocab) for _ in range(chance.randint(16, 32))]
-            for _ in range(ROWS)]
+    from common import random_lists
+
+    return random_lists(random.Random(0), ROWS, 16, 32, vocab)
 
 
 def run_ours(iterations: int) -> list[float]:

@@ -12,7 +12,8 @@ import argparse
 import random
 
 import torch
-from common import WORKLOADS, alternate, bandwidth, forward_flops, gemm_peak, hf, ours, report
+from common import (WORKLOADS, alternate, bandwidth, forward_flops, gemm_peak, hf, ours,
+                    random_lists, report)
 
 from model import sample
 
@@ -27,9 +28,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
     number, vocab = {"W": 64, "W2": 8}[args.workload], WORKLOADS[args.workload][1]
-    chance = random.Random(0)
-    prompts = [[chance.randrange(1, vocab) for _ in range(chance.randint(16, 32))]
-               for _ in range(number)]
+    prompts = random_lists(random.Random(0), number, 16, 32, vocab)
     model, peer = ours(args.workload), hf(args.workload)
     longest = max(map(len, prompts))
     padded = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])

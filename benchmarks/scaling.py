@@ -8,7 +8,7 @@ half the context, a quarter of it new tokens. One thread, float32, vocabulary 51
 """
 
 import torch
-from common import alternate, report
+from common import alternate, product_flops, report
 
 from model import GPT, pad_rows, sample
 from runtime import ModelSection
@@ -22,8 +22,7 @@ DRAFTS, TOKENS, VOCAB = 8, 2048, 512
 def operations(config: ModelSection, seen: float) -> float:
     """Of one token's forward pass, which looks at `seen` tokens: the linear layers, the output
     layer, and the two products of the attention."""
-    layer = 4 * config.width ** 2 + 3 * config.width * config.hidden + 2 * config.width * seen
-    return 2 * (config.layers * layer + VOCAB * config.width)
+    return product_flops(config, VOCAB) + 4 * config.layers * config.width * seen
 
 
 def measure(layers: int, width: int, context: int) -> None:

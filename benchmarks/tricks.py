@@ -12,7 +12,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from common import WORKLOADS, alternate, ours, report
+from common import WORKLOADS, alternate, ours, random_lists, report
 
 import model as gpt
 from model import GPT, Rows, pad_rows, portions, sample, token_logprobs
@@ -21,9 +21,7 @@ from runtime import RewardSection
 
 
 def lists(number: int, low: int, high: int, vocab: int = 512) -> list[list[int]]:
-    chance = random.Random(low + high)
-    return [[chance.randrange(1, vocab) for _ in range(chance.randint(low, high))]
-            for _ in range(number)]
+    return random_lists(random.Random(low + high), number, low, high, vocab)
 
 
 def everywhere(model: GPT, rows: Rows):

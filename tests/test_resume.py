@@ -51,10 +51,9 @@ def test_a_stage_that_was_cut_off_goes_on_bit_for_bit(tmp_path):
             walk(tiny_run(tmp_path / "cut"), 20, stop)
         parts = list((tmp_path / "cut" / "tiny").glob("*.pt"))
         assert stop == 1 or files.load(parts[0])["step"] == stop - 1 and len(parts) == 1
-    # one that is killed in step 20 has only that left
     run = tiny_run(tmp_path / "cut")
     again = walk(run, 20)
-    assert run.done == [20]  # it was not made again from the start
+    assert run.done == [20]  # what was killed in step 20 has only that left
     assert torch.equal(again["sums"], whole["sums"])
     assert all(torch.equal(w, again["model"][name]) for name, w in whole["model"].items())
     one, other = ((tmp_path / name / "tiny" / "metrics.jsonl").read_bytes()
@@ -85,17 +84,23 @@ def test_a_part_that_was_made_with_another_config_is_refused(tmp_path):
         walk(tiny_run(tmp_path, sft__lr=0.5), 10)
 
 
-def test_what_was_good_is_saved_when_a_number_is_not_finite(tmp_path):
-    run = tiny_run(tmp_path)
+def fail(run, at: int, changed=lambda: None) -> None:
+    """A stage in whose step `at` a number is not finite, after `changed()`."""
     model = torch.nn.Linear(1, 1)
     course = changing(model, torch.optim.SGD(model.parameters(), lr=1.0))
 
     def work():
         for step in run.steps("x", 5, course):
-            if step == 3:
+            if step == at:
+                changed()
                 raise NotFinite("the gradient of weight is not finite")
     with pytest.raises(NotFinite):
         run.stage("x", ("sft",), work)
+
+
+def test_what_was_good_is_saved_when_a_number_is_not_finite(tmp_path):
+    run = tiny_run(tmp_path)
+    fail(run, 3)
     assert files.load(run.folder / "x.part.pt")["step"] == 2
 
 
@@ -110,15 +115,7 @@ def test_lines_may_hold_any_character(tmp_path):
 
 def test_a_half_done_iteration_is_not_taken_for_good(tmp_path):
     run = tiny_run(tmp_path)
-    model = torch.nn.Linear(1, 1)
-    course = changing(model, torch.optim.SGD(model.parameters(), lr=1.0))
-
-    def work():
-        for _ in run.steps("x", 5, course):
-            run.last_good = None  # as PPO does before its update
-            raise NotFinite("the gradient of weight is not finite")
-    with pytest.raises(NotFinite):
-        run.stage("x", ("sft",), work)
+    fail(run, 1, lambda: setattr(run, "last_good", None))  # as PPO does before its update
     assert not (run.folder / "x.part.pt").exists()
 
 
