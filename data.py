@@ -10,59 +10,26 @@ encoded apart and joined as ids, so any SentencePiece model serves, and sampled 
 are. When we train the tokenizer ourselves, markers such as <|user|> become single pieces.
 """
 
-import gzip
 import json
 import random
 import re
-import zlib
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import runtime
-from model import Rows, pad_rows
+from model import GPT, Rows, pad_rows
 from runtime import Config, DataSection, Run, UserError
 from tools import bills, files
-from tools.formats import TextPair, find_reader
-from tools.vocabulary import Tokenizer, train_tokenizer
+from tools.formats import TextPair, Turn, read_pairs
+from tools.vocabulary import JSONTokenizer, Tokenizer, file_name, read_tokenizer, train_tokenizer
 
 FOLDS = ("sft", "reward", "rl", "valid", "test")
-
-
-def read_pairs(path: str, dropped: Counter) -> list[TextPair]:
-    """All usable pairs of a file of JSON lines; the others are counted in `dropped` by reason.
-
-    Raises UserError with file and line for what cannot be read.
-    """
-    opener = gzip.open if str(path).endswith(".gz") else open
-    pairs = []
-    try:
-        with opener(path, "rt", encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                where = f"{path}:{number}"
-                try:
-                    record = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise UserError(f"{where}: no JSON: {error}") from None
-                if not isinstance(record, dict):
-                    raise UserError(f"{where}: expected a JSON object a line")
-                pair = find_reader(record, where)(record, where)
-                if isinstance(pair, str):
-                    dropped[pair] += 1
-                elif pair.chosen == pair.rejected:
-                    dropped["responses equal"] += 1
-                elif not (pair.prompt.strip() and pair.chosen.strip() and pair.rejected.strip()):
-                    dropped["empty text"] += 1
-                else:
-                    pairs.append(pair)
-    except (OSError, EOFError, UnicodeError, zlib.error) as error:
-        raise UserError(f"{path}: cannot read the data: {error}") from None
-    return pairs
+SLOTS = ("{x}", "{y_ref}")
 
 
 def split_keys(keys: list[str], config: DataSection, seed: int) -> dict[str, str]:
@@ -79,43 +46,70 @@ def split_keys(keys: list[str], config: DataSection, seed: int) -> dict[str, str
 
 
 class Template:
-    """Turns the ids of x and y_ref into those of a prompt."""
+    """Puts token ids into the slots of a text: {x}, {y_ref}."""
 
-    def __init__(self, text: str, tokenizer: Tokenizer):
-        self.start = [tokenizer.bos] if tokenizer.bos >= 0 else []
-        self.parts = [part if part in ("{x}", "{y_ref}") else tokenizer.pieces.encode(part)
-                      for part in re.split(r"(\{x\}|\{y_ref\})", text) if part]
+    def __init__(self, text: str, tokenizer: Tokenizer, start: list[int]):
+        self.start = start
+        self.parts = [part if part in SLOTS else tokenizer.fixed(part)
+                      for part in re.split(f"({'|'.join(SLOTS)})", text) if part]
 
     def __call__(self, x, y_ref=()) -> list[int]:
-        ids = list(self.start)
+        ids, slots = list(self.start), {"{x}": x, "{y_ref}": y_ref}
         for part in self.parts:
-            ids += x if part == "{x}" else y_ref if part == "{y_ref}" else part
+            ids += slots[part] if isinstance(part, str) else part
         return ids
+
+
+class Column:
+    """Lists of token ids, one behind the other in a flat array, which may be mapped from a file."""
+
+    def __init__(self, flat: np.ndarray, ends: np.ndarray):
+        self.flat, self.ends = flat, ends  # list i is flat[ends[i]:ends[i + 1]]
+
+    def __len__(self):
+        return len(self.ends) - 1
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        return self.flat[self.ends[i]:self.ends[i + 1]].tolist()
+
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.ends)
 
 
 @dataclass
 class Fold:
     """Pairs of one fold, as lists of token ids. Responses are without their end."""
-    x: list[list[int]]
-    y_w: list[list[int]]
-    y_l: list[list[int]]
+    x: Column | list[list[int]]    # prompts, with the templates of their turns
+    y_w: Column | list[list[int]]
+    y_l: Column | list[list[int]]
 
     def __len__(self):
         return len(self.x)
 
     def __getitem__(self, indices):
-        """Some of the pairs."""
+        """Some of the pairs, as lists."""
         return Fold(*([column[i] for i in indices] for column in vars(self).values()))
 
 
 @dataclass
 class Data:
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | JSONTokenizer
+    vocab: int                     # rows of the embedding
+    turns: dict[str, Template]     # of a prompt, by their role
     policy: Template               # what M_P and R_P read before y
     pit: Template                  # what M_PIT and R_PIT read before y
     folds: dict[str, Fold]
     counts: dict[str, int]         # pairs read, kept in each fold, dropped by reason
     device: torch.device           # where rows are put
+    trunk: GPT | None = None       # with LoRA: the frozen weights that all models share
+
+    def prompt(self, text: str) -> list[int]:
+        """A user's first turn."""
+        return self.turns["user"](self.tokenizer.encode([text])[0])
 
     def ended(self, ids: list[int]) -> list[int]:
         """A response with its end."""
@@ -136,24 +130,77 @@ class Data:
         return ids[:-1] if ids and ids[-1] == self.tokenizer.eos else ids
 
 
-def encode_pairs(pairs: list[TextPair], config: Config, tokenizer: Tokenizer,
-                 dropped: Counter) -> dict[str, Fold]:
-    """Encode, drop what is too long, and split. Returns the folds."""
-    columns = [tokenizer.encode([getattr(pair, name) for pair in pairs])
-               for name in ("prompt", "chosen", "rejected")]
-    limits = (config.data.max_prompt, config.data.max_response - 1, config.data.max_response - 1)
-    fits = [all(len(ids) <= limit for ids, limit in zip(row, limits)) for row in zip(*columns)]
-    dropped["too long"] += len(pairs) - sum(fits)
+def cut_from_left(turns: list[list[int]], roles: list[str], limit: int) -> list[int]:
+    """The ids of a prompt's turns as one list of at most `limit`, if need be without its first
+    turns: it then begins at a later turn of the user's, after the system's. [] if none fits."""
+    system = int(roles[0] == "system")
+    for first in [system] + [i for i in range(system + 1, len(roles)) if roles[i] == "user"]:
+        ids = [i for turn in turns[:system] + turns[first:] for i in turn]
+        if len(ids) <= limit:
+            return ids
+    return []
+
+
+def encode_prompts(prompts: list[list[Turn]], turns: dict[str, Template], tokenizer,
+                   limit: int, dropped: Counter) -> list[list[int]]:
+    """Each prompt's turns in their templates; [] for one whose last turn alone is too long."""
+    texts = iter(tokenizer.encode([text for prompt in prompts for _, text in prompt]))
+    encoded = []
+    for prompt in prompts:
+        roles = [role for role, _ in prompt]
+        whole = [turns[role](next(texts)) for role in roles]
+        encoded.append(cut_from_left(whole, roles, limit))
+        dropped["first turns only"] += 0 < len(encoded[-1]) < sum(map(len, whole))
+    return encoded
+
+
+def encode_pairs(pairs: list[TextPair], config: Config, tokenizer, turns: dict[str, Template],
+                 dropped: Counter) -> dict[str, list]:
+    """Encode, drop what is too long, and split. Returns the rows (x, y_w, y_l) of each fold."""
+    x = encode_prompts([pair.prompt for pair in pairs], turns, tokenizer, config.data.max_prompt,
+                       dropped)
+    y_w, y_l = (tokenizer.encode([getattr(pair, side) for pair in pairs])
+                for side in ("chosen", "rejected"))
+    fits = [x and max(len(w), len(l)) < config.data.max_response for x, w, l in zip(x, y_w, y_l)]
+    dropped["too long"] += len(pairs) - sum(map(bool, fits))
     if not any(fits):
         raise UserError(f"data: all {len(pairs)} pairs are longer than data.max_prompt or "
                         "data.max_response; raise these and model.context")
     fold_of = split_keys([pair.key for pair, fit in zip(pairs, fits) if fit], config.data,
                          config.run.seed)
     rows = {name: [] for name in FOLDS}
-    for pair, fit, row in zip(pairs, fits, zip(*columns)):
+    for pair, fit, row in zip(pairs, fits, zip(x, y_w, y_l)):
         if fit:
             rows[fold_of[pair.key]].append(row)
-    return {name: Fold(*map(list, zip(*rows[name]))) for name in FOLDS}
+    return rows
+
+
+def flattened(rows: dict[str, list]) -> dict[str, torch.Tensor]:
+    """The rows of all folds as one array of tokens, column by column, and its lists' lengths."""
+    lists = [ids for fold in rows.values() for column in zip(*fold) for ids in column]
+    return {"tokens": torch.from_numpy(np.fromiter(chain(*lists), np.int32)),
+            "lengths": torch.tensor([len(ids) for ids in lists])}
+
+
+def folds_of(content: dict) -> dict[str, Fold]:
+    """The folds that `flattened` has kept, on the same memory."""
+    flat = content["tokens"].numpy()
+    ends = np.concatenate([[0], content["lengths"].numpy().cumsum()])
+    folds, start = {}, 0
+    for name in FOLDS:
+        size = content["counts"][name]
+        starts = [start + k * size for k in range(3)]
+        folds[name] = Fold(*(Column(flat, ends[i:i + size + 1]) for i in starts))
+        start += 3 * size
+    return folds
+
+
+def make_templates(config: Config, tokenizer) -> tuple[dict[str, Template], Template, Template]:
+    """The templates of turns, and those of what M_P and M_PIT read."""
+    texts, start = config.template, [tokenizer.bos] if tokenizer.bos >= 0 else []
+    turns = {role: Template(getattr(texts, role), tokenizer, [])
+             for role in ("system", "user", "assistant")}
+    return turns, *(Template(text, tokenizer, start) for text in (texts.policy, texts.pit))
 
 
 def prepare(run: Run) -> dict:
@@ -170,39 +217,47 @@ def prepare(run: Run) -> dict:
     if not pairs:
         raise UserError(f"{', '.join(sources)}: no usable pair of {counts['read']} read: "
                         f"{dict(dropped) or 'no line'}")
+    if any(len(pair.prompt) > 1 for pair in pairs) and config.template.assistant == "{x}":
+        raise UserError(f"{', '.join(sources)}: prompts have several turns; set template.user and "
+                        "template.assistant, which tell them apart (see configs/hh.toml)")
     model = Path(config.tokenizer.model or run.folder / "tokenizer.model")
     if not config.tokenizer.model:
-        markers = re.findall(r"<\|\w+\|>", config.template.policy + config.template.pit)
+        markers = re.findall(r"<\|\w+\|>", "".join(vars(config.template).values()))
         some = random.Random(config.run.seed).sample(pairs, min(len(pairs), 20_000))
-        train_tokenizer((text for p in some for text in (p.prompt, p.chosen, p.rejected)),
+        train_tokenizer((text for p in some for text in (
+            *(text for _, text in p.prompt), p.chosen, p.rejected)),
                         list(dict.fromkeys(markers)), config.tokenizer, model)
-    folds = encode_pairs(pairs, config, Tokenizer(model), dropped)
-    counts |= {name: len(fold) for name, fold in folds.items()} | {
+    tokenizer = read_tokenizer(model, config.tokenizer.eos)
+    rows = encode_pairs(pairs, config, tokenizer, make_templates(config, tokenizer)[0], dropped)
+    counts |= {name: len(fold) for name, fold in rows.items()} | {
         f"dropped, {reason}": count for reason, count in dropped.items() if count}
-    return {"counts": counts, "tokenizer": model.read_bytes(),  # JSON loads faster than a pickle
-            "folds": json.dumps({name: vars(fold) for name, fold in folds.items()})}
+    return {"counts": counts, "tokenizer": model.read_bytes()} | flattened(rows)
 
 
 def load_data(run: Run) -> Data:
     """The run's data: prepared by the first rank if it is not there yet, and read by all."""
+    config = run.config
     sections = ("data", "tokenizer", "template")
     content = run.stage("data", sections, lambda: prepare(run) if runtime.rank() == 0 else {})
-    if "folds" not in content:
+    if "tokens" not in content:
         content = files.load(run.folder / "data.pt")
-    path = run.folder / "tokenizer.model"
+    path = run.folder / file_name(content["tokenizer"])
     if runtime.rank() == 0 and not (path.exists() and path.read_bytes() == content["tokenizer"]):
         files.write_whole(path, lambda file: file.write(content["tokenizer"]))
     runtime.barrier()
-    tokenizer = Tokenizer(path)
-    folds = {name: Fold(**columns) for name, columns in json.loads(content["folds"]).items()}
-    policy, pit = (Template(text, tokenizer) for text in
-                   (run.config.template.policy, run.config.template.pit))
-    needed = (run.config.data.max_prompt + 2 * run.config.data.max_response
+    tokenizer = read_tokenizer(path, config.tokenizer.eos)
+    turns, policy, pit = make_templates(config, tokenizer)
+    needed = (config.data.max_prompt + 2 * config.data.max_response
               + max(len(policy([])), len(pit([]))) + 1)  # a cut response is scored with an end
-    if needed > run.config.model.context:
-        raise UserError(f"model.context = {run.config.model.context} is shorter than max_prompt + "
+    if needed > config.model.context:
+        raise UserError(f"model.context = {config.model.context} is shorter than max_prompt + "
                         f"2 x max_response and the template: {needed}")
-    return Data(tokenizer, policy, pit, folds, content["counts"], run.device)
+    vocab = config.model.vocab or tokenizer.vocab
+    if vocab < tokenizer.vocab:
+        raise UserError(f"tokenizer.model has {tokenizer.vocab} pieces, but the embedding of "
+                        f"model.init_from {vocab} rows; they do not belong together")
+    return Data(tokenizer, vocab, turns, policy, pit, folds_of(content), content["counts"],
+                run.device)
 
 
 def batches(lengths: np.ndarray, size: int, steps: int, rng: np.random.Generator):

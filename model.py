@@ -8,6 +8,8 @@ the pads between prompt and response), and a row's logits depend neither on padd
 Shapes: B batch, T time, V vocabulary, D width, H heads, K key-value heads, C width of a head.
 """
 
+import copy
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -16,7 +18,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from runtime import ModelSection, in_step
+from runtime import LoRASection, ModelSection, in_step
 from tools.state import whole
 
 
@@ -32,9 +34,17 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
 
 
-def rotary_table(context: int, width: int, theta: float) -> torch.Tensor:
-    """exp(i angle) of each position and pair (arXiv 2104.09864), as reals [context, C/2, 2]."""
+def rotary_table(context: int, width: int, theta: float, scaling: list) -> torch.Tensor:
+    """exp(i angle) of each position and pair (arXiv 2104.09864), as reals [context, C/2, 2].
+
+    `scaling` is Llama 3's, if any: what turns fewer than `low` times within the original context
+    turns slower by `factor`, what turns more than `high` times as before, in between a mixture.
+    """
     frequencies = theta ** (-torch.arange(0, width, 2).float() / width)  # [C/2]
+    if scaling:
+        factor, low, high, original = scaling
+        kept = ((original * frequencies / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+        frequencies = frequencies * (kept + (1 - kept) / factor)
     angles = torch.arange(context)[:, None] * frequencies                # [context, C/2]
     return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
@@ -79,6 +89,20 @@ class Cache:
         self.layers = [(k[rows], v[rows]) for k, v in self.layers]
 
 
+class LoRA(nn.Module):
+    """A change of rank r to a frozen weight W: W + alpha / r B A (arXiv 2106.09685); B starts at 0.
+    Of queries, keys and values, or gate and up, which are one W, there is one A."""
+
+    def __init__(self, outputs: int, inputs: int, config: LoRASection):
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(config.rank, inputs) * inputs ** -0.5)
+        self.b = nn.Parameter(torch.zeros(outputs, config.rank))
+        self.scale = config.alpha / config.rank
+
+    def forward(self, x):
+        return F.linear(F.linear(x, self.a), self.scale * self.b)
+
+
 class Linear(nn.Module):
     """x W^T, at first with weights of std 1/sqrt(inputs). While responses are sampled on a CPU,
     `packed` is a copy of W in oneDNN's own order: products of few rows are up to twice as fast."""
@@ -86,24 +110,29 @@ class Linear(nn.Module):
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs) * inputs ** -0.5)
-        self.packed = None
+        self.packed = self.lora = None
 
     def forward(self, x):
         if not torch.compiler.is_compiling() and self.packed is not None:
-            return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
-        return F.linear(x, self.weight)
+            y = torch.ops.mkldnn._linear_pointwise(x.to(self.packed.dtype), self.packed, None,
+                                                   "none", [], "")
+        else:
+            y = F.linear(x, self.weight)
+        return y if self.lora is None else y + self.lora(x)
 
 
 @contextmanager
 def packed_weights(model: nn.Module, rows: int):
-    """Lend each linear layer a packed copy of its weight, for products of `rows` rows in float32;
-    on other devices than a CPU, or of shards, nothing happens. Gradients do not flow meanwhile."""
+    """Lend each linear layer a packed copy of its weight, for products of `rows` rows; on other
+    devices than a CPU, or of shards, nothing happens. Gradients do not flow meanwhile."""
     linears = [m for m in model.modules() if isinstance(m, Linear)]
     weight, fits = linears[0].weight, torch.backends.mkldnn.is_available()
     fits &= whole(weight) and weight.device.type == "cpu"
+    dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
     try:
-        for linear in linears if fits and not torch.is_autocast_enabled("cpu") else []:
-            linear.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
+        for linear in linears if fits else []:
+            linear.packed = torch.ops.mkldnn._reorder_linear_weight(
+                linear.weight.detach().to(dtype), rows)
         yield
     finally:
         for linear in linears:
@@ -116,7 +145,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelSection):
         super().__init__()
         self.heads, self.kv_heads = config.heads, config.kv_heads
-        self.head_width = config.width // config.heads
+        self.head_width = config.head_width or config.width // config.heads
         self.qkv = Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_width)
         self.out = Linear(self.heads * self.head_width, config.width)
 
@@ -175,7 +204,8 @@ class GPT(nn.Module):
         self.head = Linear(config.width, vocab)
         if config.tied:
             self.head.weight = self.embedding.weight
-        table = rotary_table(config.context, config.width // config.heads, config.rope_theta)
+        table = rotary_table(config.context, self.blocks[0].attention.head_width, config.rope_theta,
+                             config.rope_scaling)
         self.register_buffer("rotary", table, persistent=False)
         nn.init.normal_(self.embedding.weight, std=config.width ** -0.5)
         for block in self.blocks:  # what adds to the residual stream starts small (GPT-2)
@@ -201,7 +231,7 @@ class GPT(nn.Module):
         """
         angles = self.rotary[:tokens.shape[1]] if positions is None else self.rotary[positions]
         turns = torch.view_as_complex(angles.float()).unsqueeze(-2)  # [B or -, T, 1, C/2]
-        x = self.embedding(tokens)                                   # [B, T, D]
+        x = self.embedding(tokens).float()                           # [B, T, D]
         for layer, block in enumerate(self.blocks):
             x = block(x, turns, mask, cache, layer, at if block is self.blocks[-1] else None)
         if cache is not None:
@@ -211,6 +241,17 @@ class GPT(nn.Module):
     def logits(self, hidden):
         """Logits [..., V] of hidden states [..., D]: float32, whatever the product was made in."""
         return self.head(hidden).float()
+
+
+def adapted(trunk: GPT, config: LoRASection) -> GPT:
+    """A model that shares the weights of a frozen trunk and has adapters of its own."""
+    trunk.requires_grad_(False)
+    shared = {id(tensor): tensor for tensor in (*trunk.parameters(), *trunk.buffers())}
+    model = copy.deepcopy(trunk, shared)
+    for name, module in list(model.named_modules()):
+        if name.rpartition(".")[2] in config.linears:
+            module.lora = LoRA(*module.weight.shape, config)
+    return model
 
 
 def scalars(head: nn.Linear, hidden):

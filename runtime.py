@@ -10,11 +10,7 @@ starts the second process by itself; under torchrun the ranks are torchrun's.
 
 import argparse
 import dataclasses
-import errno
-import os
-import subprocess
 import sys
-import tempfile
 import time
 import zlib
 from collections import defaultdict
@@ -25,8 +21,9 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from tools import files, interrupt, state
+from tools import files, interrupt, llama, state
 from tools.checks import check_config
+from tools.launch import pick_device, start_ranks
 from tools.settings import UserError, fill, read_arguments, to_toml
 
 
@@ -62,30 +59,49 @@ class DataSection:
 
 @dataclass
 class TokenizerSection:
-    model: str = ""             # a SentencePiece .model; none: train one on the data
+    model: str = ""             # SentencePiece's .model or a tokenizer.json; none: init_from's, or
+    #                             one that is trained on the data
+    eos: str = ""               # the piece that ends a response; none: the tokenizer's own
     vocab: int = 256
     byte_fallback: bool = False  # spell unknown characters in bytes (256 pieces of the vocabulary)
 
 
 @dataclass
 class TemplateSection:
+    system: str = "{x}"                                      # a turn of the prompt by each role
+    user: str = "{x}"
+    assistant: str = "{x}"
     policy: str = "<|user|>{x}<|assistant|>"                 # what M_P and R_P read before y
     pit: str = "<|user|>{x}<|draft|>{y_ref}<|better|>"       # what M_PIT and R_PIT read before y
 
 
 @dataclass
 class ModelSection:
+    init_from: str = ""         # a Hugging Face Llama-type folder or a llama2.c .bin; sets the fields
+    #                             below up to `tied`, but for `context`
     layers: int = 3
     heads: int = 4
     kv_heads: int = 4
     width: int = 128
     hidden: int = 256           # of the SwiGLU
     context: int = 128
+    head_width: int = 0         # 0: width / heads
+    vocab: int = 0              # rows of the embedding; 0: one for each piece of the tokenizer
     rope_theta: float = 10_000.0
+    rope_scaling: list[float] = field(default_factory=list)  # Llama 3's: factor, low and high
+    #                             frequency factor, original context
     norm_eps: float = 1e-5
     tied: bool = True           # the output layer shares the embedding's weights
     portion: int = 0            # positions a training or scoring pass takes; 0: 2,048, GPU 65,536
     look_every: int = 0         # new tokens between looks at which rows ended; 0: 1, GPU 16
+
+
+@dataclass
+class LoRASection:
+    """Adapters instead of full training; all models share one frozen trunk, model.init_from."""
+    rank: int = 0               # 0: full training
+    alpha: float = 32.0         # the change of a weight is alpha / rank B A
+    linears: list[str] = field(default_factory=lambda: ["qkv", "out", "gate_up", "down"])
 
 
 @dataclass
@@ -159,6 +175,7 @@ class Config:
     tokenizer: TokenizerSection = field(default_factory=TokenizerSection)
     template: TemplateSection = field(default_factory=TemplateSection)
     model: ModelSection = field(default_factory=ModelSection)
+    lora: LoRASection = field(default_factory=LoRASection)
     sft: FitSection = field(default_factory=FitSection)
     pit_sft: FitSection = field(default_factory=FitSection)
     rp: FitSection = field(default_factory=FitSection)
@@ -180,6 +197,11 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
     """
     config = Config()
     fill(config, path, overrides)
+    if config.model.init_from:
+        found = llama.described(config.model.init_from, config.model.context)
+        vars(config.model).update(found["model"])
+        for key, value in found["tokenizer"].items():
+            setattr(config.tokenizer, key, getattr(config.tokenizer, key) or value)
     check_config(config, " ".join([path, *overrides]))
     return config
 
@@ -195,80 +217,7 @@ def command_line(description: str, *arguments) -> tuple[argparse.Namespace, Conf
     return args, load_config(args.config, overrides)
 
 
-def guard(main) -> None:
-    """Run a script's main function; a UserError ends it with one line and exit code 2."""
-    interrupt.install(of_another="PIT_MEETING" in os.environ)
-    line = ""
-    try:
-        main()
-    except UserError as error:
-        line = str(error)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-            raise
-        line = f"{error.filename or 'a file'}: cannot write it ({error.strerror}); make room"
-    except RuntimeError as error:
-        if "out of memory" in str(error) or "can't allocate memory" in str(error):
-            line = "out of memory; lower model.portion or ppo.batch and run the same command again"
-        elif any(child.poll() for child in _children):
-            line = "another rank has died; the same command goes on from the last save"
-        else:
-            raise
-    finally:
-        stop_ranks(failed=bool(line) or sys.exc_info()[0] is not None)
-    if line:
-        print(f"error: {line}\n" * (os.environ.get("RANK", "0") == "0"), end="", file=sys.stderr)
-        sys.exit(2)
-
-
-_children: list[subprocess.Popen] = []
 _in_step = False  # whether ranks have to make forward passes together, see in_step
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" takes the best there is. Raises UserError if it is absent."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
-             "cpu": True}
-    name = next(kind for kind in there if there[kind]) if name == "auto" else name
-    if not there[name]:
-        raise UserError(f"run.device = {name!r}: this machine has none; try --run.device=cpu")
-    return torch.device(name, int(os.environ.get("LOCAL_RANK", 0)) if name == "cuda" else None)
-
-
-def start_ranks(count: int, device: torch.device) -> None:
-    """Join torchrun's ranks, or on a CPU start `count` - 1 more processes of this command.
-
-    Each rank works with one thread: matrices this small do not gain from a second one.
-    """
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        if count > 1 and "RANK" not in os.environ:
-            meeting = tempfile.mkdtemp() + "/ranks"
-            shared = {"WORLD_SIZE": str(count), "PIT_MEETING": f"file://{meeting}"}
-            for number in range(1, count):
-                _children.append(subprocess.Popen(
-                    [sys.executable, *sys.argv], env=os.environ | shared | {"RANK": str(number)},
-                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
-            os.environ.update(shared, RANK="0")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            init_method=os.environ.get("PIT_MEETING", "env://"),
-            rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
-
-
-def stop_ranks(failed: bool) -> None:
-    """Leave the process group and end the processes that this one started."""
-    if dist.is_initialized() and not failed:
-        dist.destroy_process_group()
-    for child in _children:
-        if failed:
-            child.kill()
-        child.wait()
-    _children.clear()
 
 
 def rank() -> int:
@@ -391,7 +340,7 @@ class Run:
         share of weights, gradients and optimiser states, by torch's FSDP2: a block is put together
         when its turn comes. Raises UserError where weights do not fit."""
         try:
-            model.load_state_dict(weights or {}, strict=weights is not None)
+            model = model if weights is None else state.put(model, weights)
         except RuntimeError as error:
             raise UserError(f"a checkpoint does not fit the model: {str(error).splitlines()[-1]}; "
                             "delete the run folder or choose another --run.name") from None

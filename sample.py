@@ -17,8 +17,8 @@ import torch
 import reward
 from data import Data, load_data
 from model import GPT, sample
-from runtime import (Run, UserError, command_line, gather, guard, in_step, mine,
-                     random_numbers)
+from runtime import Run, UserError, command_line, gather, in_step, mine, random_numbers
+from tools.launch import guard
 from tools.show import gold_note, marked
 from train_reward import Models
 
@@ -52,7 +52,7 @@ def improve(run: Run, data: Data, policy: GPT, x: list, y_ref: list, temperature
 def show_improvements(run: Run, data: Data, models: Models, prompt: str, ref: str | None,
                       iterations: int, temperature: float, generator) -> None:
     """Print x, y_0 (or the given response) and each improvement with its r_gap."""
-    x = data.tokenizer.encode([prompt])
+    x = [data.prompt(prompt)]
     if len(x[0]) > run.config.data.max_prompt:
         raise UserError(f"the prompt has {len(x[0])} tokens, but data.max_prompt is "
                         f"{run.config.data.max_prompt}; shorten it")

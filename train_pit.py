@@ -23,11 +23,12 @@ from data import Data, Fold, load_data
 from model import GPT, Rows, pad_rows, sample
 from ppo import Critic, Prompts, Task
 from reward import RewardModel
-from runtime import Run, StageSection, command_line, gather, guard, mine, random_numbers
+from runtime import Run, StageSection, command_line, gather, mine, random_numbers
 from sample import STAGES, answer
 from tools import report
+from tools.launch import guard
 from tools.show import observe
-from tools.state import weights
+from tools.state import put, weights
 from train_reward import BASE, R_P, Models, new_gpt, train_start
 
 SUPERVISED = BASE + ("sft", "pit_sft", "reward", "rp", "rpit")
@@ -100,8 +101,8 @@ def fresh_start(run: Run, data: Data, task: Task, anchor: GPT, model: RewardMode
     """What a first stage starts from: the anchor's weights, and a critic on the trunk of the reward
     model, which reads the same tokens; in the form of a stage's checkpoint."""
     critic = Critic(new_gpt(run, data))
-    critic.trunk.load_state_dict(weights(model.trunk))
-    return {"model": weights(anchor), "critic": critic.state_dict(),
+    put(critic.trunk, weights(model.trunk))
+    return {"model": weights(anchor), "critic": weights(critic),
             "spread": measure_spread(run, data, task, anchor, model)}
 
 

@@ -17,15 +17,16 @@ import torch
 
 import reward
 from data import Data, Fold, batches, load_data
-from model import GPT, Rows, portions, token_logprobs
+from model import GPT, Linear, Rows, adapted, portions, token_logprobs
 from reward import RewardModel, make_branches
-from runtime import FitSection, Run, all_sum, command_line, descend, guard, mine, rank, ranks
-from tools import memory
+from runtime import FitSection, Run, all_sum, command_line, descend, mine, rank, ranks
+from tools import llama, memory
 from tools.checks import chance, tell
+from tools.launch import guard
 from tools.measure import as_text, held_out_accuracies
-from tools.state import weights
+from tools.state import put, weights
 
-BASE = ("data", "tokenizer", "template", "model")  # what every model depends on in the config
+BASE = ("data", "tokenizer", "template", "model", "lora")  # what every model depends on in the config
 R_P = BASE + ("sft", "reward.pool", "reward.logp_feature", "reward.lm_coef", "rp")
 
 
@@ -49,7 +50,7 @@ def train(run: Run, name: str, model, fit: FitSection, fold: Fold, width, loss_o
     """A supervised training. `loss_of(pairs)` returns a summed loss, its count, and how many of
     `accuracy`'s things were right; `width` of the lengths of x, y_w and y_l is about how many
     positions a pair takes."""
-    lengths = np.array([width(*map(len, pair)) for pair in zip(*vars(fold).values())])
+    lengths = width(*(column.lengths() for column in vars(fold).values()))
     rng = np.random.default_rng([run.config.run.seed, len(name), sum(map(ord, name))])
     optimizer = torch.optim.AdamW(model.parameters(), lr=fit.lr, betas=(0.9, 0.95),
                                   weight_decay=fit.weight_decay, fused=True)
@@ -82,9 +83,23 @@ def lm_loss(model: GPT, rows: Rows):
     return -logp.sum(), mask.sum(), ((logp > math.log(0.5)) & mask).sum()
 
 
+def load_trunk(run: Run, data: Data) -> GPT | None:
+    """With LoRA, model.init_from as it came: the frozen weights that all models share."""
+    if not run.config.lora.rank:
+        return None
+    trunk = run.placed(GPT(run.config.model, data.vocab),
+                       llama.read_weights(run.config.model.init_from, run.config.model))
+    for module in trunk.modules():
+        if isinstance(module, (Linear, torch.nn.Embedding)) and run.config.run.amp == "bf16":
+            module.bfloat16()  # as its products would read it anyway, in half the memory
+    return trunk
+
+
 def new_gpt(run: Run, data: Data) -> GPT:
+    """A model with random weights, or with LoRA the trunk with adapters that change nothing yet."""
     torch.manual_seed(run.config.run.seed)
-    model = GPT(run.config.model, data.tokenizer.vocab)
+    model = (adapted(data.trunk, run.config.lora) if data.trunk else
+             GPT(run.config.model, data.vocab))
     return model.compile_blocks() if run.config.run.compile == "on" else model
 
 
@@ -94,7 +109,10 @@ def new_reward_model(run: Run, data: Data) -> RewardModel:
 
 def train_sft(run: Run, data: Data) -> dict:
     """M_P^SFT: maximise log M(y_w | x)."""
-    model, fold = run.placed(new_gpt(run, data)), data.folds["sft"]
+    model, fold, source = new_gpt(run, data), data.folds["sft"], run.config.model.init_from
+    if source and not data.trunk:
+        put(model, llama.read_weights(source, run.config.model))
+    model = run.placed(model)
     train(run, "sft", model, run.config.sft, fold, lambda x, y_w, y_l: x + y_w,
           lambda pairs: lm_loss(model, data.policy_rows(pairs.x, pairs.y_w)))
     return {"model": weights(model)}
@@ -133,7 +151,7 @@ def train_reward_model(run: Run, data: Data, name: str, trunk: GPT, width, branc
                        loss) -> dict:
     """A reward model from a supervised model's trunk."""
     model = new_reward_model(run, data)
-    model.trunk.load_state_dict(weights(trunk))
+    put(model.trunk, weights(trunk))
     model = run.placed(model)
 
     def loss_of(pairs):
@@ -147,7 +165,8 @@ def train_reward_model(run: Run, data: Data, name: str, trunk: GPT, width, branc
 
 def train_start(run: Run, data: Data) -> Models:
     """M_P^SFT, M_PIT^SFT, R_P and R_PIT, trained or restored."""
-    run.shortage = partial(memory.shortage, run.config, data.tokenizer.vocab, run.device, ranks())
+    run.shortage = partial(memory.shortage, run.config, data.vocab, run.device, ranks())
+    data.trunk = load_trunk(run, data)
     sft = run.stage("sft", BASE + ("sft",), lambda: train_sft(run, data))
     policy = run.placed(new_gpt(run, data), sft["model"])
     pit_sft = run.stage("pit_sft", BASE + ("sft", "pit_sft"),

@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train_pit  # noqa: E402
 from data import load_data  # noqa: E402
-from runtime import Run, command_line, guard, rank  # noqa: E402
+from runtime import Run, command_line, rank  # noqa: E402
+from tools.launch import guard  # noqa: E402
 from sample import STAGES, answer, improve  # noqa: E402
 from tools.report import Judge  # noqa: E402
 from tools.settings import set_field  # noqa: E402

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import runtime
+from tools import launch
 import sample
 import train_reward
 from conftest import tiny_run, write_lines
@@ -35,7 +36,7 @@ def refused(tmp_path, monkeypatch, capsys):
         start = [f"--config={config}", f"--run.dir={tmp_path / 'runs'}"] * bool(config)
         monkeypatch.setattr(sys, "argv", ["script", *start, *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
-            runtime.guard(main)
+            launch.guard(main)
         said = capsys.readouterr()
         assert end.value.code == 2 and said.out == ""
         assert said.err.startswith("error: ") and said.err.count("\n") == 1, said.err

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import runtime
+from tools import launch
 from conftest import ROOT, command, read_lines, tiny_run
 from runtime import Config, NotFinite, UserError, descend, load_config
 from tools.files import load, save
@@ -157,9 +158,9 @@ def test_scripts_end_with_code_2_and_one_line(tmp_path, script, arguments, said)
 
 
 def test_guard_lets_other_errors_through(capsys):
-    runtime.guard(lambda: None)
+    launch.guard(lambda: None)
     with pytest.raises(ZeroDivisionError):
-        runtime.guard(lambda: 1 / 0)
+        launch.guard(lambda: 1 / 0)
     assert capsys.readouterr().err == ""
 
 
@@ -286,8 +287,8 @@ def test_an_absent_device_is_refused():
     absent = next(kind for kind, there in (("mps", torch.backends.mps.is_available()),
                                            ("cuda", torch.cuda.is_available())) if not there)
     with pytest.raises(UserError, match=f"run.device = '{absent}'"):
-        runtime.pick_device(absent)
-    assert runtime.pick_device("cpu") == torch.device("cpu")
+        launch.pick_device(absent)
+    assert launch.pick_device("cpu") == torch.device("cpu")
 
 
 def test_generators_of_two_purposes_are_independent(tmp_path):

@@ -9,12 +9,13 @@ from tqdm import tqdm
 
 from tools.settings import UserError, nearest
 
-MAY_BE_ZERO = {"seed", "save_every", "portion", "look_every", "warmup", "weight_decay", "lm_coef",
+MAY_BE_ZERO = {"seed", "head_width", "vocab", "rank", "save_every", "portion", "look_every", "warmup", "weight_decay", "lm_coef",
                "critic_warmup", "beta", "gamma", "lam", "kl_horizon", "temperatures"}
 CHOICES = {"run.device": ("auto", "cuda", "mps", "cpu"), "run.amp": ("auto", "bf16", "off"),
            "run.compile": ("auto", "on", "off"), "data.total": ("first", "last"),
            "reward.pool": ("sum", "last"),
            "reward.terms": ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw"),
+           "lora.linears": ("qkv", "out", "gate_up", "down"),
            "stage0.reference": ("data", "policy"), "stage1.reference": ("data", "policy"),
            "pit.curriculum": ("stage0", "stage1"), "pit.score": ("gap", "difference"),
            "eval.split": ("valid", "test")}
@@ -35,7 +36,8 @@ def problems(config):
     model, rows = config.model, config.ppo.minibatches * config.run.ranks
     triple = 2 * config.data.max_prompt + 6 * config.data.max_response  # positions that it takes
     for wrong, message in [
-        (model.width % (2 * model.heads), "model.width must be an even multiple of model.heads"),
+        ((model.head_width % 2 if model.head_width else model.width % (2 * model.heads)),
+         "model.width must be an even multiple of model.heads"),
         (model.heads % model.kv_heads, "model.heads must be a multiple of model.kv_heads"),
         (config.ppo.batch % rows or config.ppo.batch % 2,
          f"ppo.batch must be even and a multiple of minibatches x ranks ({rows})"),
@@ -53,7 +55,14 @@ def problems(config):
         (config.run.shard and 0 < model.portion < 2 * triple,
          f"with run.shard model.portion must be at least {2 * triple}, two triples of R_PIT"),
         (config.eval.prompts < config.run.ranks, "eval.prompts is smaller than run.ranks"),
-        ("{x}" not in config.template.policy, "template.policy lacks {x}"),
+        (any("{x}" not in getattr(config.template, name) for name in
+             ("system", "user", "assistant", "policy")),
+         "template.system, user, assistant and policy each need {x}"),
+        (config.lora.rank and not model.init_from,
+         "lora.rank adapts a trained model: name it in model.init_from, or set lora.rank = 0"),
+        (config.lora.rank and config.run.shard,
+         "run.shard = true is for full training: with lora.rank each rank holds the frozen trunk"),
+        (config.lora.rank and not config.lora.linears, "lora.linears must not be empty"),
         ("{x}" not in config.template.pit or "{y_ref}" not in config.template.pit,
          "template.pit needs both {x} and {y_ref}"),
     ]:

@@ -53,7 +53,7 @@ def load(path: Path) -> dict:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():
                 raise zipfile.BadZipFile("its check sums do not fit its content")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if not isinstance(content, dict) or "inputs" not in content:
             raise zipfile.BadZipFile("it is no checkpoint of a stage")
         return content

@@ -1,24 +1,109 @@
-"""Published formats of preference pairs, each a JSON object a line, known by their content.
+"""Published formats of preference pairs, each known by its content.
 
-    HH-RLHF              {"chosen", "rejected"}, whole conversations
+    HH-RLHF              {"chosen", "rejected"}, whole conversations as text
+    conversations        {"chosen", "rejected"} as lists of {"role", "content"}, with or without
+                         their "prompt" (TRL; UltraFeedback-binarized)
     OpenAI's summaries   {"info", "summaries", "choice"}
+    judge sets           {"instruction", "response1", "response2"} and votes (PandaLM)
     plain                {"prompt", "chosen", "rejected"}
 
-A reader takes one record and where it stands (file:line) and returns a TextPair, or in a word why
-the record is no pair; it raises UserError for what is malformed.
+A file holds JSON lines, one JSON list, or a Parquet table; it may be gzipped. A reader takes one
+record and where it stands (file:line) and returns a TextPair, or in a word why the record is no
+pair; it raises UserError for what is malformed.
 """
 
+import gzip
+import io
+import json
+import re
+import zlib
+from collections import Counter
 from dataclasses import dataclass
 
-from runtime import UserError
+from tools.settings import UserError
+
+ROLES = ("system", "user", "assistant")
+Turn = tuple[str, str]  # role, text
 
 
 @dataclass
 class TextPair:
-    key: str       # pairs of one key stay in one fold: the prompt, or the id of what it is about
-    prompt: str
+    key: str             # pairs of one key stay in one fold: the prompt, or the id of its source
+    prompt: list[Turn]   # ends with the user's turn that is answered
     chosen: str
     rejected: str
+
+
+def read_pairs(path: str, dropped: Counter) -> list[TextPair]:
+    """All usable pairs of a file; the others are counted in `dropped` by reason.
+
+    Raises UserError with file and line for what cannot be read.
+    """
+    pairs = []
+    try:
+        for record, where in records(str(path)):
+            if not isinstance(record, dict):
+                raise UserError(f"{where}: expected a JSON object a line")
+            pair = find_reader(record, where)(record, where)
+            if isinstance(pair, str):
+                dropped[pair] += 1
+            elif pair.chosen == pair.rejected:
+                dropped["responses equal"] += 1
+            elif not (pair.prompt and pair.prompt[-1][1].strip() and pair.chosen.strip()
+                      and pair.rejected.strip()):
+                dropped["empty text"] += 1
+            else:
+                pairs.append(pair)
+    except (OSError, EOFError, UnicodeError, zlib.error) as error:
+        raise UserError(f"{path}: cannot read the data: {error}") from None
+    return pairs
+
+
+def records(path: str):
+    """Yield each record of a file and where it stands."""
+    with open(path, "rb") as raw:
+        start = raw.read(4)
+        raw.seek(0)
+        if start == b"PAR1":
+            yield from parquet_records(path)
+            return
+        packed = start[:2] == b"\x1f\x8b" or path.endswith(".gz")
+        with io.TextIOWrapper(gzip.GzipFile(fileobj=raw) if packed else raw, "utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if number == 1 and line.lstrip().startswith("["):
+                    yield from list_records(path, line + file.read())
+                    return
+                if line.strip():
+                    yield parsed(line, f"{path}:{number}"), f"{path}:{number}"
+
+
+def list_records(path: str, text: str):
+    """The records of a file that is one JSON list."""
+    for number, record in enumerate(parsed(text, path), 1):
+        yield record, f"{path}, item {number}"
+
+
+def parsed(text: str, where: str):
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: no JSON: {error}") from None
+
+
+def parquet_records(path: str):
+    """The rows of a Parquet table; needs pyarrow."""
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise UserError(f"{path}: Parquet needs an extra: pip install pyarrow") from None
+    try:
+        number = 0
+        for batch in parquet.ParquetFile(path).iter_batches():
+            for record in batch.to_pylist():
+                number += 1
+                yield record, f"{path}, row {number}"
+    except ArrowException as error:
+        raise UserError(f"{path}: no Parquet table: {str(error).splitlines()[0]}") from None
 
 
 def text_field(record: dict, key: str, where: str) -> str:
@@ -32,7 +117,7 @@ def text_field(record: dict, key: str, where: str) -> str:
 
 def read_plain(record: dict, where: str) -> TextPair | str:
     prompt = text_field(record, "prompt", where)
-    return TextPair(prompt, prompt, text_field(record, "chosen", where),
+    return TextPair(prompt, [("user", prompt)], text_field(record, "chosen", where),
                     text_field(record, "rejected", where))
 
 
@@ -43,29 +128,94 @@ def read_hh(record: dict, where: str) -> TextPair | str:
         prompt, turn, response = text_field(record, key, where).rpartition("\n\nAssistant:")
         if not turn:
             raise UserError(f"{where}: field {key!r} has no turn '\\n\\nAssistant:'")
+        if "\n\nHuman:" in response:
+            return "no response at the end"
         sides.append((prompt.strip(), response.strip()))
     if sides[0][0] != sides[1][0]:
         return "prompts differ"
-    return TextPair(sides[0][0], sides[0][0], sides[0][1], sides[1][1])
+    parts = re.split(r"(?:^|\n\n)(Human|Assistant):", sides[0][0])
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = [(roles[name], text.strip()) for name, text in zip(parts[1::2], parts[2::2])]
+    if not turns or parts[0].strip() or turns[-1][0] != "user":
+        return "no turn 'Human:' before the response"
+    return TextPair(sides[0][0], turns, sides[0][1], sides[1][1])
+
+
+def read_turns(messages, key: str, where: str) -> list[Turn]:
+    """A list of {"role", "content"}."""
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        raise UserError(f"{where}: field {key!r} is no list of messages")
+    turns = [(text_field(m, "role", where), text_field(m, "content", where)) for m in messages]
+    for role, _ in turns:
+        if role not in ROLES:
+            raise UserError(f"{where}: field {key!r} has the role {role!r}; known are "
+                            f"{', '.join(ROLES)}")
+    return turns
+
+
+def read_conversations(record: dict, where: str) -> TextPair | str:
+    """Messages: the prompt is said apart, or is all but the last message of both sides."""
+    prompt, sides = record.get("prompt"), []
+    for key in ("chosen", "rejected"):
+        turns = read_turns(record[key], key, where)
+        if isinstance(prompt, list):
+            turns = read_turns(prompt, "prompt", where) + turns
+        elif prompt is not None and turns and turns[0][0] == "assistant":
+            turns = [("user", text_field(record, "prompt", where))] + turns
+        if not turns or turns[-1][0] != "assistant":
+            return "no response at the end"
+        sides.append(turns)
+    before = sides[0][:-1]
+    if before != sides[1][:-1]:
+        return "prompts differ"
+    if not before or before[-1][0] != "user":
+        return "no turn of the user before the response"
+    key = json.dumps(before, ensure_ascii=False)
+    return TextPair(key, before, sides[0][-1][1], sides[1][-1][1])
 
 
 def read_summaries(record: dict, where: str) -> TextPair | str:
-    """OpenAI summary comparisons: `choice` is the index of the preferred summary."""
+    """OpenAI summary comparisons: `choice` is the index of the preferred summary. Many pairs are of
+    one post, which is the key."""
     try:
         post = record["info"]["post"] or record["info"]["article"]
         texts = [text_field(summary, "text", where).strip() for summary in record["summaries"]]
-        chosen, key = record["choice"], str(record["info"]["id"])
-        return TextPair(key, post.strip(), texts[chosen], texts[1 - chosen])
+        choice, key = record["choice"], str(record["info"]["id"])
+        chosen, rejected = texts[choice], texts[1 - choice]
+        return TextPair(key, [("user", post.strip())], chosen, rejected)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(f"{where}: no summary comparison, {type(error).__name__} at {error}; "
                         "expected info.post, info.id, two summaries and choice") from None
+
+
+def read_votes(record: dict, where: str) -> TextPair | str:
+    """A judge set: votes 1 or 2 for a response, 0 for a tie, in fields `annotator...`, in a list
+    `votes`, or in `preference`. The majority decides."""
+    prompt = text_field(record, "instruction" if "instruction" in record else "prompt", where)
+    if record.get("input"):
+        prompt += "\n\n" + text_field(record, "input", where)
+    texts = [text_field(record, key, where).strip() for key in ("response1", "response2")]
+    votes = [value for key, value in record.items() if key.startswith("annotator")]
+    votes += record.get("votes") or []
+    votes += [record["preference"]] if "preference" in record else []
+    if not votes or not all(vote in (0, 1, 2, "0", "1", "2") for vote in votes):
+        raise UserError(f"{where}: expected votes 0, 1 or 2 in annotator..., votes or preference, "
+                        f"found {votes}")
+    lead = sum({"0": 0, "1": 1, "2": -1}[str(int(vote))] for vote in votes)
+    if lead == 0:
+        return "tie"
+    return TextPair(prompt, [("user", prompt)], *(texts if lead > 0 else texts[::-1]))
 
 
 def find_reader(record: dict, where: str):
     """The reader of a record's format. Raises UserError where no format fits."""
     if "summaries" in record:
         return read_summaries
+    if "response1" in record and "response2" in record:
+        return read_votes
     if "chosen" in record and "rejected" in record:
+        if isinstance(record["chosen"], list):
+            return read_conversations
         return read_plain if "prompt" in record else read_hh
-    raise UserError(f"{where}: expected the keys prompt, chosen and rejected (or HH-RLHF's, or "
-                    f"those of summary comparisons), found {', '.join(record) or 'none'}")
+    raise UserError(f"{where}: expected the keys prompt, chosen and rejected (or those of another "
+                    f"format in tools/formats.py), found {', '.join(record) or 'none'}")

@@ -40,9 +40,26 @@ def as_here(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(tensor, like.device_mesh, like.placements)
 
 
+def frozen(model: torch.nn.Module) -> set[str]:
+    """Names of the weights that no training changes: those of LoRA's trunk."""
+    return {name for name, p in model.named_parameters(remove_duplicate=False)
+            if not p.requires_grad}
+
+
 def weights(model: torch.nn.Module) -> dict:
-    """A model's whole weights, on the CPU."""
-    return {name: gathered(tensor) for name, tensor in model.state_dict().items()}
+    """A model's whole weights, but for the frozen ones, on the CPU."""
+    left_out = frozen(model)
+    return {name: gathered(tensor) for name, tensor in model.state_dict().items()
+            if name not in left_out}
+
+
+def put(model: torch.nn.Module, content: dict) -> torch.nn.Module:
+    """Put into a model what `weights` took from one like it, before it is sharded. Raises
+    RuntimeError where that does not fit."""
+    stays = frozen(model)
+    model.load_state_dict(content | {name: tensor for name, tensor in model.state_dict().items()
+                                     if name in stays})
+    return model
 
 
 def kept(state) -> dict:
@@ -64,8 +81,9 @@ def restore(state, content: dict) -> None:
     """Put into `state` what `kept` took from one like it."""
     for name, value in vars(state).items():
         if isinstance(value, torch.nn.Module):
-            for key, tensor in value.state_dict().items():
-                tensor.copy_(as_here(content[name][key], tensor))
+            tensors = value.state_dict()
+            for key, tensor in content[name].items():
+                tensors[key].copy_(as_here(tensor, tensors[key]))
         elif isinstance(value, torch.optim.Optimizer):
             params = [p for group in value.param_groups for p in group["params"]]
             value.load_state_dict(value.state_dict() | {"state": {

@@ -1,4 +1,9 @@
-"""SentencePiece tokenizers: reads one, and trains one for a run that brings none."""
+"""Tokenizers: SentencePiece's, also trained here for a run that brings none, and Hugging Face's
+tokenizer.json. Both have the same methods, `read_tokenizer` tells them apart by their content.
+
+Markers in a template (`fixed`) stand for single tokens, but never in a text (`encode`): nobody can
+write the end of a turn into a prompt.
+"""
 
 import re
 from pathlib import Path
@@ -32,17 +37,27 @@ def train_tokenizer(texts, markers: list[str], config: TokenizerSection,
 class Tokenizer:
     """A SentencePiece model: text to token ids and back."""
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, eos: str = ""):
         try:
             self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError) as error:
             raise UserError(f"{path}: no SentencePiece model ({str(error).strip()})") from None
         self.vocab = self.pieces.vocab_size()
         self.bos, self.eos = self.pieces.bos_id(), self.pieces.eos_id()
-        if self.eos < 0:
-            raise UserError(f"{path}: the tokenizer has no end-of-sentence piece")
+        if eos:
+            self.eos = self.pieces.piece_to_id(eos)
+        if self.eos < 0 or eos and self.eos == self.pieces.unk_id():
+            raise UserError(f"{path}: the tokenizer has no end-of-sentence piece {eos}")
+        self.controls = {self.pieces.id_to_piece(i): i for i in range(self.vocab)
+                         if self.pieces.is_control(i)}
         spaced = self.pieces.encode("a", out_type=str)[0].startswith("\u2581")
         self.lead = "" if spaced else " "  # a word is the same piece first and later in a text
+
+    def fixed(self, text: str) -> list[int]:
+        """Token ids of a template's own text, in which `</s>` and its like are single tokens."""
+        parts = re.split("|".join(f"({re.escape(c)})" for c in self.controls) or "$^", text)
+        return [i for part in parts if part for i in (
+            [self.controls[part]] if part in self.controls else self.pieces.encode(part))]
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of texts: prompts or responses."""
@@ -51,4 +66,56 @@ class Tokenizer:
     def decode(self, ids: list[int]) -> str:
         """The text of token ids; the end and what follows it are left out."""
         ids = ids[:ids.index(self.eos)] if self.eos in ids else ids
-        return self.pieces.decode([int(i) for i in ids]).strip()
+        return self.pieces.decode([int(i) for i in ids if i < self.vocab]).strip()
+
+
+class JSONTokenizer:
+    """A tokenizer.json of Hugging Face's library `tokenizers`, with the methods of `Tokenizer`."""
+
+    def __init__(self, path: str | Path, eos: str):
+        try:
+            import tokenizers
+        except ImportError:
+            raise UserError(f"{path}: needs an extra: pip install tokenizers") from None
+        try:
+            self.pieces = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises a bare Exception
+            raise UserError(f"{path}: no tokenizer.json ({str(error).splitlines()[0]})") from None
+        self.pieces.no_truncation(), self.pieces.no_padding()
+        self.vocab = self.pieces.get_vocab_size()
+        self.bos = next(iter(self.pieces.encode("").ids), -1)  # what it puts before every text
+        self.eos = self.pieces.token_to_id(eos)
+        if self.eos is None:
+            raise UserError(f"{path}: has no piece {eos!r}; name what ends a response in "
+                            "tokenizer.eos")
+
+    def fixed(self, text: str) -> list[int]:
+        """Token ids of a template's own text, in which special tokens are single ones."""
+        self.pieces.encode_special_tokens = False
+        return self.pieces.encode(text, add_special_tokens=False).ids
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of texts: prompts or responses."""
+        self.pieces.encode_special_tokens = True  # as the text that they are
+        return [e.ids for e in self.pieces.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids; the end and what follows it are left out."""
+        ids = ids[:ids.index(self.eos)] if self.eos in ids else ids
+        return self.pieces.decode([int(i) for i in ids], skip_special_tokens=True).strip()
+
+
+def file_name(content: bytes) -> str:
+    """What a tokenizer's file is called, by its content."""
+    return "tokenizer.json" if content.lstrip()[:1] == b"{" else "tokenizer.model"
+
+
+def read_tokenizer(path: Path, eos: str) -> Tokenizer | JSONTokenizer:
+    """A tokenizer of either kind; `eos` is the piece that ends a response, "" the model's own.
+    Raises UserError where it cannot be read or has no end."""
+    try:
+        with open(path, "rb") as file:
+            name = file_name(file.read(64))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the tokenizer: {error.strerror}") from None
+    return JSONTokenizer(path, eos) if name.endswith("json") else Tokenizer(path, eos)

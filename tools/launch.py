@@ -1,0 +1,91 @@
+"""How a script starts and ends: its device, its ranks, and what a user sees when something is wrong.
+
+Several ranks are processes of the same command: torchrun's, or on a CPU those that `start_ranks`
+starts by itself.
+"""
+
+import errno
+import os
+import subprocess
+import sys
+import tempfile
+
+import torch
+import torch.distributed as dist
+
+from tools import interrupt
+from tools.settings import UserError
+
+_children: list[subprocess.Popen] = []
+
+
+def guard(main) -> None:
+    """Run a script's main function; a UserError ends it with one line and exit code 2."""
+    interrupt.install(of_another="PIT_MEETING" in os.environ)
+    line = ""
+    try:
+        main()
+    except UserError as error:
+        line = str(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        line = f"{error.filename or 'a file'}: cannot write it ({error.strerror}); make room"
+    except RuntimeError as error:
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):
+            line = "out of memory; lower model.portion or ppo.batch and run the same command again"
+        elif any(child.poll() for child in _children):
+            line = "another rank has died; the same command goes on from the last save"
+        else:
+            raise
+    finally:
+        stop_ranks(failed=bool(line) or sys.exc_info()[0] is not None)
+    if line:
+        print(f"error: {line}\n" * (os.environ.get("RANK", "0") == "0"), end="", file=sys.stderr)
+        sys.exit(2)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes the best there is. Raises UserError if it is absent."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+             "cpu": True}
+    name = next(kind for kind in there if there[kind]) if name == "auto" else name
+    if not there[name]:
+        raise UserError(f"run.device = {name!r}: this machine has none; try --run.device=cpu")
+    return torch.device(name, int(os.environ.get("LOCAL_RANK", 0)) if name == "cuda" else None)
+
+
+def start_ranks(count: int, device: torch.device) -> None:
+    """Join torchrun's ranks, or on a CPU start `count` - 1 more processes of this command.
+
+    Each rank works with one thread: matrices this small do not gain from a second one.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        if count > 1 and "RANK" not in os.environ:
+            meeting = tempfile.mkdtemp() + "/ranks"
+            shared = {"WORLD_SIZE": str(count), "PIT_MEETING": f"file://{meeting}"}
+            for number in range(1, count):
+                _children.append(subprocess.Popen(
+                    [sys.executable, *sys.argv], env=os.environ | shared | {"RANK": str(number)},
+                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
+            os.environ.update(shared, RANK="0")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            init_method=os.environ.get("PIT_MEETING", "env://"),
+            rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
+
+
+def stop_ranks(failed: bool) -> None:
+    """Leave the process group and end the processes that this one started."""
+    if dist.is_initialized() and not failed:
+        dist.destroy_process_group()
+    for child in _children:
+        if failed:
+            child.kill()
+        child.wait()
+    _children.clear()

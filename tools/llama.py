@@ -1,0 +1,262 @@
+"""Llama-type checkpoints: read as a Hugging Face folder or a llama2.c file, written as a folder.
+
+Ours has queries, keys and values in one matrix, gate and up in another, and turns the pairs
+(2i, 2i + 1) of a head, as Meta and llama2.c do; Hugging Face turns (i, i + C/2), so the rows of its
+queries and keys are put in our order when read, and back when written. Everything is refused that
+this architecture does not have, by the name of the field.
+"""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import torch
+
+from tools.settings import UserError
+
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
+TOKENIZERS = ("tokenizer.model", "tokenizer.json")  # the first that is there is taken
+ONLY = {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,),
+        "partial_rotary_factor": (1.0,), "quantization_config": (None,)}  # the values that we have
+BLOCK = {"attention_norm.weight": "input_layernorm", "attention.out.weight": "self_attn.o_proj",
+         "mlp_norm.weight": "post_attention_layernorm", "mlp.down.weight": "mlp.down_proj"}
+OUTER = {"embedding.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight",
+         "head.weight": "lm_head.weight"}
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file; {} if there is no file. Raises UserError where it is no JSON."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot read it: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return content
+
+
+def described(path: str, context: int) -> dict[str, dict]:
+    """Fields of [model] and [tokenizer] that a checkpoint decides.
+
+    Raises UserError, naming the field, for an architecture other than ours, and where `context`
+    is longer than the model can read.
+    """
+    if not Path(path).exists():
+        raise UserError(f"model.init_from = {path!r}: there is no such folder or file")
+    model, longest = describe_folder(Path(path)) if Path(path).is_dir() else describe_bin(path)
+    if context > longest:
+        raise UserError(f"model.context = {context}, but {path} reads at most {longest} tokens; "
+                        "lower model.context")
+    return {"model": model, "tokenizer": describe_tokenizer(Path(path))}
+
+
+def describe_tokenizer(path: Path) -> dict:
+    """The tokenizer that lies with a checkpoint, and what ends a response, where that is said."""
+    folder = path if path.is_dir() else path.parent
+    found = [folder / name for name in TOKENIZERS if (folder / name).exists()]
+    if not found:
+        return {}
+    end = read_json(folder / "tokenizer_config.json").get("eos_token") or ""
+    return {"model": str(found[0]), "eos": end["content"] if isinstance(end, dict) else end}
+
+
+def describe_folder(folder: Path) -> tuple[dict, int]:
+    """[model] of a Hugging Face folder's config.json, and the longest context."""
+    path = folder / "config.json"
+    config = read_json(path)
+    if not config:
+        raise UserError(f"model.init_from: {path} is missing; expected a Hugging Face folder")
+    if not set(config.get("architectures") or ["none"]) <= set(ARCHITECTURES):
+        raise UserError(f"{path}: architectures = {config.get('architectures')}; only "
+                        f"{' and '.join(ARCHITECTURES)} are read")
+    for field, known in ONLY.items():
+        if config.get(field, known[0]) not in known:
+            raise UserError(f"{path}: {field} = {config[field]!r} is not supported; only {known[0]!r}")
+    try:
+        width, heads = config["hidden_size"], config["num_attention_heads"]
+        model = {"layers": config["num_hidden_layers"], "heads": heads, "width": width,
+                 "kv_heads": config.get("num_key_value_heads") or heads,
+                 "hidden": config["intermediate_size"], "vocab": config["vocab_size"],
+                 "head_width": config.get("head_dim") or width // heads,
+                 "norm_eps": config["rms_norm_eps"],
+                 "tied": config.get("tie_word_embeddings", False)}
+        longest = config["max_position_embeddings"]
+        model |= describe_rotary(config, path)
+    except KeyError as error:
+        raise UserError(f"{path}: field {error} is missing") from None
+    return model, min(longest, config.get("sliding_window") or longest)
+
+
+def describe_rotary(config: dict, path: Path) -> dict:
+    """rope_theta and rope_scaling, as versions of transformers before and since 5 write them."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise UserError(f"{path}: rope_type = {kind!r} is not supported; only 'default', 'llama3'")
+    theta = rope.get("rope_theta") or config.get("rope_theta") or 10_000.0
+    scaling = [] if kind == "default" else [float(rope[key]) for key in (
+        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")]
+    return {"rope_theta": float(theta), "rope_scaling": scaling}
+
+
+def describe_bin(path: str) -> tuple[dict, int]:
+    """[model] of a llama2.c file, and the longest context."""
+    with open(path, "rb") as file:
+        header = torch.frombuffer(bytearray(file.read(28).ljust(28, b"\0")), dtype=torch.int32)
+    width, hidden, layers, heads, kv_heads, vocab, longest = header.tolist()
+    if min(width, hidden, layers, heads, kv_heads, abs(vocab), longest) < 1 or width % heads:
+        raise UserError(f"{path}: no llama2.c checkpoint: its header says {header.tolist()}")
+    return {"layers": layers, "heads": heads, "kv_heads": kv_heads, "width": width,
+            "hidden": hidden, "vocab": abs(vocab), "head_width": width // heads,
+            "norm_eps": 1e-5, "rope_theta": 10_000.0, "rope_scaling": [],
+            "tied": vocab > 0}, longest
+
+
+def read_weights(path: str, model) -> dict:
+    """The weights of a checkpoint by our names, in float32, for a section [model] that was filled
+    by `described`. Raises UserError for files that are missing or damaged, and tensors that are
+    missing, left over or of another shape."""
+    if not Path(path).is_dir():
+        return read_bin(path, model)
+    tensors = read_tensors(Path(path))
+    tensors = {name: t for name, t in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
+    if model.tied:
+        tensors.pop("lm_head.weight", None)
+
+    def take(name: str, rows: int, columns: int | None = None):
+        tensor = tensors.pop(name, None)
+        shape = (rows,) if columns is None else (rows, columns)
+        if tensor is None or tensor.shape != shape:
+            there = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
+            raise UserError(f"{path}: tensor {name} {there}; expected {shape}")
+        return tensor.float()
+
+    d, q, kv = model.width, model.heads * model.head_width, model.kv_heads * model.head_width
+    ours = {"embedding.weight": take(OUTER["embedding.weight"], model.vocab, d),
+            "norm.weight": take(OUTER["norm.weight"], d)}
+    ours["head.weight"] = (ours["embedding.weight"] if model.tied else
+                           take(OUTER["head.weight"], model.vocab, d))
+    for i in range(model.layers):
+        at, here = f"model.layers.{i}.", f"blocks.{i}."
+        parts = [take(f"{at}self_attn.{name}_proj.weight", rows, d)
+                 for name, rows in (("q", q), ("k", kv), ("v", kv))]
+        parts[:2] = (paired(part, model.head_width) for part in parts[:2])
+        ours[here + "attention.qkv.weight"] = torch.cat(parts)
+        ours[here + "mlp.gate_up.weight"] = torch.cat(
+            [take(f"{at}mlp.{name}_proj.weight", model.hidden, d) for name in ("gate", "up")])
+        for name, theirs in BLOCK.items():
+            shape = {"attention.out.weight": (d, q), "mlp.down.weight": (d, model.hidden)}
+            ours[here + name] = take(f"{at}{theirs}.weight", *shape.get(name, (d,)))
+    if tensors:
+        raise UserError(f"{path}: tensor {next(iter(tensors))} is none of a Llama's")
+    return ours
+
+
+def paired(rows, width: int):
+    """Rows of queries or keys, those that turn together put side by side: (i, i + C/2) become
+    (2i, 2i + 1) in each head."""
+    return rows.unflatten(0, (-1, 2, width // 2)).transpose(1, 2).flatten(0, 2)
+
+
+def unpaired(rows, width: int):
+    """The reverse of `paired`."""
+    return rows.unflatten(0, (-1, width // 2, 2)).transpose(1, 2).flatten(0, 2)
+
+
+def read_tensors(folder: Path) -> dict:
+    """All tensors of a folder: model.safetensors or pytorch_model.bin, in one file or several."""
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    for index in (folder / "model.safetensors.index.json", folder / "pytorch_model.bin.index.json"):
+        files = [folder / name for name in dict.fromkeys(
+            read_json(index).get("weight_map", {}).values())] or files
+    if not files:
+        raise UserError(f"{folder}: neither model.safetensors nor pytorch_model.bin is there")
+    tensors = {}
+    for path in files:
+        try:
+            tensors |= (safetensors().load_file(path) if path.suffix == ".safetensors" else
+                        torch.load(path, map_location="cpu", weights_only=True))
+        except UserError:
+            raise
+        except Exception as error:  # safetensors and torch raise several kinds for a damaged file
+            raise UserError(f"{path}: cannot read the weights ({str(error).splitlines()[0]}); "
+                            "download it again") from None
+    return tensors
+
+
+def safetensors():
+    """The optional library. Raises UserError where it is not installed."""
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise UserError("safetensors files need an extra: pip install safetensors") from None
+    return safetensors.torch
+
+
+def read_bin(path: str, model) -> dict:
+    """The weights of a llama2.c file: a header, then float32 tensors, those of all layers of a kind
+    together."""
+    d, q, kv = model.width, model.heads * model.head_width, model.kv_heads * model.head_width
+    n, hidden = model.layers, model.hidden
+    shapes = {"embedding": (model.vocab, d), "attention_norm": (n, d), "q": (n, q, d),
+              "k": (n, kv, d), "v": (n, kv, d), "out": (n, d, q), "mlp_norm": (n, d),
+              "gate": (n, hidden, d), "down": (n, d, hidden), "up": (n, hidden, d), "norm": (d,)}
+    size = Path(path).stat().st_size
+    longest = describe_bin(path)[1]
+    rotary = longest * model.head_width  # tables of old files, computed here
+    counts = [math.prod(shape) for shape in shapes.values()]
+    expected = 28 + 4 * (sum(counts) + rotary + (0 if model.tied else model.vocab * d))
+    if size != expected:
+        raise UserError(f"{path}: has {size} bytes, but its header asks for {expected}")
+    flat = torch.from_file(path, size=size // 4, dtype=torch.float32)[7:].clone()
+    parts = dict(zip(shapes, (part.view(shape) for part, shape in
+                              zip(flat.split(counts + [len(flat) - sum(counts)]), shapes.values()))))
+    ours = {"embedding.weight": parts["embedding"], "norm.weight": parts["norm"],
+            "head.weight": parts["embedding"] if model.tied else flat[-model.vocab * d:].view(-1, d)}
+    for i in range(n):
+        ours |= {f"blocks.{i}.{name}.weight": tensor for name, tensor in {
+            "attention_norm": parts["attention_norm"][i], "mlp_norm": parts["mlp_norm"][i],
+            "attention.qkv": torch.cat([parts[name][i] for name in "qkv"]),
+            "attention.out": parts["out"][i], "mlp.down": parts["down"][i],
+            "mlp.gate_up": torch.cat([parts["gate"][i], parts["up"][i]])}.items()}
+    return ours
+
+
+# ------------------------------------------------------------------------------------- the way back
+
+
+def their_weights(ours: dict, model) -> dict:
+    """Weights by Hugging Face's names, from whole weights by ours (no adapters)."""
+    q, kv = model.heads * model.head_width, model.kv_heads * model.head_width
+    theirs = {OUTER[name]: ours[name] for name in OUTER if name != "head.weight" or not model.tied}
+    for i in range(model.layers):
+        at, here = f"model.layers.{i}.", f"blocks.{i}."
+        parts = list(ours[here + "attention.qkv.weight"].split([q, kv, kv]))
+        parts[:2] = (unpaired(part, model.head_width) for part in parts[:2])
+        gate, up = ours[here + "mlp.gate_up.weight"].chunk(2)
+        named = dict(zip(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), parts))
+        named |= {"mlp.gate_proj": gate, "mlp.up_proj": up}
+        named |= {their: ours[here + our] for our, their in BLOCK.items()}
+        theirs |= {f"{at}{name}.weight": tensor for name, tensor in named.items()}
+    return {name: tensor.contiguous() for name, tensor in theirs.items()}
+
+
+def their_config(model, bos: int, eos: int, longest: int) -> dict:
+    """config.json of a model, as transformers before and since version 5 read it."""
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    scaling = {"rope_type": "llama3"} | dict(zip(names, model.rope_scaling))
+    if model.rope_scaling:
+        scaling["original_max_position_embeddings"] = int(model.rope_scaling[-1])
+    rope = scaling if model.rope_scaling else {"rope_type": "default"}
+    return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+            "hidden_size": model.width, "intermediate_size": model.hidden,
+            "num_hidden_layers": model.layers, "num_attention_heads": model.heads,
+            "num_key_value_heads": model.kv_heads, "head_dim": model.head_width,
+            "vocab_size": model.vocab, "max_position_embeddings": longest,
+            "rms_norm_eps": model.norm_eps, "rope_theta": model.rope_theta,
+            "rope_scaling": scaling if model.rope_scaling else None,
+            "rope_parameters": rope | {"rope_theta": model.rope_theta},
+            "tie_word_embeddings": model.tied, "attention_bias": False, "mlp_bias": False,
+            "bos_token_id": bos if bos >= 0 else None, "eos_token_id": eos,
+            "torch_dtype": "float32"}
