@@ -63,21 +63,22 @@ class Template:
 class Column:
     """Lists of token ids, one behind the other in a flat array, which may be mapped from a file."""
 
-    def __init__(self, flat: np.ndarray, ends: np.ndarray):
-        self.flat, self.ends = flat, ends  # list i is flat[ends[i]:ends[i + 1]]
+    def __init__(self, flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray):
+        self.flat, self.starts, self.lengths = flat, starts, lengths
 
     def __len__(self):
-        return len(self.ends) - 1
+        return len(self.starts)
 
     def __getitem__(self, i):
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(len(self)))]
         if not 0 <= i < len(self):
             raise IndexError(i)
-        return self.flat[self.ends[i]:self.ends[i + 1]].tolist()
+        return self.flat[self.starts[i]:self.starts[i] + self.lengths[i]].tolist()
 
-    def lengths(self) -> np.ndarray:
-        return np.diff(self.ends)
+    def __add__(self, other):
+        return Column(self.flat, *(np.concatenate([getattr(side, name) for side in (self, other)])
+                                   for name in ("starts", "lengths")))
 
 
 @dataclass
@@ -93,6 +94,10 @@ class Fold:
     def __getitem__(self, indices):
         """Some of the pairs, as lists."""
         return Fold(*([column[i] for i in indices] for column in vars(self).values()))
+
+    def __add__(self, other):
+        """The pairs of two folds."""
+        return Fold(*(a + b for a, b in zip(vars(self).values(), vars(other).values())))
 
 
 @dataclass
@@ -184,14 +189,14 @@ def flattened(rows: dict[str, list]) -> dict[str, torch.Tensor]:
 
 def folds_of(content: dict) -> dict[str, Fold]:
     """The folds that `flattened` has kept, on the same memory."""
-    flat = content["tokens"].numpy()
-    ends = np.concatenate([[0], content["lengths"].numpy().cumsum()])
-    folds, start = {}, 0
+    flat, lengths = content["tokens"].numpy(), content["lengths"].numpy()
+    starts = lengths.cumsum() - lengths
+    folds, first = {}, 0
     for name in FOLDS:
         size = content["counts"][name]
-        starts = [start + k * size for k in range(3)]
-        folds[name] = Fold(*(Column(flat, ends[i:i + size + 1]) for i in starts))
-        start += 3 * size
+        places = [slice(first + k * size, first + (k + 1) * size) for k in range(3)]
+        folds[name] = Fold(*(Column(flat, starts[at], lengths[at]) for at in places))
+        first += 3 * size
     return folds
 
 

@@ -125,6 +125,13 @@ class RewardSection:
 
 
 @dataclass
+class RefineSection:
+    """Self-Refine, a rival by prompting: the policy reads `feedback`, then `rewrite`."""
+    feedback: str = ""          # with {x} and {y_ref}; none: no such row in the report
+    rewrite: str = ""           # with {x}, {y_ref} and {feedback}
+
+
+@dataclass
 class PPOSection:
     batch: int = 256            # responses an iteration
     epochs: int = 1
@@ -180,12 +187,14 @@ class Config:
     pit_sft: FitSection = field(default_factory=FitSection)
     rp: FitSection = field(default_factory=FitSection)
     rpit: FitSection = field(default_factory=FitSection)
+    judge: FitSection = field(default_factory=FitSection)  # a reward model that judges real data
     reward: RewardSection = field(default_factory=RewardSection)
     ppo: PPOSection = field(default_factory=PPOSection)
     rlhf: StageSection = field(default_factory=StageSection)
     stage0: StageSection = field(default_factory=lambda: StageSection(reference="data"))
     stage1: StageSection = field(default_factory=StageSection)
     pit: PITSection = field(default_factory=PITSection)
+    refine: RefineSection = field(default_factory=RefineSection)
     eval: EvalSection = field(default_factory=EvalSection)
 
 

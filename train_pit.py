@@ -29,7 +29,8 @@ from tools import report
 from tools.launch import guard
 from tools.show import observe
 from tools.state import put, weights
-from train_reward import BASE, R_P, Models, new_gpt, train_start
+from train_reward import (BASE, POINTWISE, R_P, Models, new_gpt, new_reward_model, train_judge,
+                          train_start)
 
 SUPERVISED = BASE + ("sft", "pit_sft", "reward", "rp", "rpit")
 
@@ -162,6 +163,9 @@ def train_all(run: Run, data: Data) -> Models:
             f"{name}.iterations" for name in run.config.pit.curriculum),
                             lambda: train_rlhf(run, data, "rlhf_more", sft, rp, rlhf))
         models.policies["RLHF equal budget"] = run.placed(new_gpt(run, data), content["model"])
+    if run.config.data.files:
+        content = run.stage("judge", POINTWISE + ("judge",), lambda: train_judge(run, data, sft))
+        models.judge = run.placed(new_reward_model(run, data), content["model"])
     return models
 
 

@@ -27,7 +27,8 @@ from tools.measure import as_text, held_out_accuracies
 from tools.state import put, weights
 
 BASE = ("data", "tokenizer", "template", "model", "lora")  # what every model depends on in the config
-R_P = BASE + ("sft", "reward.pool", "reward.logp_feature", "reward.lm_coef", "rp")
+POINTWISE = BASE + ("sft", "reward.pool", "reward.logp_feature", "reward.lm_coef")
+R_P = POINTWISE + ("rp",)
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Models:
     rp: RewardModel
     rpit: RewardModel
     policies: dict[str, GPT]
+    judge: RewardModel | None = None  # of real data, held out from all training
 
 
 def learning_rate(fit: FitSection, step: int) -> float:
@@ -50,7 +52,7 @@ def train(run: Run, name: str, model, fit: FitSection, fold: Fold, width, loss_o
     """A supervised training. `loss_of(pairs)` returns a summed loss, its count, and how many of
     `accuracy`'s things were right; `width` of the lengths of x, y_w and y_l is about how many
     positions a pair takes."""
-    lengths = width(*(column.lengths() for column in vars(fold).values()))
+    lengths = width(*(column.lengths for column in vars(fold).values()))
     rng = np.random.default_rng([run.config.run.seed, len(name), sum(map(ord, name))])
     optimizer = torch.optim.AdamW(model.parameters(), lr=fit.lr, betas=(0.9, 0.95),
                                   weight_decay=fit.weight_decay, fused=True)
@@ -95,16 +97,16 @@ def load_trunk(run: Run, data: Data) -> GPT | None:
     return trunk
 
 
-def new_gpt(run: Run, data: Data) -> GPT:
+def new_gpt(run: Run, data: Data, seed: int | None = None) -> GPT:
     """A model with random weights, or with LoRA the trunk with adapters that change nothing yet."""
-    torch.manual_seed(run.config.run.seed)
+    torch.manual_seed(run.config.run.seed if seed is None else seed)
     model = (adapted(data.trunk, run.config.lora) if data.trunk else
              GPT(run.config.model, data.vocab))
     return model.compile_blocks() if run.config.run.compile == "on" else model
 
 
-def new_reward_model(run: Run, data: Data) -> RewardModel:
-    return RewardModel(new_gpt(run, data), run.config.reward)
+def new_reward_model(run: Run, data: Data, seed: int | None = None) -> RewardModel:
+    return RewardModel(new_gpt(run, data, seed), run.config.reward)
 
 
 def train_sft(run: Run, data: Data) -> dict:
@@ -128,11 +130,23 @@ def train_pit_sft(run: Run, data: Data, policy: GPT) -> dict:
 
 def train_rp(run: Run, data: Data, policy: GPT) -> dict:
     """R_P: -log sigmoid(R_P(x, y_w) - R_P(x, y_l)), from M_P^SFT."""
+    return train_pointwise(run, data, "rp", policy, data.folds["reward"], run.config.run.seed)
+
+
+def train_judge(run: Run, data: Data, policy: GPT) -> dict:
+    """The judge of real data, which no training asks: as R_P, but on the pairs of the other folds,
+    and with another seed."""
+    return train_pointwise(run, data, "judge", policy, data.folds["sft"] + data.folds["rl"],
+                           run.config.run.seed + 1)
+
+
+def train_pointwise(run: Run, data: Data, name: str, policy: GPT, fold: Fold, seed: int) -> dict:
+    """A reward model of x and y."""
     def branches(pairs, y_w, y_l):
         return make_branches([data.policy(x) for x in pairs.x], y_w, y_l, run.device)
 
-    return train_reward_model(run, data, "rp", policy, lambda x, y_w, y_l: x + y_w + y_l, branches,
-                              reward.pointwise_loss)
+    return train_reward_model(run, data, name, policy, fold, seed,
+                              lambda x, y_w, y_l: x + y_w + y_l, branches, reward.pointwise_loss)
 
 
 def train_rpit(run: Run, data: Data, pit_policy: GPT) -> dict:
@@ -142,15 +156,15 @@ def train_rpit(run: Run, data: Data, pit_policy: GPT) -> dict:
                    for pair in zip(pairs.x, y_ref)]
         return make_branches(prompts, y_w * 2, y_l * 2, run.device)
 
-    return train_reward_model(run, data, "rpit", pit_policy,
-                              lambda x, y_w, y_l: 2 * x + 3 * (y_w + y_l), branches,
-                              reward.eq2_loss)
+    return train_reward_model(run, data, "rpit", pit_policy, data.folds["reward"],
+                              run.config.run.seed, lambda x, y_w, y_l: 2 * x + 3 * (y_w + y_l),
+                              branches, reward.eq2_loss)
 
 
-def train_reward_model(run: Run, data: Data, name: str, trunk: GPT, width, branches,
-                       loss) -> dict:
+def train_reward_model(run: Run, data: Data, name: str, trunk: GPT, fold: Fold, seed: int, width,
+                       branches, loss) -> dict:
     """A reward model from a supervised model's trunk."""
-    model = new_reward_model(run, data)
+    model = new_reward_model(run, data, seed)
     put(model.trunk, weights(trunk))
     model = run.placed(model)
 
@@ -159,7 +173,7 @@ def train_reward_model(run: Run, data: Data, name: str, trunk: GPT, width, branc
         total, right = loss(model, branches(pairs, *ended))
         return total, torch.tensor(len(pairs)), right
 
-    train(run, name, model, getattr(run.config, name), data.folds["reward"], width, loss_of)
+    train(run, name, model, getattr(run.config, name), fold, width, loss_of)
     return {"model": weights(model)}
 
 

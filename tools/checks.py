@@ -46,7 +46,7 @@ def problems(config):
         (min(config.eval.prompts, config.data.test, config.data.valid) < 2,
          "eval.prompts, data.test and data.valid must be at least 2"),
         (any(getattr(config, fit).batch < config.run.ranks for fit in
-             ("sft", "pit_sft", "rp", "rpit")), "a batch is smaller than run.ranks"),
+             ("sft", "pit_sft", "rp", "rpit", "judge")), "a batch is smaller than run.ranks"),
         (config.run.name in ("", ".", "..") or "/" in config.run.name,
          f"run.name = {config.run.name!r} must be the name of a folder, without a path: that is "
          "run.dir"),

@@ -14,24 +14,41 @@ WEIGHTS_ONLY = 6        # models that are only read while PPO trains two
 
 def parameters(model, vocab: int) -> int:
     """Of a GPT of this section [model] and vocabulary."""
-    kv_width = model.width // model.heads * model.kv_heads
-    block = (2 * model.width + (2 * model.width + 2 * kv_width) * model.width
-             + 3 * model.width * model.hidden)
+    block = 2 * model.width + sum(outputs * inputs for outputs, inputs in linears(model).values())
     return model.layers * block + model.width + vocab * model.width * (1 if model.tied else 2)
+
+
+def head_width(model) -> int:
+    return model.head_width or model.width // model.heads
+
+
+def linears(model) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of the linear layers of a block, by name."""
+    q, kv = model.heads * head_width(model), model.kv_heads * head_width(model)
+    return {"qkv": (q + 2 * kv, model.width), "out": (model.width, q),
+            "gate_up": (2 * model.hidden, model.width), "down": (model.width, model.hidden)}
+
+
+def adapters(config) -> int:
+    """Parameters of LoRA's adapters of one model."""
+    return config.model.layers * config.lora.rank * sum(
+        sum(linears(config.model)[name]) for name in config.lora.linears)
 
 
 def needed(config, vocab: int, ranks: int) -> dict[str, float]:
     """Bytes that a rank needs at most, by what they hold; activations are a rough count."""
     model, data = config.model, config.data
     shares = ranks if config.run.shard else 1
-    weight = 4 * parameters(model, vocab) / shares
+    trunk = 4 * parameters(model, vocab) / shares
+    weight = 4 * adapters(config) if config.lora.rank else trunk  # what each model has of its own
+    shared = trunk / (1 if config.run.amp == "off" else 2) if config.lora.rank else 0
     rows = -(-max(config.ppo.batch, 256 * ranks) // ranks)
     columns = data.max_prompt + 2 * data.max_response + 16
-    kv_width = model.width // model.heads * model.kv_heads
+    kv_width = head_width(model) * model.kv_heads
     portion = max(model.portion, columns)
     layer = 12 * model.width + 5 * model.hidden + 2 * model.heads * min(columns, 128)
     answers = portion * data.max_response / columns  # positions whose logits are computed
-    return {"weights": (2 + WEIGHTS_ONLY) * weight,
+    return {"weights": shared + (2 + WEIGHTS_ONLY) * weight,
             "gradients and optimisers": 2 * 3 * weight + weight,
             "activations and logits": 4 * (portion * layer * model.layers + 4 * answers * vocab),
             "cache": 4 * rows * (2 * columns * kv_width * model.layers + 4 * vocab)}
