@@ -18,18 +18,19 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import runtime
 from model import GPT, Rows, pad_rows
 from runtime import Config, DataSection, Run, UserError
 from tools import bills, files
-from tools.formats import TextPair, Turn, read_pairs
+from tools.formats import ROLES, TextPair, read_pairs
+from tools.tokens import Column, encode_prompts, flattened
 from tools.vocabulary import JSONTokenizer, Tokenizer, file_name, read_tokenizer, train_tokenizer
 
 FOLDS = ("sft", "reward", "rl", "valid", "test")
-SLOTS = ("{x}", "{y_ref}")
+CUT = "first turns"  # of prompts that are kept without them
+SLOTS = ("{x}", "{y_ref}", "{feedback}")
 
 
 def split_keys(keys: list[str], config: DataSection, seed: int) -> dict[str, str]:
@@ -46,39 +47,18 @@ def split_keys(keys: list[str], config: DataSection, seed: int) -> dict[str, str
 
 
 class Template:
-    """Puts token ids into the slots of a text: {x}, {y_ref}."""
+    """Puts token ids into the slots of a text."""
 
-    def __init__(self, text: str, tokenizer: Tokenizer, start: list[int]):
-        self.start = start
+    def __init__(self, text: str, tokenizer: Tokenizer | JSONTokenizer, start=()):
+        self.start = start  # the beginning of a sequence, where the tokenizer has one
         self.parts = [part if part in SLOTS else tokenizer.fixed(part)
                       for part in re.split(f"({'|'.join(SLOTS)})", text) if part]
 
-    def __call__(self, x, y_ref=()) -> list[int]:
-        ids, slots = list(self.start), {"{x}": x, "{y_ref}": y_ref}
+    def __call__(self, x, y_ref=(), feedback=()) -> list[int]:
+        ids, slots = list(self.start), dict(zip(SLOTS, (x, y_ref, feedback)))
         for part in self.parts:
             ids += slots[part] if isinstance(part, str) else part
         return ids
-
-
-class Column:
-    """Lists of token ids, one behind the other in a flat array, which may be mapped from a file."""
-
-    def __init__(self, flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray):
-        self.flat, self.starts, self.lengths = flat, starts, lengths
-
-    def __len__(self):
-        return len(self.starts)
-
-    def __getitem__(self, i):
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        return self.flat[self.starts[i]:self.starts[i] + self.lengths[i]].tolist()
-
-    def __add__(self, other):
-        return Column(self.flat, *(np.concatenate([getattr(side, name) for side in (self, other)])
-                                   for name in ("starts", "lengths")))
 
 
 @dataclass
@@ -107,6 +87,8 @@ class Data:
     turns: dict[str, Template]     # of a prompt, by their role
     policy: Template               # what M_P and R_P read before y
     pit: Template                  # what M_PIT and R_PIT read before y
+    feedback: Template             # of Self-Refine, what the policy reads before its feedback
+    rewrite: Template              # and before its second answer
     folds: dict[str, Fold]
     counts: dict[str, int]         # pairs read, kept in each fold, dropped by reason
     device: torch.device           # where rows are put
@@ -115,6 +97,15 @@ class Data:
     def prompt(self, text: str) -> list[int]:
         """A user's first turn."""
         return self.turns["user"](self.tokenizer.encode([text])[0])
+
+    def text(self, x: list[int]) -> str:
+        """A prompt as text; one of a single turn without its template."""
+        parts = self.turns["user"].parts
+        at = parts.index("{x}")
+        before, after = (list(chain(*side)) for side in (parts[:at], parts[at + 1:]))
+        inner = x[len(before):len(x) - len(after)]
+        single = not {*before[:1], *after[:1]} & {*inner}
+        return self.tokenizer.decode(inner if single else x)
 
     def ended(self, ids: list[int]) -> list[int]:
         """A response with its end."""
@@ -133,30 +124,6 @@ class Data:
     def bare(self, ids: list[int]) -> list[int]:
         """A sampled response without its end, as a reference or for its text."""
         return ids[:-1] if ids and ids[-1] == self.tokenizer.eos else ids
-
-
-def cut_from_left(turns: list[list[int]], roles: list[str], limit: int) -> list[int]:
-    """The ids of a prompt's turns as one list of at most `limit`, if need be without its first
-    turns: it then begins at a later turn of the user's, after the system's. [] if none fits."""
-    system = int(roles[0] == "system")
-    for first in [system] + [i for i in range(system + 1, len(roles)) if roles[i] == "user"]:
-        ids = [i for turn in turns[:system] + turns[first:] for i in turn]
-        if len(ids) <= limit:
-            return ids
-    return []
-
-
-def encode_prompts(prompts: list[list[Turn]], turns: dict[str, Template], tokenizer,
-                   limit: int, dropped: Counter) -> list[list[int]]:
-    """Each prompt's turns in their templates; [] for one whose last turn alone is too long."""
-    texts = iter(tokenizer.encode([text for prompt in prompts for _, text in prompt]))
-    encoded = []
-    for prompt in prompts:
-        roles = [role for role, _ in prompt]
-        whole = [turns[role](next(texts)) for role in roles]
-        encoded.append(cut_from_left(whole, roles, limit))
-        dropped["first turns only"] += 0 < len(encoded[-1]) < sum(map(len, whole))
-    return encoded
 
 
 def encode_pairs(pairs: list[TextPair], config: Config, tokenizer, turns: dict[str, Template],
@@ -180,13 +147,6 @@ def encode_pairs(pairs: list[TextPair], config: Config, tokenizer, turns: dict[s
     return rows
 
 
-def flattened(rows: dict[str, list]) -> dict[str, torch.Tensor]:
-    """The rows of all folds as one array of tokens, column by column, and its lists' lengths."""
-    lists = [ids for fold in rows.values() for column in zip(*fold) for ids in column]
-    return {"tokens": torch.from_numpy(np.fromiter(chain(*lists), np.int32)),
-            "lengths": torch.tensor([len(ids) for ids in lists])}
-
-
 def folds_of(content: dict) -> dict[str, Fold]:
     """The folds that `flattened` has kept, on the same memory."""
     flat, lengths = content["tokens"].numpy(), content["lengths"].numpy()
@@ -200,12 +160,9 @@ def folds_of(content: dict) -> dict[str, Fold]:
     return folds
 
 
-def make_templates(config: Config, tokenizer) -> tuple[dict[str, Template], Template, Template]:
-    """The templates of turns, and those of what M_P and M_PIT read."""
-    texts, start = config.template, [tokenizer.bos] if tokenizer.bos >= 0 else []
-    turns = {role: Template(getattr(texts, role), tokenizer, [])
-             for role in ("system", "user", "assistant")}
-    return turns, *(Template(text, tokenizer, start) for text in (texts.policy, texts.pit))
+def turn_templates(config: Config, tokenizer) -> dict[str, Template]:
+    """The templates of a prompt's turns, by role."""
+    return {role: Template(getattr(config.template, role), tokenizer) for role in ROLES}
 
 
 def prepare(run: Run) -> dict:
@@ -233,7 +190,8 @@ def prepare(run: Run) -> dict:
             *(text for _, text in p.prompt), p.chosen, p.rejected)),
                         list(dict.fromkeys(markers)), config.tokenizer, model)
     tokenizer = read_tokenizer(model, config.tokenizer.eos)
-    rows = encode_pairs(pairs, config, tokenizer, make_templates(config, tokenizer)[0], dropped)
+    rows = encode_pairs(pairs, config, tokenizer, turn_templates(config, tokenizer), dropped)
+    counts["prompts without their first turns"] = dropped.pop(CUT)
     counts |= {name: len(fold) for name, fold in rows.items()} | {
         f"dropped, {reason}": count for reason, count in dropped.items() if count}
     return {"counts": counts, "tokenizer": model.read_bytes()} | flattened(rows)
@@ -251,37 +209,19 @@ def load_data(run: Run) -> Data:
         files.write_whole(path, lambda file: file.write(content["tokenizer"]))
     runtime.barrier()
     tokenizer = read_tokenizer(path, config.tokenizer.eos)
-    turns, policy, pit = make_templates(config, tokenizer)
-    needed = (config.data.max_prompt + 2 * config.data.max_response
-              + max(len(policy([])), len(pit([]))) + 1)  # a cut response is scored with an end
+    start = [tokenizer.bos] if tokenizer.bos >= 0 else []
+    templates = [Template(text, tokenizer, start) for text in (
+        config.template.policy, config.template.pit, config.refine.feedback,
+        config.refine.rewrite)]
+    read = 3 if config.refine.rewrite else 2  # responses beside the prompt
+    needed = (config.data.max_prompt + read * config.data.max_response
+              + max(len(template([])) for template in templates) + 1)  # the end of a cut response
     if needed > config.model.context:
         raise UserError(f"model.context = {config.model.context} is shorter than max_prompt + "
-                        f"2 x max_response and the template: {needed}")
+                        f"{read} x max_response and the template: {needed}")
     vocab = config.model.vocab or tokenizer.vocab
     if vocab < tokenizer.vocab:
         raise UserError(f"tokenizer.model has {tokenizer.vocab} pieces, but the embedding of "
                         f"model.init_from {vocab} rows; they do not belong together")
-    return Data(tokenizer, vocab, turns, policy, pit, folds_of(content), content["counts"],
-                run.device)
-
-
-def batches(lengths: np.ndarray, size: int, steps: int, rng: np.random.Generator):
-    """Yield `steps` arrays of `size` indices, of rows of similar length.
-
-    Every epoch shuffles the rows, sorts stretches of 32 batches by length and shuffles the
-    batches: little padding, at the price of batches that are random only within their stretch.
-    """
-    size = min(size, len(lengths))
-    made = 0
-    while True:
-        order = rng.permutation(len(lengths))[:len(lengths) // size * size]
-        stretches = [order[i:i + 32 * size] for i in range(0, len(order), 32 * size)]
-        ready = []
-        for stretch in stretches:
-            stretch = stretch[np.argsort(lengths[stretch], kind="stable")]
-            ready += [stretch[i:i + size] for i in range(0, len(stretch), size)]
-        for i in rng.permutation(len(ready)):
-            if made == steps:
-                return
-            made += 1
-            yield ready[i]
+    return Data(tokenizer, vocab, turn_templates(config, tokenizer), *templates,
+                folds_of(content), content["counts"], run.device)

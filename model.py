@@ -10,7 +10,6 @@ Shapes: B batch, T time, V vocabulary, D width, H heads, K key-value heads, C wi
 
 import copy
 import math
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 
@@ -19,7 +18,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from runtime import LoRASection, ModelSection, in_step
-from tools.state import whole
+from tools.packing import packed_weights
 
 
 class RMSNorm(nn.Module):
@@ -34,7 +33,7 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
 
 
-def rotary_table(context: int, width: int, theta: float, scaling: list) -> torch.Tensor:
+def rotary_table(context: int, width: int, theta: float, scaling=()) -> torch.Tensor:
     """exp(i angle) of each position and pair (arXiv 2104.09864), as reals [context, C/2, 2].
 
     `scaling` is Llama 3's, if any: what turns fewer than `low` times within the original context
@@ -119,24 +118,6 @@ class Linear(nn.Module):
         else:
             y = F.linear(x, self.weight)
         return y if self.lora is None else y + self.lora(x)
-
-
-@contextmanager
-def packed_weights(model: nn.Module, rows: int):
-    """Lend each linear layer a packed copy of its weight, for products of `rows` rows; on other
-    devices than a CPU, or of shards, nothing happens. Gradients do not flow meanwhile."""
-    linears = [m for m in model.modules() if isinstance(m, Linear)]
-    weight, fits = linears[0].weight, torch.backends.mkldnn.is_available()
-    fits &= whole(weight) and weight.device.type == "cpu"
-    dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
-    try:
-        for linear in linears if fits else []:
-            linear.packed = torch.ops.mkldnn._reorder_linear_weight(
-                linear.weight.detach().to(dtype), rows)
-        yield
-    finally:
-        for linear in linears:
-            linear.packed = None
 
 
 class Attention(nn.Module):
@@ -252,6 +233,18 @@ def adapted(trunk: GPT, config: LoRASection) -> GPT:
         if name.rpartition(".")[2] in config.linears:
             module.lora = LoRA(*module.weight.shape, config)
     return model
+
+
+@torch.no_grad()
+def merged(model: GPT) -> dict[str, torch.Tensor]:
+    """The weights of a model in float32, adapters added to what they adapt."""
+    weights = {name: tensor.float() for name, tensor in model.state_dict().items()
+               if ".lora." not in name}
+    for name, module in model.named_modules():
+        if isinstance(module, LoRA):
+            name = name.removesuffix("lora") + "weight"
+            weights[name] = weights[name] + module.scale * module.b @ module.a
+    return weights
 
 
 def scalars(head: nn.Linear, hidden):

@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from tools import files, interrupt, llama, state
 from tools.checks import check_config
 from tools.launch import pick_device, start_ranks
+from tools.ranks import (all_sum, barrier, gather, in_step, mine, random_numbers,  # noqa: F401
+                         rank, ranks, step_together, together)  # also for who imports runtime
 from tools.settings import UserError, fill, read_arguments, to_toml
 
 
@@ -77,8 +78,8 @@ class TemplateSection:
 
 @dataclass
 class ModelSection:
-    init_from: str = ""         # a Hugging Face Llama-type folder or a llama2.c .bin; sets the fields
-    #                             below up to `tied`, but for `context`
+    init_from: str = ""         # a Hugging Face Llama-type folder or a llama2.c .bin; sets all
+    #                             fields up to `tied`, but for `context`
     layers: int = 3
     heads: int = 4
     kv_heads: int = 4
@@ -171,6 +172,7 @@ class EvalSection:
     temperatures: list[float] = field(default_factory=lambda: [1.0, 0.5])
     iterations: int = 4
     best_of: int = 4
+    examples: int = 8           # prompts that are shown with all their responses
     equal_budget: bool = False  # also train RLHF with PIT's whole budget of samples
     seed: int = 1               # of the evaluation's samples and of the examples that are shown
 
@@ -224,58 +226,6 @@ def command_line(description: str, *arguments) -> tuple[argparse.Namespace, Conf
     """Parse --config, --section.key=value and the script's own (name, options) arguments."""
     args, overrides = read_arguments(description, *arguments)
     return args, load_config(args.config, overrides)
-
-
-_in_step = False  # whether ranks have to make forward passes together, see in_step
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def ranks() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def mine(items):
-    """This rank's share of a sequence that all ranks hold: every n-th item, with n ranks."""
-    return items[rank()::ranks()]
-
-
-def random_numbers(count: int, length: int, generator: torch.Generator) -> torch.Tensor:
-    """This rank's share of `count` rows of numbers in [0, 1), the same for any number of ranks."""
-    return mine(torch.rand(count, length, generator=generator, device=generator.device))
-
-
-def all_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, summed in place over all ranks."""
-    if dist.is_initialized():
-        dist.all_reduce(tensor)
-    return tensor
-
-
-def gather(items: list) -> list:
-    """The lists of all ranks as one, in the order that `mine` dealt them from."""
-    if not dist.is_initialized():
-        return items
-    parts = [None] * ranks()
-    dist.all_gather_object(parts, items)
-    return [part[i] for i in range(len(parts[0])) for part in parts if i < len(part)]
-
-
-def in_step(count: int) -> int:
-    """The greatest count of all ranks where weights are sharded, since a forward pass then needs
-    every rank; else the count as it is."""
-    if not _in_step:
-        return count
-    greatest = torch.tensor(count)
-    dist.all_reduce(greatest, dist.ReduceOp.MAX)
-    return int(greatest)
-
-
-def barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
 
 
 def descend(model: torch.nn.Module, optimizer: torch.optim.Optimizer, count: torch.Tensor,
@@ -355,8 +305,7 @@ class Run:
                             "delete the run folder or choose another --run.name") from None
         if not self.config.run.shard or ranks() == 1:
             return model.to(self.device)
-        global _in_step
-        _in_step = True
+        step_together()
         return state.shard(model, self.device.type, ranks())
 
     def generator(self, purpose: str, device="cpu", seed: int | None = None) -> torch.Generator:
@@ -479,6 +428,6 @@ class Run:
     def save_part(self, step: int, changing) -> None:
         """Save the current stage as it is after a step."""
         path, inputs = self.saving
-        if rank() == 0 or _in_step:  # shards are gathered by all
+        if rank() == 0 or together():  # shards are gathered by all
             self.save(path, {"inputs": inputs, "step": step, "lines": dict(self.lines),
                              "state": state.kept(changing)})

@@ -4,6 +4,8 @@
     python sample.py --config configs/synthetic.toml --prompt "..." --ref "a response to improve"
     python sample.py --config configs/synthetic.toml              # asks for prompts
     python sample.py --config configs/synthetic.toml --eval       # writes the report again
+    python sample.py --config configs/synthetic.toml --eval --judge-file pairs.json  # for a judge
+    python sample.py --config configs/synthetic.toml --export DIR # as a Hugging Face folder
 
 Each step shows its r_gap, how much better R_PIT finds it than the one before, on a scale of its own
 for each x and y_ref: nothing makes it 0 for a copy. There is no rule for the number of steps:
@@ -11,14 +13,17 @@ quality need not rise for ever.
 """
 
 import sys
+from pathlib import Path
 
 import torch
 
 import reward
 from data import Data, load_data
-from model import GPT, sample
+from model import GPT, merged, sample
 from runtime import Run, UserError, command_line, gather, in_step, mine, random_numbers
+from tools import llama, verdicts
 from tools.launch import guard
+from tools.settings import nearest
 from tools.show import gold_note, marked
 from train_reward import Models
 
@@ -95,11 +100,20 @@ def main() -> None:
         ("--ref", {"help": "improve this response instead of one of M_P^RL's"}),
         ("--iters", {"type": int, "default": 3, "help": "improvements, one after another"}),
         ("--temperature", {"type": float, "default": 0.5}),
-        ("--eval", {"action": "store_true", "help": "evaluate again, write the report again"}))
+        ("--eval", {"action": "store_true", "help": "evaluate again, write the report again"}),
+        ("--judge-file", {"help": "with --eval: pairs for a judge outside (AlpacaEval's JSON); if "
+                                  "it has judged them, show its verdicts"}),
+        ("--export", {"help": "write a policy as a Hugging Face folder"}),
+        ("--model", {"default": "PIT stage 1", "help": "which, by its name in the report"}))
     if not 0 <= args.temperature < float("inf") or args.iters < 0:
         raise UserError("--temperature and --iters must be numbers from 0")
     if args.ref is not None and args.prompt is None or args.eval and args.prompt is not None:
         raise UserError("--ref needs the --prompt that it responds to, --eval takes neither")
+    if args.judge_file and not args.eval:
+        raise UserError("--judge-file goes with --eval")
+    if args.judge_file and Path(args.judge_file).exists():
+        print(verdicts.as_markdown(verdicts.read_verdicts(Path(args.judge_file))))
+        return
     if not args.eval:
         config.run.ranks = 1
     from tools import report  # these two sample with this module
@@ -109,7 +123,13 @@ def main() -> None:
     with run.precision():
         models = train_all(run, data)
         if args.eval:
-            report.write(run, report.evaluate(run, data, models))
+            report.write(run, report.evaluate(run, data, models), args.judge_file)
+        elif args.export:
+            if args.model not in models.policies:
+                raise UserError(f"--model {args.model!r}: {nearest(args.model, models.policies)}")
+            llama.write_folder(Path(args.export), merged(models.policies[args.model]), config,
+                               data.vocab, data.tokenizer)
+            print(f"written: {args.model} in {args.export}")
         else:
             respond(run, data, models, args)
 

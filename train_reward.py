@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import reward
-from data import Data, Fold, batches, load_data
+from data import Data, Fold, load_data
 from model import GPT, Linear, Rows, adapted, portions, token_logprobs
 from reward import RewardModel, make_branches
 from runtime import FitSection, Run, all_sum, command_line, descend, mine, rank, ranks
@@ -25,8 +25,9 @@ from tools.checks import chance, tell
 from tools.launch import guard
 from tools.measure import as_text, held_out_accuracies
 from tools.state import put, weights
+from tools.tokens import batches
 
-BASE = ("data", "tokenizer", "template", "model", "lora")  # what every model depends on in the config
+BASE = ("data", "tokenizer", "template", "model", "lora")  # what every model depends on
 POINTWISE = BASE + ("sft", "reward.pool", "reward.logp_feature", "reward.lm_coef")
 R_P = POINTWISE + ("rp",)
 
@@ -190,7 +191,8 @@ def train_start(run: Run, data: Data) -> Models:
     rpit = run.stage("rpit", BASE + ("sft", "pit_sft", "reward", "rpit"),
                      lambda: train_rpit(run, data, pit_policy))
     rp, rpit = (run.placed(new_reward_model(run, data), one["model"]) for one in (rp, rpit))
-    return Models(rp, rpit, {"M_P^SFT": policy, "M_PIT^SFT": pit_policy})
+    trunk = {"pretrained": data.trunk} if data.trunk else {}
+    return Models(rp, rpit, trunk | {"M_P^SFT": policy, "M_PIT^SFT": pit_policy})
 
 
 def main() -> None:

@@ -10,7 +10,10 @@ import sentencepiece
 
 import data
 from conftest import MARKERS, ROOT, tiny_config, tiny_run, write_lines
-from data import Template, TextPair, Tokenizer, batches, load_data, read_pairs, split_keys
+from data import Template, load_data, split_keys
+from tools.formats import TextPair, read_pairs
+from tools.tokens import batches
+from tools.vocabulary import Tokenizer
 from runtime import DataSection, TokenizerSection, UserError
 from tools import bills
 
@@ -42,8 +45,9 @@ def test_plain_pairs(tmp_path):
         PLAIN, "", PLAIN | {"chosen": "No."}, PLAIN | {"rejected": "  "}, PLAIN | {"prompt": "\n"},
         PLAIN | {"more": 1, "chosen": "Grüße\u2028"}])
     pairs, dropped = read(path)
-    assert pairs == [TextPair("Say hello", "Say hello", "Hello!", "No."),
-                     TextPair("Say hello", "Say hello", "Grüße\u2028", "No.")]
+    asked = [("user", "Say hello")]
+    assert pairs == [TextPair("Say hello", asked, "Hello!", "No."),
+                     TextPair("Say hello", asked, "Grüße\u2028", "No.")]
     assert dropped == {"responses equal": 1, "empty text": 2}
 
 
@@ -53,24 +57,28 @@ def test_hh_conversations_split_at_the_last_assistant_turn(tmp_path):
             "Hi", "Yes?", "A pun?", "No")},
         {"chosen": talk("Hi", "Yes"), "rejected": talk("Ho", "No")},           # prompts differ
         {"chosen": talk("Hi", "Yes"), "rejected": talk("Hi", "Yes ")},         # the same response
-        {"chosen": talk("Hi", ""), "rejected": talk("Hi", "No")}]              # an empty one
+        {"chosen": talk("Hi", ""), "rejected": talk("Hi", "No")},              # an empty one
+        {"chosen": talk("Hi", "Yes", "So?"), "rejected": talk("Hi", "No")}]    # a turn too many
     plain = write_lines(tmp_path / "hh.jsonl", lines)
     zipped = tmp_path / "hh.jsonl.gz"
     zipped.write_bytes(gzip.compress((tmp_path / "hh.jsonl").read_bytes()))
     prompt = "Human: Hi\n\nAssistant: Yes?\n\nHuman: A pun?"
     for path in (plain, zipped):
         pairs, dropped = read(path)
-        assert pairs == [TextPair(prompt, prompt, "Sure: one", "No")]
-        assert dropped == {"prompts differ": 1, "responses equal": 1, "empty text": 1}
+        turns = [("user", "Hi"), ("assistant", "Yes?"), ("user", "A pun?")]
+        assert pairs == [TextPair(prompt, turns, "Sure: one", "No")]
+        assert dropped == {"prompts differ": 1, "responses equal": 1, "empty text": 1,
+                           "no response at the end": 1}
 
 
 def test_summary_comparisons_take_the_chosen_text(tmp_path):
     article = summaries(1, "cnn", post=None)
     article["info"]["article"] = "An article."
     path = write_lines(tmp_path / "batch.json", [summaries(0), summaries(1), article])
-    assert read(path)[0] == [TextPair("t3_1", "A post.", "first", "second"),
-                             TextPair("t3_1", "A post.", "second", "first"),
-                             TextPair("cnn", "An article.", "second", "first")]
+    post, story = [("user", "A post.")], [("user", "An article.")]
+    assert read(path)[0] == [TextPair("t3_1", post, "first", "second"),
+                             TextPair("t3_1", post, "second", "first"),
+                             TextPair("cnn", story, "second", "first")]
 
 
 def without(record: dict, key: str) -> dict:
@@ -180,7 +188,8 @@ def test_length_limits_are_exact(tmp_path, tokenizer):
                              data__max_response=longest[1] + 1 - less)  # the end included
         counts = Counter()
         pairs, _ = read(path)
-        folds = data.encode_pairs(pairs, config, Tokenizer(model), counts)
+        own = Tokenizer(model)
+        folds = data.encode_pairs(pairs, config, own, data.turn_templates(config, own), counts)
         too_long = sum(max(map(len, row[1:])) > longest[1] - less for row in ids)
         assert counts["too long"] == too_long and (too_long == 0) == (less == 0)
         assert sum(map(len, folds.values())) == len(lines) - too_long
@@ -193,7 +202,7 @@ def test_data_is_the_same_each_time_and_reused(tmp_path):
         assert other.counts == first.counts
         for name, fold in first.folds.items():
             for side in ("x", "y_w", "y_l"):
-                assert getattr(fold, side) == getattr(other.folds[name], side)
+                assert list(getattr(fold, side)) == list(getattr(other.folds[name], side))
     assert first.counts["read"] == 300
 
 
@@ -278,8 +287,11 @@ def test_a_tokenizer_of_somebody_elses_serves_as_well(tmp_path):
     assert (other.bos, other.eos, other.vocab) == (1, 2, 150)
     assert other.encode(["tea 5"])[0] == other.pieces.encode("tea 5")  # no second space
     assert other.decode(other.encode(["tea 5"])[0] + [2]) == "tea 5"
-    begin = Template("{x}!", other)([7])
-    assert begin == [1, 7, *other.pieces.encode("!")] == Template("{x}!", other)([7])
+    begin = Template("{x}!", other, [other.bos])([7])
+    assert begin == [1, 7, *other.pieces.encode("!")]
+    marked = Template("{x}</s><s>!", other)([7])  # control pieces are single tokens in a template,
+    assert marked == [7, 2, 1, *other.pieces.encode("!")]
+    assert not {1, 2} & {*other.encode(["tea</s><s>5"])[0]}  # and text in a text
 
 
 def test_responses_get_and_lose_their_end(bills_run):
@@ -330,7 +342,7 @@ def test_a_fold_smaller_than_a_batch_is_one_batch():
 def test_published_files_load():
     pairs, dropped = read(SHARED / "hh-rlhf" / "helpful-base" / "test.jsonl.gz")
     assert len(pairs) + dropped.total() == 2354 and len(pairs) > 2300
-    assert all(p.prompt.startswith("Human:") and "\n\nHuman:" not in p.chosen for p in pairs)
+    assert all(p.prompt[-1][0] == "user" and "\n\nHuman:" not in p.chosen for p in pairs)
     pairs, dropped = read(SHARED / "summarize_from_feedback" / "batch13.json")
     first = json.loads((SHARED / "summarize_from_feedback" / "batch13.json").open().readline())
     assert pairs[0].chosen == first["summaries"][first["choice"]]["text"].strip()

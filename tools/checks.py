@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from tools.settings import UserError, nearest
 
-MAY_BE_ZERO = {"seed", "head_width", "vocab", "rank", "save_every", "portion", "look_every", "warmup", "weight_decay", "lm_coef",
+MAY_BE_ZERO = {"seed", "head_width", "model.vocab", "rank", "save_every", "portion", "look_every",
+               "warmup", "weight_decay", "lm_coef",
                "critic_warmup", "beta", "gamma", "lam", "kl_horizon", "temperatures"}
 CHOICES = {"run.device": ("auto", "cuda", "mps", "cpu"), "run.amp": ("auto", "bf16", "off"),
            "run.compile": ("auto", "on", "off"), "data.total": ("first", "last"),
@@ -29,7 +30,7 @@ def problems(config):
             for item in value if isinstance(value, list) else [value]:
                 if name in CHOICES and item not in CHOICES[name]:
                     yield f"{name}: {item!r}; {nearest(item, CHOICES[name])}"
-                lowest = 0 if key in MAY_BE_ZERO else 1e-12
+                lowest = 0 if {key, name} & MAY_BE_ZERO else 1e-12
                 if type(item) in (int, float) and key != "no_eos_score" and not (
                         lowest <= item < math.inf):
                     yield f"{name} = {item} is out of range"
@@ -58,6 +59,13 @@ def problems(config):
         (any("{x}" not in getattr(config.template, name) for name in
              ("system", "user", "assistant", "policy")),
          "template.system, user, assistant and policy each need {x}"),
+        (bool(config.refine.feedback) != bool(config.refine.rewrite),
+         "refine.feedback and refine.rewrite belong together"),
+        (config.refine.rewrite and not all(
+            "{x}" in text and "{y_ref}" in text for text in vars(config.refine).values()),
+         "refine.feedback and refine.rewrite need {x} and {y_ref}"),
+        (config.refine.rewrite and "{feedback}" not in config.refine.rewrite,
+         "refine.rewrite lacks {feedback}"),
         (config.lora.rank and not model.init_from,
          "lora.rank adapts a trained model: name it in model.init_from, or set lora.rank = 0"),
         (config.lora.rank and config.run.shard,

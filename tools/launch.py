@@ -1,4 +1,4 @@
-"""How a script starts and ends: its device, its ranks, and what a user sees when something is wrong.
+"""How a script starts and ends: its device, its ranks, what a user sees when something is wrong.
 
 Several ranks are processes of the same command: torchrun's, or on a CPU those that `start_ranks`
 starts by itself.

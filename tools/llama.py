@@ -13,10 +13,12 @@ from pathlib import Path
 
 import torch
 
+from tools.files import write_whole
 from tools.settings import UserError
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")  # the first that is there is taken
+EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 ONLY = {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,),
         "partial_rotary_factor": (1.0,), "quantization_config": (None,)}  # the values that we have
 BLOCK = {"attention_norm.weight": "input_layernorm", "attention.out.weight": "self_attn.o_proj",
@@ -44,11 +46,16 @@ def described(path: str, context: int) -> dict[str, dict]:
     """
     if not Path(path).exists():
         raise UserError(f"model.init_from = {path!r}: there is no such folder or file")
-    model, longest = describe_folder(Path(path)) if Path(path).is_dir() else describe_bin(path)
+    model, longest = described_model(path)
     if context > longest:
         raise UserError(f"model.context = {context}, but {path} reads at most {longest} tokens; "
                         "lower model.context")
     return {"model": model, "tokenizer": describe_tokenizer(Path(path))}
+
+
+def described_model(path: str) -> tuple[dict, int]:
+    """[model] of a checkpoint, and the longest context."""
+    return describe_folder(Path(path)) if Path(path).is_dir() else describe_bin(path)
 
 
 def describe_tokenizer(path: Path) -> dict:
@@ -72,7 +79,8 @@ def describe_folder(folder: Path) -> tuple[dict, int]:
                         f"{' and '.join(ARCHITECTURES)} are read")
     for field, known in ONLY.items():
         if config.get(field, known[0]) not in known:
-            raise UserError(f"{path}: {field} = {config[field]!r} is not supported; only {known[0]!r}")
+            raise UserError(f"{path}: {field} = {config[field]!r} is not supported, only "
+                            f"{known[0]!r}")
     try:
         width, heads = config["hidden_size"], config["num_attention_heads"]
         model = {"layers": config["num_hidden_layers"], "heads": heads, "width": width,
@@ -203,17 +211,18 @@ def read_bin(path: str, model) -> dict:
               "k": (n, kv, d), "v": (n, kv, d), "out": (n, d, q), "mlp_norm": (n, d),
               "gate": (n, hidden, d), "down": (n, d, hidden), "up": (n, hidden, d), "norm": (d,)}
     size = Path(path).stat().st_size
-    longest = describe_bin(path)[1]
+    longest = described_model(path)[1]
     rotary = longest * model.head_width  # tables of old files, computed here
     counts = [math.prod(shape) for shape in shapes.values()]
     expected = 28 + 4 * (sum(counts) + rotary + (0 if model.tied else model.vocab * d))
     if size != expected:
         raise UserError(f"{path}: has {size} bytes, but its header asks for {expected}")
     flat = torch.from_file(path, size=size // 4, dtype=torch.float32)[7:].clone()
-    parts = dict(zip(shapes, (part.view(shape) for part, shape in
-                              zip(flat.split(counts + [len(flat) - sum(counts)]), shapes.values()))))
+    flats = flat.split(counts + [len(flat) - sum(counts)])
+    parts = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), flats)}
+    head = parts["embedding"] if model.tied else flat[-model.vocab * d:].view(-1, d)
     ours = {"embedding.weight": parts["embedding"], "norm.weight": parts["norm"],
-            "head.weight": parts["embedding"] if model.tied else flat[-model.vocab * d:].view(-1, d)}
+            "head.weight": head}
     for i in range(n):
         ours |= {f"blocks.{i}.{name}.weight": tensor for name, tensor in {
             "attention_norm": parts["attention_norm"][i], "mlp_norm": parts["mlp_norm"][i],
@@ -228,12 +237,13 @@ def read_bin(path: str, model) -> dict:
 
 def their_weights(ours: dict, model) -> dict:
     """Weights by Hugging Face's names, from whole weights by ours (no adapters)."""
-    q, kv = model.heads * model.head_width, model.kv_heads * model.head_width
+    width = model.head_width or model.width // model.heads
+    q, kv = model.heads * width, model.kv_heads * width
     theirs = {OUTER[name]: ours[name] for name in OUTER if name != "head.weight" or not model.tied}
     for i in range(model.layers):
         at, here = f"model.layers.{i}.", f"blocks.{i}."
         parts = list(ours[here + "attention.qkv.weight"].split([q, kv, kv]))
-        parts[:2] = (unpaired(part, model.head_width) for part in parts[:2])
+        parts[:2] = (unpaired(part, width) for part in parts[:2])
         gate, up = ours[here + "mlp.gate_up.weight"].chunk(2)
         named = dict(zip(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), parts))
         named |= {"mlp.gate_proj": gate, "mlp.up_proj": up}
@@ -242,21 +252,56 @@ def their_weights(ours: dict, model) -> dict:
     return {name: tensor.contiguous() for name, tensor in theirs.items()}
 
 
-def their_config(model, bos: int, eos: int, longest: int) -> dict:
+def their_config(model, vocab: int, bos: int, eos: int, longest: int) -> dict:
     """config.json of a model, as transformers before and since version 5 read it."""
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     scaling = {"rope_type": "llama3"} | dict(zip(names, model.rope_scaling))
     if model.rope_scaling:
         scaling["original_max_position_embeddings"] = int(model.rope_scaling[-1])
+    width = model.head_width or model.width // model.heads
     rope = scaling if model.rope_scaling else {"rope_type": "default"}
     return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
             "hidden_size": model.width, "intermediate_size": model.hidden,
             "num_hidden_layers": model.layers, "num_attention_heads": model.heads,
-            "num_key_value_heads": model.kv_heads, "head_dim": model.head_width,
-            "vocab_size": model.vocab, "max_position_embeddings": longest,
+            "num_key_value_heads": model.kv_heads, "head_dim": width,
+            "vocab_size": vocab, "max_position_embeddings": longest,
             "rms_norm_eps": model.norm_eps, "rope_theta": model.rope_theta,
             "rope_scaling": scaling if model.rope_scaling else None,
             "rope_parameters": rope | {"rope_theta": model.rope_theta},
             "tie_word_embeddings": model.tied, "attention_bias": False, "mlp_bias": False,
             "bos_token_id": bos if bos >= 0 else None, "eos_token_id": eos,
             "torch_dtype": "float32"}
+
+
+def write_folder(folder: Path, weights: dict, config, vocab: int, tokenizer):
+    """Write whole weights (`model.merged`) as a Hugging Face folder, with the tokenizer and, in
+    templates.json, what the model expects to read. Raises UserError where the folder has a model
+    already, or cannot be written."""
+    save, source = safetensors().save, Path(config.model.init_from or "none")
+    longest = described_model(str(source))[1] if source.exists() else config.model.context
+    content = their_config(config.model, vocab, tokenizer.bos, tokenizer.eos, longest)
+    if (folder / "config.json").exists():
+        raise UserError(f"--export {folder}: holds a model already; choose another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in EXTRAS:
+            if (source / name).exists():
+                shutil.copyfile(source / name, folder / name)
+        shutil.copyfile(tokenizer.path, folder / tokenizer.path.name)
+    except OSError as error:
+        raise UserError(f"--export {folder}: cannot write it ({error.strerror})") from None
+    if not (folder / "tokenizer_config.json").exists():
+        write_json(folder / "tokenizer_config.json", {
+            "tokenizer_class": "LlamaTokenizer", "add_bos_token": tokenizer.bos >= 0,
+            "add_eos_token": False, "legacy": False, "add_prefix_space": not tokenizer.lead}
+            | {f"{name}_token": tokenizer.pieces.id_to_piece(i) for name, i in (
+                ("bos", tokenizer.bos), ("eos", tokenizer.eos),
+                ("unk", tokenizer.pieces.unk_id())) if i >= 0})
+    write_json(folder / "templates.json", vars(config.template))
+    write_json(folder / "config.json", content)
+    data = save(their_weights(weights, config.model), {"format": "pt"})
+    write_whole(folder / "model.safetensors", lambda file: file.write(data))
+
+
+def write_json(path: Path, content: dict) -> None:
+    write_whole(path, lambda file: file.write(json.dumps(content, indent=1).encode()))

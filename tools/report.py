@@ -2,12 +2,15 @@
 
 Every system answers the same prompts at the same temperature; a response wins over the one that it
 is compared with if the judge grades it higher. On bills the judge is the hidden one. On other data
-there is none, and R_P stands in for it, which the policies were trained on: no independent measure.
+it is a reward model held out from all training; as such models like length, win - lose is shown at
+equal length beside.
 """
 
+import itertools
 import json
 import random
 import time
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -17,31 +20,35 @@ from data import Data
 from reward import score
 from runtime import Run
 from sample import STAGES, answer, improve
-from tools import bills, files
-from tools.measure import (fold_scores, gap_scores, held_out_accuracies, mean_interval,
-                           pair_agreement, rp_scores)
+from tools import bills, files, verdicts
+from tools.measure import (at_equal_length, fold_scores, gap_scores, held_out_accuracies,
+                           mean_interval, pair_agreement, rp_scores, share_right)
+from tools.rivals import best_of, self_refine
 from train_reward import Models
-
-EXAMPLES = 8
 
 
 class Judge:
-    """Grades of responses to the prompts `x`: the hidden judge's, or R_P's scores."""
+    """Grades of responses to the prompts `x`: the hidden judge's, or a reward model's scores."""
 
-    def __init__(self, run: Run, data: Data, models: Models, x: list):
-        self.run, self.data, self.models, self.x = run, data, models, x
-        self.hidden = not run.config.data.files
-        self.name = "hidden judge" if self.hidden else "R_P (trained on, not independent)"
+    def __init__(self, data: Data, models: Models, x: list):
+        self.data, self.model, self.x = data, models.judge, x
+        self.hidden = models.judge is None
+        self.name = "hidden judge" if self.hidden else "a reward model held out from all training"
+        self.graded = []  # (responses, their grades)
 
     def aspects(self, y: list) -> list[dict]:
         decode = self.data.tokenizer.decode
         return [bills.judge(decode(x), decode(ids)) for x, ids in zip(self.x, y)]
 
     def grades(self, y: list) -> np.ndarray:
-        if not self.hidden:
-            return rp_scores(self.data, self.models.rp, self.x, y).round(4)
-        return np.array([sum(bills.WEIGHTS[k] * v for k, v in a.items())
-                         for a in self.aspects(y)]).round(9)  # equal grades are ties
+        """Grades of responses, each list of them graded once; equal grades are ties."""
+        known = [grades for other, grades in self.graded if other is y]
+        if not known:
+            known = [np.array([sum(bills.WEIGHTS[k] * v for k, v in a.items())
+                               for a in self.aspects(y)]).round(9) if self.hidden else
+                     rp_scores(self.data, self.model, self.x, y).round(4)]
+            self.graded.append((y, known[0]))
+        return known[0]
 
 
 class Table:
@@ -54,7 +61,9 @@ class Table:
             y_ref=None) -> None:
         """A row: y of `system` compared with y_other of `against`; y_ref is what it improved."""
         grades, others = self.judge.grades(y), self.judge.grades(y_other)
-        delta, low, high = mean_interval(np.sign(grades - others))
+        better = np.sign(grades - others)
+        delta, low, high = mean_interval(better)
+        longer = np.array([len(a) - len(b) for a, b in zip(y, y_other)])
         aspects = self.judge.aspects(y) if self.judge.hidden else []
         self.rows.append({
             "system": system, "against": against, "iteration": iteration,
@@ -62,20 +71,14 @@ class Table:
             "tie": 100 * float((grades == others).mean()),
             "lose": 100 * float((grades < others).mean()),
             "delta": 100 * delta, "ci_low": 100 * low, "ci_high": 100 * high,
+            "equal_length": None if self.judge.hidden else
+            [100 * value for value in at_equal_length(better, longer)],
             "gold": float(grades.mean()) if self.judge.hidden else None,
             "aspects": {name: float(np.mean([a[name] for a in aspects]))
                         for name in (aspects[0] if aspects else {})},
             "length": float(np.mean([len(ids) for ids in y])),
             "copies": None if y_ref is None else
             100 * float(np.mean([a == b for a, b in zip(y, y_ref)]))})
-
-
-def best_of(run, data, models, x, temperature, generator) -> list:
-    """The best by R_P of eval.best_of responses of M_P^RL."""
-    tries = [answer(run, data, models.policies["M_P^RL"], x, temperature, generator)
-             for _ in range(run.config.eval.best_of)]
-    scores = [rp_scores(data, models.rp, x, y) for y in tries]
-    return [tries[k][i] for i, k in enumerate(np.argmax(scores, axis=0))]
 
 
 def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperature) -> dict:
@@ -86,13 +89,19 @@ def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperatu
     y_0 = answer(run, data, policies["M_P^RL"], x, temperature, generator)
     table.add("M_P^SFT", sft, "M_P^RL", y_0, temperature)
     table.add("M_P^RL", y_0, "M_P^SFT", sft, temperature)
+    if "pretrained" in policies:
+        table.add("pretrained", answer(run, data, policies["pretrained"], x, temperature,
+                                       generator), "M_P^RL", y_0, temperature)
     best = best_of(run, data, models, x, temperature, generator)
     table.add(f"best of {setting.best_of}", best, "M_P^RL", y_0, temperature)
     more = None
     if "RLHF equal budget" in policies:
         more = answer(run, data, policies["RLHF equal budget"], x, temperature, generator)
         table.add("RLHF equal budget", more, "M_P^RL", y_0, temperature)
-    chains = {}
+    chains, refined = {}, []
+    if run.config.refine.rewrite:
+        refined = self_refine(run, data, policies["M_P^RL"], x, y_0, temperature, generator)
+        table.add("Self-Refine", refined, "M_P^RL", y_0, temperature, 1, y_0)
     for name in [n for n in ("M_PIT^SFT", "PIT stage 0", "PIT stage 1") if n in policies]:
         y = y_0
         chains[name] = [y_0]
@@ -107,7 +116,9 @@ def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperatu
         for i in (1, setting.iterations):
             table.add(final, chains[final][i], "RLHF equal budget", more, temperature, i,
                       chains[final][i - 1])
-    return {"sft": sft, "chain": chains[final]}
+    if refined:
+        table.add(final, chains[final][1], "Self-Refine", refined, temperature, 1, y_0)
+    return {"sft": sft, "chain": chains[final], "refined": refined}
 
 
 def sample_agreements(run: Run, data: Data, models: Models, judge: Judge, x: list) -> dict:
@@ -156,7 +167,7 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
     fold = data.folds[setting.split]
     n = min(setting.prompts, len(fold))
     x = fold.x[:n]
-    judge = Judge(run, data, models, x)
+    judge = Judge(data, models, x)
     table = Table(judge)
     responses = {}
     for temperature in tqdm(setting.temperatures, "  evaluation", disable=runtime.rank() != 0):
@@ -166,6 +177,9 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
         y = getattr(fold, side)[:n]
         table.add(side, y, "M_P^RL", y_0, None)
     accuracies = held_out_accuracies(data, models.rp, models.rpit, setting.split)
+    if models.judge:
+        w, l = (rp_scores(data, models.judge, fold.x, y) for y in (fold.y_w, fold.y_l))
+        accuracies["judge of this report"] = share_right(list(w > l))
     if judge.hidden:
         accuracies |= judge_agreements(data, models, judge, fold)
         accuracies |= sample_agreements(run, data, models, judge, x)
@@ -174,7 +188,23 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
             "eval_seed": setting.seed, "split": setting.split,
             "prompts": n, "judge": judge.name, "rows": table.rows, "reward": accuracies,
             "seconds": seconds, "data": data.counts,
-            "examples": examples(run, data, models, judge, responses)}
+            "examples": examples(run, data, models, judge, responses),
+            "responses": comparisons(run, data, x, responses)}
+
+
+def comparisons(run: Run, data: Data, x: list, responses: dict) -> list[dict]:
+    """What a judge outside may be asked to compare, as texts: the original response, the first
+    improvement and, if it is there, Self-Refine's."""
+    final, found = STAGES[run.config.pit.curriculum[-1]], []
+    for temperature, made in responses.items():
+        texts = {name: [data.tokenizer.decode(ids) for ids in y] for name, y in (
+            ("M_P^RL", made["chain"][0]), (final, made["chain"][1]),
+            ("Self-Refine", made["refined"])) if y}
+        for system, against in itertools.combinations(reversed(texts), 2):
+            found.append({"x": [data.text(ids) for ids in x], "temperature": temperature,
+                          "system": system, "y": texts[system],
+                          "against": against, "y_other": texts[against]})
+    return found
 
 
 def examples(run: Run, data: Data, models: Models, judge: Judge, responses: dict) -> list[dict]:
@@ -182,8 +212,8 @@ def examples(run: Run, data: Data, models: Models, judge: Judge, responses: dict
     temperature = run.config.eval.temperatures[-1]
     chain, decode = responses[temperature]["chain"], data.tokenizer.decode
     found = []
-    for i in random.Random(run.config.eval.seed).sample(range(len(judge.x)),
-                                                        min(EXAMPLES, len(judge.x))):
+    shown = min(run.config.eval.examples, len(judge.x))
+    for i in random.Random(run.config.eval.seed).sample(range(len(judge.x)), shown):
         steps = []
         for k, y in enumerate(chain):
             gap = score(models.rpit, data.pit_rows(
@@ -202,17 +232,19 @@ def as_markdown(report: dict) -> str:
     lines = [f"# {report['name']}, seed {report['seed']}", "",
              f"{report['prompts']} {report['split']} prompts, judge: {report['judge']}. "
              "Win, tie, lose, delta (win - lose, 95 % interval) and copies of y_ref in %.", "",
-             "| system | T | iteration | gold | against | win | tie | lose | delta | length | "
-             "copies |",
-             "|---|---|---|---|---|---|---|---|---|---|---|"]
+             "| system | T | iteration | gold | against | win | tie | lose | delta | "
+             "delta at equal length | length | copies |",
+             "|---|---|---|---|---|---|---|---|---|---|---|---|"]
     for r in report["rows"]:
         gold = "" if r["gold"] is None else f"{r['gold']:.3f}"
+        equal = "" if r["equal_length"] is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(
+            *r["equal_length"])
         copies = "" if r["copies"] is None else f"{r['copies']:.0f}"
         lines.append(
             f"| {r['system']} | {'' if r['temperature'] is None else r['temperature']} | "
             f"{r['iteration'] or ''} | {gold} | {r['against']} | {r['win']:.1f} | {r['tie']:.1f} | "
             f"{r['lose']:.1f} | {r['delta']:+.1f} [{r['ci_low']:+.1f}, {r['ci_high']:+.1f}] | "
-            f"{r['length']:.1f} | {copies} |")
+            f"{equal} | {r['length']:.1f} | {copies} |")
     names = list(report["rows"][0]["aspects"])
     if names:
         lines += ["", "## The judge's aspects", "", f"| system | T | iteration | against | "
@@ -267,11 +299,16 @@ def draw_curves(run: Run) -> None:
     pyplot.close(figure)
 
 
-def write(run: Run, report: dict) -> None:
-    """Write the report into the run's folder and print where it is."""
+def write(run: Run, report: dict, judge_file: str | None = None) -> None:
+    """Write the report into the run's folder and print where it is; into `judge_file` its responses
+    in pairs, for a judge outside."""
     if runtime.rank() == 0:
         (run.folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
         (run.folder / "report.md").write_text(as_markdown(report), encoding="utf-8")
         draw_curves(run)
         print(as_markdown(report).split("## Examples")[0])
         print(f"written: {run.folder / 'report.md'}")
+    if runtime.rank() == 0 and judge_file:
+        count = verdicts.write_pairs(Path(judge_file), report["responses"], report["eval_seed"])
+        print(f"written: {count} pairs in {judge_file}; once a judge has filled in 'preference', "
+              "the same command shows its verdicts")

@@ -42,7 +42,7 @@ class Tokenizer:
             self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError) as error:
             raise UserError(f"{path}: no SentencePiece model ({str(error).strip()})") from None
-        self.vocab = self.pieces.vocab_size()
+        self.path, self.vocab = Path(path), self.pieces.vocab_size()
         self.bos, self.eos = self.pieces.bos_id(), self.pieces.eos_id()
         if eos:
             self.eos = self.pieces.piece_to_id(eos)
@@ -82,7 +82,7 @@ class JSONTokenizer:
         except Exception as error:  # the library raises a bare Exception
             raise UserError(f"{path}: no tokenizer.json ({str(error).splitlines()[0]})") from None
         self.pieces.no_truncation(), self.pieces.no_padding()
-        self.vocab = self.pieces.get_vocab_size()
+        self.path, self.vocab = Path(path), self.pieces.get_vocab_size()
         self.bos = next(iter(self.pieces.encode("").ids), -1)  # what it puts before every text
         self.eos = self.pieces.token_to_id(eos)
         if self.eos is None:

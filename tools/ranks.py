@@ -1,0 +1,66 @@
+"""What ranks do with each other. Each works on its share of a batch; losses, counts and gradients
+are summed over all."""
+
+import torch
+import torch.distributed as dist
+
+_together = False  # whether ranks have to make forward passes together, see in_step
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def ranks() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def mine(items):
+    """This rank's share of a sequence that all ranks hold: every n-th item, with n ranks."""
+    return items[rank()::ranks()]
+
+
+def random_numbers(count: int, length: int, generator: torch.Generator) -> torch.Tensor:
+    """This rank's share of `count` rows of numbers in [0, 1), the same for any number of ranks."""
+    return mine(torch.rand(count, length, generator=generator, device=generator.device))
+
+
+def all_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, summed in place over all ranks."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gather(items: list) -> list:
+    """The lists of all ranks as one, in the order that `mine` dealt them from."""
+    if not dist.is_initialized():
+        return items
+    parts = [None] * ranks()
+    dist.all_gather_object(parts, items)
+    return [part[i] for i in range(len(parts[0])) for part in parts if i < len(part)]
+
+
+def in_step(count: int) -> int:
+    """The greatest count of all ranks where weights are sharded, since a forward pass then needs
+    every rank; else the count as it is."""
+    if not _together:
+        return count
+    greatest = torch.tensor(count)
+    dist.all_reduce(greatest, dist.ReduceOp.MAX)
+    return int(greatest)
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def step_together() -> None:
+    """From now on a forward pass needs every rank."""
+    global _together
+    _together = True
+
+
+def together() -> bool:
+    return _together

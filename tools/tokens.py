@@ -1,0 +1,85 @@
+"""Lists of token ids: prompts of several turns, many lists in one array, batches of similar length.
+"""
+
+from collections import Counter
+from itertools import chain
+
+import numpy as np
+import torch
+
+from tools.formats import Turn
+
+
+def cut_from_left(turns: list[list[int]], roles: list[str], limit: int) -> list[int]:
+    """The ids of a prompt's turns as one list of at most `limit`, if need be without its first
+    turns: it then begins at a later turn of the user's, after the system's. [] if none fits."""
+    system = int(roles[0] == "system")
+    for first in [system] + [i for i in range(system + 1, len(roles)) if roles[i] == "user"]:
+        ids = [i for turn in turns[:system] + turns[first:] for i in turn]
+        if len(ids) <= limit:
+            return ids
+    return []
+
+
+def encode_prompts(prompts: list[list[Turn]], turns: dict, tokenizer, limit: int,
+                   dropped: Counter) -> list[list[int]]:
+    """Each prompt's turns in the templates of their roles (`turns`); [] for one whose last turn
+    alone is too long."""
+    texts = iter(tokenizer.encode([text for prompt in prompts for _, text in prompt]))
+    encoded = []
+    for prompt in prompts:
+        roles = [role for role, _ in prompt]
+        whole = [turns[role](next(texts)) for role in roles]
+        encoded.append(cut_from_left(whole, roles, limit))
+        dropped["first turns"] += 0 < len(encoded[-1]) < sum(map(len, whole))
+    return encoded
+
+
+class Column:
+    """Lists of token ids, one behind the other in a flat array, which may be mapped from a file."""
+
+    def __init__(self, flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray):
+        self.flat, self.starts, self.lengths = flat, starts, lengths
+
+    def __len__(self):
+        return len(self.starts)
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        return self.flat[self.starts[i]:self.starts[i] + self.lengths[i]].tolist()
+
+    def __add__(self, other):
+        return Column(self.flat, *(np.concatenate([getattr(side, name) for side in (self, other)])
+                                   for name in ("starts", "lengths")))
+
+
+def flattened(rows: dict[str, list]) -> dict[str, torch.Tensor]:
+    """The rows of all folds as one array of tokens, column by column, and its lists' lengths."""
+    lists = [ids for fold in rows.values() for column in zip(*fold) for ids in column]
+    return {"tokens": torch.from_numpy(np.fromiter(chain(*lists), np.int32)),
+            "lengths": torch.tensor([len(ids) for ids in lists])}
+
+
+def batches(lengths: np.ndarray, size: int, steps: int, rng: np.random.Generator):
+    """Yield `steps` arrays of `size` indices, of rows of similar length.
+
+    Every epoch shuffles the rows, sorts stretches of 32 batches by length and shuffles the
+    batches: little padding, at the price of batches that are random only within their stretch.
+    """
+    size = min(size, len(lengths))
+    made = 0
+    while True:
+        order = rng.permutation(len(lengths))[:len(lengths) // size * size]
+        stretches = [order[i:i + 32 * size] for i in range(0, len(order), 32 * size)]
+        ready = []
+        for stretch in stretches:
+            stretch = stretch[np.argsort(lengths[stretch], kind="stable")]
+            ready += [stretch[i:i + size] for i in range(0, len(stretch), size)]
+        for i in rng.permutation(len(ready)):
+            if made == steps:
+                return
+            made += 1
+            yield ready[i]

@@ -1,0 +1,87 @@
+"""Pairs of responses for a judge outside, and its verdicts back, in AlpacaEval's JSON format:
+
+    [{"instruction", "output_1", "generator_1", "output_2", "generator_2", "preference"}, ...]
+
+`preference` is what the judge fills in: 1 if output_1 is better, 2 if output_2 is, 1.5 (or 0) for a
+tie, or a number between 1 and 2 that leans to one side. Which system stands first is shuffled for
+each pair, so that a judge that likes the first or the second place favours nobody.
+"""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+
+from tools.files import write_whole
+from tools.measure import at_equal_length, mean_interval
+from tools.settings import UserError
+
+TIES = (0, 1.5)
+
+
+def write_pairs(path: Path, comparisons: list[dict], seed: int) -> int:
+    """Write comparisons, each {"system", "y", "against", "y_other", "x", "temperature"} with lists
+    of texts; returns the number of pairs. The temperature stands in "dataset"."""
+    order, entries = random.Random(seed), []
+    for one in comparisons:
+        for x, *texts in zip(one["x"], one["y"], one["y_other"]):
+            sides = list(zip((one["system"], one["against"]), texts))
+            order.shuffle(sides)
+            entries.append({"dataset": f"T = {one['temperature']}", "instruction": x} | {
+                f"{key}_{k}": value for k, side in enumerate(sides, 1)
+                for key, value in zip(("generator", "output"), side)})
+    write_whole(path, lambda file: file.write(
+        json.dumps(entries, ensure_ascii=False, indent=1).encode()))
+    return len(entries)
+
+
+def read_verdicts(path: Path) -> list[dict]:
+    """Win, tie, lose and their difference of each two systems in a judged file, in %.
+
+    Raises UserError for a file without verdicts, or with such as nobody can read.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[tuple, list] = {}
+        for number, entry in enumerate(entries):
+            verdict = entry.get("preference")
+            if verdict is None:
+                continue
+            if not (verdict == 0 or 1 <= verdict <= 2):
+                raise UserError(f"{path}, item {number}: preference = {verdict!r} is no number "
+                                "from 1 to 2, and not 0")
+            names = entry["generator_1"], entry["generator_2"]
+            length = len(entry["output_2"]) - len(entry["output_1"])
+            better = 0 if verdict in TIES else 1 if verdict > 1.5 else -1  # of the second
+            sign = 1 if names[0] < names[1] else -1
+            key = (entry.get("dataset", ""), *sorted(names))
+            found.setdefault(key, []).append((sign * better, sign * length))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}: no judged pairs in AlpacaEval's format: "
+                        f"{type(error).__name__}: {error}") from None
+    if not found:
+        raise UserError(f"{path}: holds no verdicts yet; let a judge fill in 'preference', or name "
+                        "another file to write the pairs again")
+    rows = []
+    for (dataset, against, system), pairs in found.items():
+        better, longer = np.array(pairs, dtype=float).T
+        delta, low, high = mean_interval(better) if len(better) > 1 else (better[0], -1.0, 1.0)
+        rows.append({"dataset": dataset, "system": system, "against": against, "pairs": len(pairs),
+                     "win": 100 * float((better > 0).mean()),
+                     "tie": 100 * float((better == 0).mean()),
+                     "lose": 100 * float((better < 0).mean()),
+                     "delta": 100 * delta, "ci_low": 100 * low, "ci_high": 100 * high,
+                     "equal_length": [100 * value for value in at_equal_length(better, longer)]})
+    return rows
+
+
+def as_markdown(rows: list[dict]) -> str:
+    """What a judge has found, as a table."""
+    lines = ["| pairs | system | against | n | win | tie | lose | delta | at equal length |",
+             "|---|---|---|---|---|---|---|---|---|"]
+    return "\n".join(lines + [
+        f"| {r['dataset']} | {r['system']} | {r['against']} | {r['pairs']} | {r['win']:.1f} | "
+        f"{r['tie']:.1f} | {r['lose']:.1f} | {r['delta']:+.1f} [{r['ci_low']:+.1f}, "
+        f"{r['ci_high']:+.1f}] | {{:+.1f}} [{{:+.1f}}, {{:+.1f}}] |".format(*r["equal_length"])
+        for r in rows])
