@@ -51,8 +51,9 @@ class Template:
 
     def __init__(self, text: str, tokenizer: Tokenizer | JSONTokenizer, start=()):
         self.start = start  # the beginning of a sequence, where the tokenizer has one
-        self.parts = [part if part in SLOTS else tokenizer.fixed(part)
-                      for part in re.split(f"({'|'.join(SLOTS)})", text) if part]
+        parts = list(filter(None, re.split(f"({'|'.join(SLOTS)})", text)))
+        self.parts = [part if part in SLOTS else tokenizer.fixed(part, bool(start) and i == 0)
+                      for i, part in enumerate(parts)]
 
     def __call__(self, x, y_ref=(), feedback=()) -> list[int]:
         ids, slots = list(self.start), dict(zip(SLOTS, (x, y_ref, feedback)))

@@ -60,8 +60,7 @@ class DataSection:
 
 @dataclass
 class TokenizerSection:
-    model: str = ""             # SentencePiece's .model or a tokenizer.json; none: init_from's, or
-    #                             one that is trained on the data
+    model: str = ""             # .model or tokenizer.json; none: init_from's, or one trained here
     eos: str = ""               # the piece that ends a response; none: the tokenizer's own
     vocab: int = 256
     byte_fallback: bool = False  # spell unknown characters in bytes (256 pieces of the vocabulary)
@@ -78,8 +77,7 @@ class TemplateSection:
 
 @dataclass
 class ModelSection:
-    init_from: str = ""         # a Hugging Face Llama-type folder or a llama2.c .bin; sets all
-    #                             fields up to `tied`, but for `context`
+    init_from: str = ""         # Hugging Face folder or llama2.c .bin; sets the shape but context
     layers: int = 3
     heads: int = 4
     kv_heads: int = 4
@@ -89,8 +87,7 @@ class ModelSection:
     head_width: int = 0         # 0: width / heads
     vocab: int = 0              # rows of the embedding; 0: one for each piece of the tokenizer
     rope_theta: float = 10_000.0
-    rope_scaling: list[float] = field(default_factory=list)  # Llama 3's: factor, low and high
-    #                             frequency factor, original context
+    rope_scaling: list[float] = field(default_factory=list)  # Llama 3: factor, low, high, context
     norm_eps: float = 1e-5
     tied: bool = True           # the output layer shares the embedding's weights
     portion: int = 0            # positions a training or scoring pass takes; 0: 2,048, GPU 65,536
@@ -209,10 +206,7 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
     config = Config()
     fill(config, path, overrides)
     if config.model.init_from:
-        found = llama.described(config.model.init_from, config.model.context)
-        vars(config.model).update(found["model"])
-        for key, value in found["tokenizer"].items():
-            setattr(config.tokenizer, key, getattr(config.tokenizer, key) or value)
+        llama.settle(config)
     check_config(config, " ".join([path, *overrides]))
     return config
 

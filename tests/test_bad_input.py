@@ -14,13 +14,11 @@ from collections import Counter
 import pytest
 import torch
 
-import runtime
-from tools import launch
 import sample
 import train_reward
 from conftest import tiny_run, write_lines
 from data import load_data, read_pairs
-from tools import bills
+from tools import bills, launch
 from tools.files import save
 
 GOOD = [{"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": f"No {i}"}
@@ -133,7 +131,7 @@ PAIR = line(**GOOD[0])
     (b"\n\n  \n", "no usable pair"),
     (PAIR + b"{no json}\n", ":2: no JSON"),
     (PAIR + b'{"prompt": "x", ', ":2: no JSON"),
-    (b"[1, 2]\n", ":1: expected a JSON object"),
+    (b"[1, 2]\n", ", item 1: expected a JSON object"),
     (b'"text"\n', ":1: expected a JSON object"),
     (b"[" * 100_000, "no JSON"),
     (line(prompt="x", chosen="y"), ":1: "),
@@ -154,7 +152,7 @@ PAIR = line(**GOOD[0])
     ("\n".join(map(json.dumps, GOOD)).encode("utf-16"), "cannot read the data"),
     (PAIR + b"\x00\x00\x00\n", ":2: no JSON"),
     (line(prompt="\ud800", chosen="y", rejected="z"), ":1: "),
-    (gzip.compress(PAIR * 9), "cannot read the data"),
+    (gzip.compress(PAIR * 9)[:-3], "cannot read the data"),
     (b'{"prompt": ' + b"9" * 5000 + b"}", ":1: no JSON"),
 ])
 def test_a_data_file_that_cannot_be_used(refused, tmp_path, content, said):
@@ -198,7 +196,9 @@ def test_a_tokenizer_that_is_none(refused, tmp_path, content):
     path = tmp_path / "t.model"
     if content is not None:
         path.write_bytes(content)
-    assert f"{path}: no SentencePiece model" in refused(f"--tokenizer.model={path}")
+    line = refused(f"--tokenizer.model={path}")
+    assert f"{path}: " in line and ("no SentencePiece model" in line or "no tokenizer.json" in line
+                                    or "cannot read the tokenizer" in line)
 
 
 class Malicious:

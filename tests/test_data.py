@@ -11,11 +11,11 @@ import sentencepiece
 import data
 from conftest import MARKERS, ROOT, tiny_config, tiny_run, write_lines
 from data import Template, load_data, split_keys
+from runtime import DataSection, TokenizerSection, UserError
+from tools import bills
 from tools.formats import TextPair, read_pairs
 from tools.tokens import batches
 from tools.vocabulary import Tokenizer
-from runtime import DataSection, TokenizerSection, UserError
-from tools import bills
 
 SHARED = ROOT.parent / "shared" / "data"
 PLAIN = {"prompt": "Say hello", "chosen": "Hello!", "rejected": "No."}

@@ -1,6 +1,7 @@
 """What makes PPO into Eqs. 3, 4 and 5: prompts, scores, anchors; and the report's figures."""
 
 import copy
+import dataclasses
 import json
 from collections import Counter
 from functools import partial
@@ -224,7 +225,8 @@ def test_a_row_of_the_table_by_hand():
     assert row == {
         "system": "A", "against": "B", "iteration": 2, "temperature": 0.5, "win": 50, "tie": 25,
         "lose": 25, "delta": 25, "ci_low": pytest.approx(25 - half), "gold": 1.5,
-        "ci_high": pytest.approx(25 + half), "aspects": {"length": 1.5, "empty": 0.25},
+        "ci_high": pytest.approx(25 + half), "equal_length": None,
+        "aspects": {"length": 1.5, "empty": 0.25},
         "length": 1.5, "copies": 50}
     table.add("A", y, "B", other, 0.5)
     assert table.rows[1]["copies"] is None
@@ -234,22 +236,22 @@ def test_the_hidden_judge_grades_the_text(bills_run, models):
     run, data = bills_run
     fold = data.folds["test"]
     x = [fold.x[i] for i in range(5)]
-    judge = report.Judge(run, data, models, x)
+    judge = report.Judge(data, models, x)
     y = [fold.y_w[i] for i in range(5)]
     texts = [(data.tokenizer.decode(a), data.tokenizer.decode(b)) for a, b in zip(x, y)]
     assert judge.grades(y) == pytest.approx([bills.grade(*pair) for pair in texts])
     assert judge.aspects(y)[0] == bills.judge(*texts[0]) and judge.hidden
 
 
-def test_without_a_hidden_judge_r_p_stands_in(bills_run, models, monkeypatch):
-    run, data = bills_run
-    monkeypatch.setattr(run.config.data, "files", ["some.jsonl"])
+def test_real_data_is_judged_by_a_held_out_reward_model(bills_run, models):
+    _, data = bills_run
     fold = data.folds["test"]
     x, y = ([part[i] for i in range(5)] for part in (fold.x, fold.y_w))
-    judge = report.Judge(run, data, models, x)
-    assert not judge.hidden and "not independent" in judge.name
+    judge = report.Judge(data, dataclasses.replace(models, rp=None, judge=models.rp), x)
+    assert not judge.hidden and "held out" in judge.name
     expected = measure.rp_scores(data, models.rp, x, y)
     assert judge.grades(y) == pytest.approx(expected.tolist(), abs=1e-4)
+    assert judge.grades(y) is judge.grades(y)  # the same list is graded once
 
 
 def test_best_of_takes_the_highest_r_p(bills_run, models):
@@ -274,7 +276,8 @@ def test_agreement_leaves_out_ties_of_the_judge():
 
 def test_every_example_of_a_report_stands_on_its_page():
     rows = [dict(system="S", against="B", iteration=1, temperature=0.5, win=1, tie=2, lose=3,
-                 delta=-2, ci_low=-4, ci_high=0, gold=None, aspects={}, length=7, copies=None)]
+                 delta=-2, ci_low=-4, ci_high=0, equal_length=[-1, -3, 1], gold=None, aspects={},
+                 length=7, copies=None)]
     steps = [{"y": "first draft", "r_gap": None, "gold": None},
              {"y": "second draft", "r_gap": 1.5, "gold": 0.25}]
     text = report.as_markdown({
@@ -283,7 +286,8 @@ def test_every_example_of_a_report_stands_on_its_page():
         "reward": {"R_P": {"accuracy": 0.5, "ci_low": 0.25, "ci_high": 0.75, "pairs": 9}},
         "examples": [{"x": "a question", "temperature": 0.5, "steps": steps}],
         "data": {"read": 4}, "seconds": {"sft": 1.0, "rp": 2.0}})
-    for part in ("| S | 0.5 | 1 |  | B | 1.0 | 2.0 | 3.0 | -2.0 [-4.0, +0.0] | 7.0 |  |",
+    for part in ("| S | 0.5 | 1 |  | B | 1.0 | 2.0 | 3.0 | -2.0 [-4.0, +0.0] | "
+                 "-1.0 [-3.0, +1.0] | 7.0 |  |",
                  "| R_P | 0.500 | 0.250 to 0.750 | 9 |", "**a question** (T = 0.5)",
                  "- y_0: first draft\n", "- y_1: second draft (r_gap +1.50, gold +0.25)\n",
                  "| all | 3 |"):

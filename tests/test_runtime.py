@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import runtime
-from tools import launch
 from conftest import ROOT, command, read_lines, tiny_run
 from runtime import Config, NotFinite, UserError, descend, load_config
+from tools import launch, ranks
 from tools.files import load, save
 from tools.settings import to_toml
 
@@ -46,7 +46,11 @@ def test_the_configs_of_the_repository_load():
     paths = sorted((ROOT / "configs").glob("*.toml"))
     assert {"tiny.toml", "synthetic.toml"} <= {path.name for path in paths}
     for path in paths:
-        assert load_config(str(path)).run.name == path.stem
+        whole = ["--model.init_from=", "--lora.rank=0"] * ("init_from" in path.read_text())
+        assert load_config(str(path), whole).run.name == path.stem
+        if whole:
+            with pytest.raises(UserError, match="init_from = 'models/.* there is no such folder"):
+                load_config(str(path))
 
 
 def test_a_written_config_reads_as_the_same(tmp_path):
@@ -335,15 +339,15 @@ def test_shares_of_ranks_are_gathered_in_order(monkeypatch):
     items = list(range(7))
     shares = []
     assert runtime.mine(items) == items  # one rank has all
-    monkeypatch.setattr(runtime.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(runtime.dist, "get_world_size", lambda: 3)
+    monkeypatch.setattr(ranks.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(ranks.dist, "get_world_size", lambda: 3)
     for number in range(3):
-        monkeypatch.setattr(runtime, "rank", lambda: number)
+        monkeypatch.setattr(ranks, "rank", lambda: number)
         shares.append(runtime.mine(items))
     assert shares == [[0, 3, 6], [1, 4], [2, 5]]
 
     def gather_object(parts, mine):
         parts[:] = shares
-    monkeypatch.setattr(runtime.dist, "all_gather_object", gather_object)
+    monkeypatch.setattr(ranks.dist, "all_gather_object", gather_object)
     assert runtime.gather(shares[0]) == items
     assert np.array_equal(runtime.mine(np.arange(4)), [2])  # rank 2 of 3

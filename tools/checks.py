@@ -56,9 +56,8 @@ def problems(config):
         (config.run.shard and 0 < model.portion < 2 * triple,
          f"with run.shard model.portion must be at least {2 * triple}, two triples of R_PIT"),
         (config.eval.prompts < config.run.ranks, "eval.prompts is smaller than run.ranks"),
-        (any("{x}" not in getattr(config.template, name) for name in
-             ("system", "user", "assistant", "policy")),
-         "template.system, user, assistant and policy each need {x}"),
+        *((text.count("{x}") != 1, f"template.{name} lacks {{x}}, or has it twice")
+          for name, text in vars(config.template).items()),
         (bool(config.refine.feedback) != bool(config.refine.rewrite),
          "refine.feedback and refine.rewrite belong together"),
         (config.refine.rewrite and not all(
@@ -71,8 +70,7 @@ def problems(config):
         (config.lora.rank and config.run.shard,
          "run.shard = true is for full training: with lora.rank each rank holds the frozen trunk"),
         (config.lora.rank and not config.lora.linears, "lora.linears must not be empty"),
-        ("{x}" not in config.template.pit or "{y_ref}" not in config.template.pit,
-         "template.pit needs both {x} and {y_ref}"),
+        ("{y_ref}" not in config.template.pit, "template.pit needs both {x} and {y_ref}"),
     ]:
         if wrong:
             yield message

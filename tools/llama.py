@@ -38,6 +38,22 @@ def read_json(path: Path) -> dict:
     return content
 
 
+def settle(config) -> None:
+    """Put into [model] and [tokenizer] what the checkpoint model.init_from decides.
+
+    Raises UserError for a checkpoint that cannot be used, and for fields that say otherwise.
+    """
+    source, defaults = config.model.init_from, type(config.model)()
+    found = described(source, config.model.context)
+    for key, value in found["model"].items():
+        said = getattr(config.model, key)
+        if said not in (value, getattr(defaults, key)):
+            raise UserError(f"model.{key} = {said}, but {source} has {value}; leave it out")
+        setattr(config.model, key, value)
+    for key, value in found["tokenizer"].items():
+        setattr(config.tokenizer, key, getattr(config.tokenizer, key) or value)
+
+
 def described(path: str, context: int) -> dict[str, dict]:
     """Fields of [model] and [tokenizer] that a checkpoint decides.
 

@@ -41,7 +41,8 @@ def needed(config, vocab: int, ranks: int) -> dict[str, float]:
     shares = ranks if config.run.shard else 1
     trunk = 4 * parameters(model, vocab) / shares
     weight = 4 * adapters(config) if config.lora.rank else trunk  # what each model has of its own
-    shared = trunk / (1 if config.run.amp == "off" else 2) if config.lora.rank else 0
+    short = 1 if config.run.amp == "off" else 2  # bfloat16 takes half of float32
+    shared = trunk / short if config.lora.rank else 0
     rows = -(-max(config.ppo.batch, 256 * ranks) // ranks)
     columns = data.max_prompt + 2 * data.max_response + 16
     kv_width = head_width(model) * model.kv_heads
@@ -51,7 +52,7 @@ def needed(config, vocab: int, ranks: int) -> dict[str, float]:
     return {"weights": shared + (2 + WEIGHTS_ONLY) * weight,
             "gradients and optimisers": 2 * 3 * weight + weight,
             "activations and logits": 4 * (portion * layer * model.layers + 4 * answers * vocab),
-            "cache": 4 * rows * (2 * columns * kv_width * model.layers + 4 * vocab)}
+            "cache": 4 * rows * (2 * columns * kv_width * model.layers / short + 4 * vocab)}
 
 
 def free(device: torch.device) -> float:

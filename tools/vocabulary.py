@@ -53,11 +53,20 @@ class Tokenizer:
         spaced = self.pieces.encode("a", out_type=str)[0].startswith("\u2581")
         self.lead = "" if spaced else " "  # a word is the same piece first and later in a text
 
-    def fixed(self, text: str) -> list[int]:
-        """Token ids of a template's own text, in which `</s>` and its like are single tokens."""
-        parts = re.split("|".join(f"({re.escape(c)})" for c in self.controls) or "$^", text)
-        return [i for part in parts if part for i in (
-            [self.controls[part]] if part in self.controls else self.pieces.encode(part))]
+    def fixed(self, text: str, first: bool = False) -> list[int]:
+        """Token ids of a template's own text, in which `</s>` and its like are single tokens. Where
+        it is not the first of a sequence, it gets no space that the tokenizer would put there."""
+        line = [] if first or self.lead else self.pieces.encode("\n")
+        ids = []
+        controls = "|".join(map(re.escape, self.controls)) or "(?!)"
+        for part in filter(None, re.split(f"({controls})", text)):
+            if part in self.controls:
+                ids.append(self.controls[part])
+            elif line:  # behind a line's end, which is then cut off again
+                ids += self.pieces.encode("\n" + part)[len(line):]
+            else:
+                ids += self.pieces.encode(part)
+        return ids
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of texts: prompts or responses."""
@@ -89,7 +98,7 @@ class JSONTokenizer:
             raise UserError(f"{path}: has no piece {eos!r}; name what ends a response in "
                             "tokenizer.eos")
 
-    def fixed(self, text: str) -> list[int]:
+    def fixed(self, text: str, first: bool = False) -> list[int]:
         """Token ids of a template's own text, in which special tokens are single ones."""
         self.pieces.encode_special_tokens = False
         return self.pieces.encode(text, add_special_tokens=False).ids
