@@ -1,13 +1,14 @@
 """Preference pairs: files, tokenizer, templates, folds and batches.
 
-A pair is a triple (x, y_w, y_l): a prompt and two responses, y_w preferred, read from JSON lines,
-gzipped or not, in any of the published formats of tools/formats.py. Pairs are split by prompt into
-test, valid and three equal folds for SFT, reward and RL (the paper's split), so no prompt is in two
-of them. Everything that is left out is counted.
+A pair is a triple (x, y_w, y_l): a prompt and two responses, y_w preferred, in any of the published
+formats of tools/formats.py. Pairs are split by prompt into test, valid and three equal folds for
+SFT, reward and RL (the paper's split), so no prompt is in two of them. Everything that is left out
+is counted. Token ids lie in one array in the run's data.pt, which is mapped into memory.
 
-A template is plain text with {x} and {y_ref}; its literal parts, the prompt and the reference are
-encoded apart and joined as ids, so any SentencePiece model serves, and sampled ids stay as they
-are. When we train the tokenizer ourselves, markers such as <|user|> become single pieces.
+A template is plain text with slots such as {x} and {y_ref}; its literal parts, the turns of a
+prompt and the reference are encoded apart and joined as ids, so that any tokenizer serves, and
+sampled ids stay as they are. When we train the tokenizer ourselves, markers such as <|user|> become
+single pieces.
 """
 
 import json
@@ -25,11 +26,10 @@ from model import GPT, Rows, pad_rows
 from runtime import Config, DataSection, Run, UserError
 from tools import bills, files
 from tools.formats import ROLES, TextPair, read_pairs
-from tools.tokens import Column, encode_prompts, flattened
+from tools.tokens import CUT, Column, encode_prompts, flattened
 from tools.vocabulary import JSONTokenizer, Tokenizer, file_name, read_tokenizer, train_tokenizer
 
 FOLDS = ("sft", "reward", "rl", "valid", "test")
-CUT = "first turns"  # of prompts that are kept without them
 SLOTS = ("{x}", "{y_ref}", "{feedback}")
 
 

@@ -52,6 +52,9 @@ def settle(config) -> None:
         setattr(config.model, key, value)
     for key, value in found["tokenizer"].items():
         setattr(config.tokenizer, key, getattr(config.tokenizer, key) or value)
+    if not config.tokenizer.model:
+        raise UserError(f"{source}: no {' or '.join(TOKENIZERS)} lies there; name the tokenizer in "
+                        "tokenizer.model")
 
 
 def described(path: str, context: int) -> dict[str, dict]:

@@ -9,6 +9,8 @@ import torch
 
 from tools.formats import Turn
 
+CUT = "first turns"  # of prompts that are kept without them
+
 
 def cut_from_left(turns: list[list[int]], roles: list[str], limit: int) -> list[int]:
     """The ids of a prompt's turns as one list of at most `limit`, if need be without its first
@@ -31,7 +33,7 @@ def encode_prompts(prompts: list[list[Turn]], turns: dict, tokenizer, limit: int
         roles = [role for role, _ in prompt]
         whole = [turns[role](next(texts)) for role in roles]
         encoded.append(cut_from_left(whole, roles, limit))
-        dropped["first turns"] += 0 < len(encoded[-1]) < sum(map(len, whole))
+        dropped[CUT] += 0 < len(encoded[-1]) < sum(map(len, whole))
     return encoded
 
 
