@@ -84,8 +84,9 @@ def measure_spread(run: Run, data: Data, task: Task, anchor: GPT, model: RewardM
     zero or unit. The shift changes no advantage (they are whitened) but lets the critic start near
     0. Logged beside: the lowest score, below which ppo.no_eos_score should lie, and the mean score
     of (x, y_ref, y_ref), for RLHF of an empty response."""
-    prompts = task.draw(0, 256)
-    chances = random_numbers(256, run.config.data.max_response,
+    number = min(256, 4 * run.config.ppo.batch)
+    prompts = task.draw(0, number)
+    chances = random_numbers(number, run.config.data.max_response,
                              run.generator(f"{task.name} spread", run.device))
     rows = sample(anchor, prompts.ids, chances, run.config.ppo.temperature, data.tokenizer.eos)
     copies = pad_rows(prompts.ids, [data.ended(ids) for ids in prompts.y_ref], run.device)
