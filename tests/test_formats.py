@@ -1,0 +1,444 @@
+"""Published formats of pairs, prompts of several turns, lists of tokens in one array, and what a
+judge outside reads and writes."""
+
+import gzip
+import json
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import sentencepiece
+
+import data
+from conftest import MARKERS, ROOT, tiny_config, tiny_run, write_lines
+from data import load_data
+from runtime import UserError, load_config
+from tools import bills, files
+from tools.formats import read_pairs
+from tools.measure import at_equal_length
+from tools.tokens import Column, cut_from_left, flattened
+from tools.verdicts import as_markdown, read_verdicts, write_pairs
+
+SHARED = ROOT.parent / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="needs the data sets in shared/data")
+JUDGED = {"instruction": "q", "response1": "one ", "response2": "two"}
+
+
+def said(*turns: str) -> list[dict]:
+    """Messages: "s: text" is the system's, "u: text" the user's, "a: text" the assistant's."""
+    roles = {"s": "system", "u": "user", "a": "assistant"}
+    return [{"role": roles.get(turn[0], turn[0]), "content": turn[3:]} for turn in turns]
+
+
+def asked(*turns: str, y: str = "y", n: str = "n") -> dict:
+    """A prompt of these turns with two responses."""
+    return {"prompt": said(*turns), "chosen": said(f"a: {y}"), "rejected": said(f"a: {n}")}
+
+
+def sides(chosen: list, rejected: list, **more) -> dict:
+    return {"chosen": chosen, "rejected": rejected} | more
+
+
+def read(path) -> tuple[list, Counter]:
+    dropped = Counter()
+    return read_pairs(str(path), dropped), dropped
+
+
+def refusal(reader, path) -> str:
+    """The one line that reading a file ends in."""
+    with pytest.raises(UserError) as caught:
+        reader(path)
+    line = str(caught.value)
+    assert line.startswith(str(path)) and "\n" not in line
+    return line
+
+
+# --------------------------------------------------------------------------------- conversations
+
+
+def summarised(post: str, *texts: str) -> dict:
+    """A comparison of OpenAI's, that chooses the last of these summaries."""
+    return {"info": {"post": post, "id": "t3"}, "summaries": [{"text": text} for text in texts],
+            "choice": len(texts) - 1}
+
+
+QY, QN = said("u: q", "a: y"), said("u: q", "a: n")
+SYSTEM, LONG = ["s: be brief", "u: q"], ["s: be brief", "u: o", "a: p", "u: q"]
+
+
+@pytest.mark.parametrize("record, turns", [
+    (asked("u: q"), ["u: q"]), (asked(*SYSTEM), SYSTEM), (asked(*LONG), LONG),
+    (sides(QY, QN), ["u: q"]), (sides(QY, QN, prompt=None), ["u: q"]),
+    (sides(said(*LONG, "a: y"), said(*LONG, "a: n")), LONG),
+    (sides(QY, QN, prompt="q", prompt_id="5", messages=QY, score_chosen=8.0), ["u: q"]),  # UltraF.
+    (sides(said("a: y"), said("a: n"), prompt="q"), ["u: q"])])
+def test_conversations_are_read_in_every_form(tmp_path, record, turns):
+    (pair,), dropped = read(write_lines(tmp_path / "a.jsonl", [record]))
+    assert not dropped and (pair.chosen, pair.rejected) == ("y", "n")
+    assert pair.prompt == [(turn["role"], turn["content"]) for turn in said(*turns)]
+
+
+def test_conversations_that_are_no_pairs_are_counted_by_reason(tmp_path):
+    pairs, dropped = read(write_lines(tmp_path / "a.jsonl", [
+        sides(QY, said("u: o", "a: n")), sides(QY, said("s: be brief", "u: q", "a: n")),
+        sides(QY, said("u: q", "u: q", "a: n")), sides(QY, QY), sides(QY, QN + said("u: so?")),
+        sides(QY, []), sides(said("a: y"), said("a: n")), asked("s: be brief"),
+        asked("u: q", "a: o"), asked("u:  "), asked("u: q", n=" ")]))
+    assert not pairs and dropped == {
+        "prompts differ": 3, "responses equal": 1, "no response at the end": 2,
+        "no turn of the user before the response": 3, "empty text": 2}
+
+
+@pytest.mark.parametrize("record, word", [
+    (sides(said("u: q", "bot: y"), QN), "'chosen' has the role 'b'; known are system, user, assi"),
+    (sides(said("a: y"), None, prompt=said("u: q")), "'rejected' is no list of messages"),
+    (sides([5], QN), "'chosen' is no list of messages"),
+    (sides([{"role": "user"}], QN), "'content' is missing"),
+    (sides([{"role": "user", "content": None}], QN), "'content' is missing"),
+    (sides([{"content": "y"}], QN), "'role' is missing"),
+    (sides(said("a: y"), said("a: n"), prompt=5), "'prompt' is missing or no string"),
+    (sides(said("a: y"), said("a: n"), prompt=["q"]), "'prompt' is no list of messages"),
+    (summarised("\ud800", "y", "n"), ""), (summarised("post", "y", "n", "y"), "")])
+def test_a_record_that_is_none_is_named_by_file_and_line(tmp_path, record, word):
+    path = write_lines(tmp_path / "a.jsonl", [asked("u: q"), sides(QY, QN), record])
+    assert f"{path}:3: " in (line := refusal(read, path)) and word in line
+
+
+def test_one_prompt_is_one_key_in_whatever_format_it_comes(tmp_path):
+    """Else it could be in two folds, trained on in one and held out in the other."""
+    pairs, _ = read(write_lines(tmp_path / "a.jsonl", [
+        sides("y", "n", prompt="q"), JUDGED | {"preference": 1}, sides(QY, QN),
+        JUDGED | {"preference": 1, "input": ""}, JUDGED | {"preference": 1, "input": "text"}]))
+    assert [pair.prompt for pair in pairs] == [[("user", "q")]] * 4 + [[("user", "q\n\ntext")]]
+    assert len({pair.key for pair in pairs[:4]}) == 1
+
+
+# ------------------------------------------------------------------------------------ judge sets
+
+
+@pytest.mark.parametrize("votes, order", [
+    ({"annotator1": 1, "annotator2": 2, "annotator3": 1}, ["one", "two"]),
+    ({"annotator1": 2, "annotator2": 0, "annotator3": 0}, ["two", "one"]),
+    ({"annotator1": 1, "annotator2": 2, "annotator3": 0}, []), ({"votes": [0]}, []),
+    ({"votes": [2, 2, 1]}, ["two", "one"]), ({"votes": ["1", "0"]}, ["one", "two"]),
+    ({"preference": 2}, ["two", "one"]), ({"preference": "1"}, ["one", "two"]),
+    ({"preference": 0}, []), ({"votes": [1], "preference": 2}, [])])
+def test_the_majority_of_votes_decides_and_ties_are_counted(tmp_path, votes, order):
+    pairs, dropped = read(write_lines(tmp_path / "a.jsonl", [JUDGED | votes]))
+    assert [text for p in pairs for text in (p.chosen, p.rejected)] == order
+    assert dropped == ({} if order else {"tie": 1})
+
+
+@pytest.mark.parametrize("votes", [
+    {}, {"votes": []}, {"votes": [3]}, {"votes": [None]}, {"votes": [[1]]}, {"votes": 5},
+    {"votes": "12"}, {"preference": 1.5}, {"preference": None}, {"annotator1": "first"},
+    {"votes": [1], "input": 7}, {"votes": [1], "response1": None}])
+def test_malformed_votes_are_refused(tmp_path, votes):
+    path = write_lines(tmp_path / "a.jsonl", [JUDGED | {"preference": 1}, JUDGED | votes])
+    assert f"{path}:2: " in refusal(read, path)
+
+
+# ----------------------------------------------------------------------------------------- files
+
+
+def test_one_list_in_a_file_is_as_good_as_a_record_a_line_also_where_it_is_zipped(tmp_path):
+    path, records = tmp_path / "a.json", [JUDGED | {"preference": k} for k in (1, 2, 0)]
+    lines = "\n".join(map(json.dumps, records))
+    for text in (json.dumps(records), json.dumps(records, indent=1), gzip.compress(lines.encode())):
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        pairs, dropped = read(path)
+        assert [p.chosen for p in pairs] == ["one", "two"] and dropped == {"tie": 1}
+    path.write_text(json.dumps(records + [JUDGED], indent=1))
+    assert f"{path}, item 4: expected votes" in refusal(read, path)
+    path.write_text(json.dumps(records)[:-1])
+    assert f"{path}: no JSON" in refusal(read, path)
+
+
+def test_a_parquet_table_is_read_and_a_damaged_one_refused_in_one_line(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+    path, chance, refused = tmp_path / "train.parquet", random.Random(0), 0
+    rows = [sides(said(f"u: q{i}", f"a: y{i}"), said(f"u: q{i}", f"a: {'yn'[i > 2]}{i}"),
+                  prompt=f"q{i}", score=i / 2) for i in range(200)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    pairs, dropped = read(path)
+    assert dropped == {"responses equal": 3} and [(p.prompt, p.chosen, p.rejected) for p in pairs] \
+        == [([("user", f"q{i}")], f"y{i}", f"n{i}") for i in range(3, 200)]
+    whole = path.read_bytes()
+    parquet.write_table(pyarrow.Table.from_pylist(rows[:4] + [{"prompt": "q"}]), path)
+    assert f"{path}, row 5: field 'chosen'" in refusal(read, path)
+    for trial in range(120):  # half of them cut off, half of them with wrong bytes
+        content = bytearray(whole if trial % 2 else whole[:chance.randrange(4, len(whole))])
+        for _ in range(40 * (trial % 2)):
+            content[chance.randrange(4, len(content))] = chance.randrange(256)
+        path.write_bytes(content)
+        try:
+            read(path)
+        except UserError as error:
+            assert str(error).startswith(str(path)) and "\n" not in str(error)
+            refused += 1
+    assert refused > 100
+
+
+# ---------------------------------------------------------------------- prompts of several turns
+
+
+@pytest.mark.parametrize("first, whole", [
+    (0, {22: range(6), 13: (0, 3, 4, 5), 5: (0, 5), 0: ()}),  # what is kept, by its length
+    (1, {19: range(1, 6), 10: (3, 4, 5), 2: (5,), 0: ()}),    # without a system turn
+    (2, {14: range(2, 6), 10: (3, 4, 5), 2: (5,), 0: ()})])
+def test_a_long_conversation_is_cut_at_a_turn_of_the_user_with_the_system_kept(first, whole):
+    turns, roles = [[0] * 3, [1] * 5, [2] * 4, [3] * 2, [4] * 6, [5] * 2], [
+        "system", "user", "assistant", "user", "assistant", "user"]
+    for limit in range(25):
+        kept = whole[max(size for size in whole if size <= limit)]
+        assert cut_from_left(turns[first:], roles[first:], limit) == [i for k in kept
+                                                                      for i in turns[k]]
+
+
+def conversations(tmp_path, *more: dict, **fields):
+    """The data of a tiny run on 60 conversations of a single turn and more."""
+    records = [asked(f"u: {p['prompt']}", y=p["chosen"], n=p["rejected"])
+               for p in bills.make_pairs(60, 5, "first")]
+    path = write_lines(tmp_path / "a.jsonl", [*records, *more])
+    return load_data(tiny_run(tmp_path, data__files=[path], data__valid=2, data__test=2, **fields))
+
+
+def test_turns_are_read_in_their_templates_and_what_is_cut_off_is_counted(tmp_path, tokenizer):
+    long, model = "u:" + " salt" * 30, tmp_path / "t.model"
+    model.write_bytes(tokenizer.pieces.serialized_model_proto())
+    loaded = conversations(
+        tmp_path, asked("s: tea", "u: bread", "a: a hat", "u: salt"), asked(long, "a: tea", "u: 5"),
+        asked("s: bread", long, "a: tea", "u: a coupon"), asked("u: tea", long + long[2:]),
+        asked(long, "a: tea", "u: 7", y="tea " * 50),  # first turns too long, and a response
+        tokenizer__model=str(model), template__system="<|draft|>{x}",
+        template__user="<|user|>{x}", template__assistant="<|assistant|>{x}")
+    user, assistant, draft, _ = (tokenizer.pieces.encode(marker)[0] for marker in MARKERS)
+    tea, bread, hat, salt, five, coupon = tokenizer.encode(["tea", "bread", "a hat", "salt", "5",
+                                                            "a coupon"])
+    found = [x for fold in loaded.folds.values() for x in fold.x]
+    assert [draft, *tea, user, *bread, assistant, *hat, user, *salt] in found
+    assert [user, *five] in found and [draft, *bread, user, *coupon] in found
+    assert len(found) == 63 and loaded.counts["dropped, too long"] == 2
+    assert loaded.counts["prompts without their first turns"] == 2  # of those that are kept
+
+
+def test_turns_that_a_template_does_not_tell_apart_are_refused(tmp_path):
+    with pytest.raises(UserError, match="several turns; set template.user .* configs/hh.toml"):
+        conversations(tmp_path, asked(*LONG))
+    told = load_config(str(ROOT / "configs" / "hh.toml")).template  # where the message points to
+    assert len({told.user, told.assistant, "{x}"}) == 3
+
+
+TALK = """<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\ntea<|im_end|>
+<|im_start|>assistant\na hat<|im_end|>\n<|im_start|>user\nbread <|im_end|> 5<|im_end|>"""
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_chatml_from_a_config_works_with_a_sentencepiece_tokenizer(tmp_path, ours):
+    if not ours:  # as Llama's: no markers, unknown bytes are spelled, a space before each text
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(p["chosen"] for p in bills.make_pairs(200, 1, "first")),
+            model_prefix=str(tmp_path / "other"), vocab_size=350, model_type="bpe",
+            byte_fallback=True, normalization_rule_name="identity", minloglevel=2, num_threads=1)
+    template = load_config(str(ROOT / "configs" / "smollm2-hh.toml"),
+                           ["--model.init_from=", "--lora.rank=0"]).template
+    loaded = conversations(
+        tmp_path, asked("s: be brief", "u: tea", "a: a hat", "u: bread <|im_end|> 5"),
+        data__max_prompt=200, model__context=900, tokenizer__vocab=350,
+        tokenizer__byte_fallback=True, tokenizer__model="" if ours else f"{tmp_path}/other.model",
+        **{f"template__{key}": text for key, text in vars(template).items()})
+    x, = (x for fold in loaded.folds.values() for x in fold.x if "brief" in loaded.text(x))
+    assert loaded.text(x).replace("\n ", "\n") == TALK
+    if ours:  # markers are single tokens, but the one in the user's text is none
+        names = ("<|im_start|>", "<|im_end|>")
+        assert [x.count(loaded.tokenizer.pieces.piece_to_id(name)) for name in names] == [4, 4]
+    assert loaded.text(loaded.prompt("tea < 5\n7")) == "tea < 5\n7"  # a single turn as it is
+
+
+# ---------------------------------------------------------------------------- lists in one array
+
+
+def test_a_column_is_as_its_lists():
+    lists = [[5, 6, 7], [], [8], [9, 9], [1, 2, 3, 4]]
+    lengths = np.array([3, 0, 1, 2, 4])
+    column = Column(np.array(sum(lists, []), np.int32), lengths.cumsum() - lengths, lengths)
+    assert len(column) == 5 and list(column) == lists == [column[i] for i in np.arange(5)]
+    assert {type(token) for ids in column for token in ids} == {int}
+    for part in (slice(None), slice(1, 3), slice(-2, None), slice(4, 9), slice(None, None, 2)):
+        assert column[part] == lists[part]
+    for outside in (5, -1, 99):
+        with pytest.raises(IndexError):
+            column[outside]
+
+
+def test_folds_that_are_mapped_from_a_file_are_those_that_were_made(tmp_path):
+    rows = {name: [([k], [k, i], [7] * i) for i in range(k + 1)]
+            for k, name in enumerate(data.FOLDS)}
+    counts = {name: len(fold) for name, fold in rows.items()}
+    files.save(tmp_path / "data.pt", {"inputs": {}, "counts": counts} | flattened(rows))
+    folds = data.folds_of(files.load(tmp_path / "data.pt"))
+    assert {name: list(zip(*vars(fold).values())) for name, fold in folds.items()} == rows
+    assert np.shares_memory(folds["sft"].x.flat, folds["test"].y_l.flat)  # none was copied
+    both, expected = folds["rl"] + folds["valid"], rows["rl"] + rows["valid"]
+    assert list(zip(*vars(both).values())) == expected
+    assert both.y_w.lengths.tolist() == [2] * 7
+    assert list(zip(*vars(both[[4, 0]]).values())) == [expected[4], expected[0]]
+
+
+# ------------------------------------------------------------------------------ a judge outside
+
+
+def judged(path, names: tuple, verdict, number: int = 100, temperatures=(0.5,), seed: int = 1):
+    """Write pairs of responses of each two of these systems, "system i..." to "x i", and fill in
+    verdict(i, the system that stands first); returns the entries."""
+    write_pairs(path, [{"x": [f"x {i}" for i in range(number)], "temperature": temperature,
+                        "system": b, "y": [f"{b} {i}" + "!" * (i % 7) for i in range(number)],
+                        "against": a, "y_other": [f"{a} {i}" for i in range(number)]}
+                       for temperature in temperatures
+                       for k, a in enumerate(names) for b in names[k + 1:]], seed)
+    entries = json.loads(path.read_text())
+    for i, entry in enumerate(entries):
+        entry |= {"preference": verdict(i, entry["generator_1"])}
+    path.write_text(json.dumps(entries))
+    return entries
+
+
+def test_verdicts_count_for_the_system_in_whatever_order(tmp_path):
+    def verdict(i, first):  # of 100: 50 for B, two of them weakly, 20 ties, 20 for A, 10 open
+        weak = 0.1 * (i < 2)
+        won, lost = (1 + 4 * weak, 2) if first == "B" else (2 - 4 * weak, 1)
+        return won if i < 50 else 1.5 if i < 60 else 0 if i < 70 else lost if i < 90 else None
+    entries = judged(tmp_path / "a.json", ("A", "B"), verdict)
+    for i, entry in enumerate(entries):  # each text beside its name and what it answers
+        assert entry["instruction"] == f"x {i}" and all(
+            entry[f"output_{k}"].rstrip("!") == f"{entry[f'generator_{k}']} {i}" for k in (1, 2))
+    row, = read_verdicts(tmp_path / "a.json")
+    assert (row["system"], row["against"], row["dataset"]) == ("B", "A", "T = 0.5")
+    assert row["pairs"] == 90
+    assert [row[key] for key in ("win", "tie", "lose", "delta")] == pytest.approx(
+        [5000 / 90, 2000 / 90, 2000 / 90, 3000 / 90])
+    assert row["ci_low"] < row["delta"] < row["ci_high"]
+    better = np.repeat([1.0, 0.0, -1.0], [50, 20, 20])
+    assert row["equal_length"] == pytest.approx(
+        [100 * value for value in at_equal_length(better, np.arange(90) % 7)])
+    table = as_markdown([row]).splitlines()
+    assert len(table) == 3 and table[2].startswith("| T = 0.5 | B | A | 90 | 55.6 | 22.2 | 22.2 |")
+
+
+def test_the_order_is_shuffled_with_a_seed(tmp_path):
+    first, same, other = ([e["generator_1"] for e in judged(
+        tmp_path / "a.json", ("A", "B"), lambda *_: 1, seed=seed)] for seed in (1, 1, 2))
+    assert first == same != other and 35 < first.count("A") < 65
+    row, = read_verdicts(tmp_path / "a.json")  # who always likes the first place favours nobody
+    assert row["ci_low"] < 0 < row["ci_high"] and row["tie"] == 0
+
+
+def test_several_systems_and_temperatures_are_told_apart(tmp_path):
+    path = tmp_path / "a.json"
+    entries = judged(path, ("C", "A", "B"), lambda *_: 0, 4, (1.0, 0.5))
+    for entry in entries[:12]:  # at T = 1 the later letter wins
+        entry["preference"] = 1 + (entry["generator_1"] < entry["generator_2"])
+    path.write_text(json.dumps(entries))
+    assert {(r["dataset"], r["system"], r["against"]): (r["pairs"], r["delta"], r["tie"])
+            for r in read_verdicts(path)} == {
+                (f"T = {t}", *pair): (4, 100 * (t == 1), 100 * (t < 1))
+                for t in (1.0, 0.5) for pair in ("BA", "CA", "CB")}
+
+
+ENTRY = {"output_1": "a", "generator_1": "A", "output_2": "b", "generator_2": "B", "preference": 1}
+
+
+@pytest.mark.parametrize("content, word", [
+    (None, "FileNotFound"), (b"{no", "JSONDecodeError"), (b"5", "TypeError"), (b"[1]", "Attribute"),
+    (b"[" * 100_000, "RecursionError"), (b"\xff", "UnicodeDecodeError"),
+    ([], "holds no verdicts yet"), ([ENTRY | {"preference": None}] * 3, "holds no verdicts yet"),
+    ([ENTRY, ENTRY | {"preference": 3}], "item 1: preference = 3 is no number from 1 to 2"),
+    ([ENTRY | {"preference": 0.5}], "item 0: preference = 0.5"), ([{"preference": 1}], "KeyError"),
+    ([ENTRY | {"preference": float("nan")}], "preference = nan"),
+    ([ENTRY | {"preference": "A"}], "TypeError"), ([ENTRY | {"output_1": None}], "TypeError")])
+def test_a_judged_file_that_is_none_is_refused_in_one_line(tmp_path, content, word):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    assert word in refusal(read_verdicts, path)
+
+
+# ------------------------------------------------------------------------------- at equal length
+
+
+def compared(seed: int, number: int, quality: float, length: float):
+    """Signs of wins, a tenth of them ties, and differences of length: the log-odds of a win are
+    quality + length tanh(difference)."""
+    chance = np.random.default_rng(seed)
+    longer = chance.normal(5, 20, number).round()
+    odds = quality + length * np.tanh(longer / longer.std())
+    better = np.where(chance.random(number) < 1 / (1 + np.exp(-odds)), 1.0, -1.0)
+    return better * (chance.random(number) > 0.1), longer
+
+
+@pytest.mark.parametrize("quality, length", [(0.0, 0.0), (0.8, 0.0), (0.0, 2.0), (-0.5, 1.0)])
+def test_at_equal_length_only_the_quality_counts(quality, length):
+    better, longer = compared(2, 3000, quality, length)
+    delta, low, high = at_equal_length(better, longer)
+    true = 0.9 * np.tanh(quality / 2)
+    assert low < true < high and high - low < 0.12
+    if length:  # which wins something by itself, as most are longer
+        assert better.mean() > high
+    else:
+        assert delta == pytest.approx(better.mean(), abs=0.02)
+    assert at_equal_length(-better, -longer) == pytest.approx((-delta, -high, -low))
+
+
+@pytest.mark.parametrize("seed, number, quality, length", [
+    (1, 40, 0.3, 1.0), (2, 150, -1.0, 3.0), (3, 25, 2.0, 0.0)])
+def test_at_equal_length_agrees_with_plain_descent(seed, number, quality, length):
+    better, longer = compared(seed, number, quality, length)
+    z, a, b = np.tanh(longer / longer.std()), 0.0, 0.0
+    for _ in range(5000):  # up the log-likelihood, less 1e-3 a^2 / 2 + 0.1 b^2 / 2
+        error = (1 + better) / 2 - 1 / (1 + np.exp(-a - b * z))
+        a, b = (a + (error.sum() - 1e-3 * a) * 2 / number,
+                b + ((error * z).sum() - 0.1 * b) * 2 / number)
+    assert at_equal_length(better, longer)[0] == pytest.approx(np.tanh(a / 2), abs=1e-6)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 500])
+def test_at_equal_length_is_always_a_number(number):
+    longer = np.random.default_rng(0).integers(-30, 30, number).astype(float)
+    for lengths in (longer, 0 * longer, 0 * longer + 3, longer * 1e6, np.abs(longer)):
+        for better in (0 * longer + 1, 0 * longer - 1, 0 * longer, np.sign(lengths)):
+            delta, low, high = at_equal_length(better, lengths)
+            assert -1 <= low <= delta <= high <= 1
+    assert at_equal_length(0 * longer + 1, longer)[0] > 0.9
+
+
+# ---------------------------------------------------------------------------------- real files
+
+
+@needs_shared
+def test_the_traps_of_hh_are_counted_as_a_plain_reading_counts_them():
+    total, differ = Counter(), 0
+    for name in ("helpful-base", "helpful-online", "harmless-base"):
+        path = SHARED / "hh-rlhf" / name / "test.jsonl.gz"
+        pairs, dropped = read(path)
+        total += dropped + Counter(kept=len(pairs))
+        assert all(p.chosen != p.rejected and p.prompt[-1][0] == "user" for p in pairs)
+        for line in gzip.decompress(path.read_bytes()).splitlines():
+            a, b = (json.loads(line)[key].split("\n\nAssistant:") for key in ("chosen", "rejected"))
+            differ += [t.strip() for t in a[:-1]] != [t.strip() for t in b[:-1]]
+    assert total == {"kept": 5772, "prompts differ": 14, "responses equal": 4, "empty text": 11,
+                     "no response at the end": 2}
+    assert differ == 14
+
+
+@needs_shared
+def test_comparisons_of_one_post_stay_in_one_fold(tmp_path, tokenizer):
+    pairs, _ = read(SHARED / "summarize_from_feedback" / "batch13.json")
+    config = tiny_config(tmp_path, data__max_prompt=4000, data__max_response=600)
+    folds = data.encode_pairs(pairs, config, tokenizer, data.turn_templates(config, tokenizer),
+                              Counter())
+    posts = {name: {tuple(x) for x, _, _ in rows} for name, rows in folds.items()}
+    assert sum(map(len, folds.values())) == len(pairs) == 1097
+    assert sum(map(len, posts.values())) == 905 == len(set().union(*posts.values()))
+    assert (len(posts["valid"]), len(posts["test"])) == (20, 20)  # posts, not pairs
