@@ -16,7 +16,6 @@ import random
 import re
 from collections import Counter
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -26,10 +25,9 @@ from model import GPT, Rows, pad_rows
 from runtime import Config, DataSection, Run, UserError
 from tools import bills, files
 from tools.formats import ROLES, TextPair, read_pairs
-from tools.tokens import CUT, Column, encode_prompts, flattened
+from tools.tokens import CUT, FOLDS, Column, columns_of, encode_prompts, flattened
 from tools.vocabulary import JSONTokenizer, Tokenizer, file_name, read_tokenizer, train_tokenizer
 
-FOLDS = ("sft", "reward", "rl", "valid", "test")
 SLOTS = ("{x}", "{y_ref}", "{feedback}")
 
 
@@ -47,13 +45,18 @@ def split_keys(keys: list[str], config: DataSection, seed: int) -> dict[str, str
 
 
 class Template:
-    """Puts token ids into the slots of a text."""
+    """Puts token ids into the slots of a text. A space before a slot, or at the end, belongs to the
+    text that comes there: `spaced` has what is before each slot, and at "" before the response."""
 
     def __init__(self, text: str, tokenizer: Tokenizer | JSONTokenizer, start=()):
-        self.start = start  # the beginning of a sequence, where the tokenizer has one
-        parts = list(filter(None, re.split(f"({'|'.join(SLOTS)})", text)))
-        self.parts = [part if part in SLOTS else tokenizer.fixed(part, bool(start) and i == 0)
-                      for i, part in enumerate(parts)]
+        self.start, self.parts = start, []  # the beginning of a sequence, if the tokenizer has one
+        self.spaced = {}
+        for literal, slot in re.findall(f"(.*?)({'|'.join(SLOTS)}|$)", text, re.DOTALL):
+            self.spaced.setdefault(slot, literal.endswith(" ") if literal or self.parts else None)
+            literal = literal.removesuffix(" ")
+            if literal:
+                self.parts.append(tokenizer.fixed(literal, bool(start) and not self.parts))
+            self.parts += [slot] if slot else []
 
     def __call__(self, x, y_ref=(), feedback=()) -> list[int]:
         ids, slots = list(self.start), dict(zip(SLOTS, (x, y_ref, feedback)))
@@ -76,10 +79,6 @@ class Fold:
         """Some of the pairs, as lists."""
         return Fold(*([column[i] for i in indices] for column in vars(self).values()))
 
-    def __add__(self, other):
-        """The pairs of two folds."""
-        return Fold(*(a + b for a, b in zip(vars(self).values(), vars(other).values())))
-
 
 @dataclass
 class Data:
@@ -97,16 +96,12 @@ class Data:
 
     def prompt(self, text: str) -> list[int]:
         """A user's first turn."""
-        return self.turns["user"](self.tokenizer.encode([text])[0])
+        user = self.turns["user"]
+        return user(self.tokenizer.encode([text], user.spaced["{x}"])[0])
 
-    def text(self, x: list[int]) -> str:
-        """A prompt as text; one of a single turn without its template."""
-        parts = self.turns["user"].parts
-        at = parts.index("{x}")
-        before, after = (list(chain(*side)) for side in (parts[:at], parts[at + 1:]))
-        inner = x[len(before):len(x) - len(after)]
-        single = not {*before[:1], *after[:1]} & {*inner}
-        return self.tokenizer.decode(inner if single else x)
+    def response(self, text: str) -> list[int]:
+        """A response, without its end."""
+        return self.tokenizer.encode([text], self.policy.spaced[""])[0]
 
     def ended(self, ids: list[int]) -> list[int]:
         """A response with its end."""
@@ -129,36 +124,27 @@ class Data:
 
 def encode_pairs(pairs: list[TextPair], config: Config, tokenizer, turns: dict[str, Template],
                  dropped: Counter) -> dict[str, list]:
-    """Encode, drop what is too long, and split. Returns the rows (x, y_w, y_l) of each fold."""
-    x = encode_prompts([pair.prompt for pair in pairs], turns, tokenizer, config.data.max_prompt,
-                       dropped)
-    y_w, y_l = (tokenizer.encode([getattr(pair, side) for pair in pairs])
+    """Encode, drop what is too long, and split. Returns the rows (x, y_w, y_l) of each fold.
+    Prompts that are the same once their first turns are gone stay in one fold."""
+    x, cut = encode_prompts([pair.prompt for pair in pairs], turns, tokenizer,
+                            config.data.max_prompt)
+    spaced = Template(config.template.policy, tokenizer).spaced[""]
+    y_w, y_l = (tokenizer.encode([getattr(pair, side) for pair in pairs], spaced)
                 for side in ("chosen", "rejected"))
-    fits = [x and max(len(w), len(l)) < config.data.max_response for x, w, l in zip(x, y_w, y_l)]
-    dropped["too long"] += len(pairs) - sum(map(bool, fits))
+    fits = [bool(x) and max(len(w), len(l)) < config.data.max_response
+            for x, w, l in zip(x, y_w, y_l)]
+    dropped["too long"] += len(pairs) - sum(fits)
+    dropped[CUT] += sum(c and fit for c, fit in zip(cut, fits))
+    keys = [str(ids) if c else pair.key for pair, ids, c in zip(pairs, x, cut)]
     if not any(fits):
         raise UserError(f"data: all {len(pairs)} pairs are longer than data.max_prompt or "
                         "data.max_response; raise these and model.context")
-    fold_of = split_keys([pair.key for pair, fit in zip(pairs, fits) if fit], config.data,
-                         config.run.seed)
+    fold_of = split_keys([key for key, fit in zip(keys, fits) if fit], config.data, config.run.seed)
     rows = {name: [] for name in FOLDS}
-    for pair, fit, row in zip(pairs, fits, zip(x, y_w, y_l)):
+    for key, fit, row in zip(keys, fits, zip(x, y_w, y_l)):
         if fit:
-            rows[fold_of[pair.key]].append(row)
+            rows[fold_of[key]].append(row)
     return rows
-
-
-def folds_of(content: dict) -> dict[str, Fold]:
-    """The folds that `flattened` has kept, on the same memory."""
-    flat, lengths = content["tokens"].numpy(), content["lengths"].numpy()
-    starts = lengths.cumsum() - lengths
-    folds, first = {}, 0
-    for name in FOLDS:
-        size = content["counts"][name]
-        places = [slice(first + k * size, first + (k + 1) * size) for k in range(3)]
-        folds[name] = Fold(*(Column(flat, starts[at], lengths[at]) for at in places))
-        first += 3 * size
-    return folds
 
 
 def turn_templates(config: Config, tokenizer) -> dict[str, Template]:
@@ -180,9 +166,10 @@ def prepare(run: Run) -> dict:
     if not pairs:
         raise UserError(f"{', '.join(sources)}: no usable pair of {counts['read']} read: "
                         f"{dict(dropped) or 'no line'}")
-    if any(len(pair.prompt) > 1 for pair in pairs) and config.template.assistant == "{x}":
-        raise UserError(f"{', '.join(sources)}: prompts have several turns; set template.user and "
-                        "template.assistant, which tell them apart (see configs/hh.toml)")
+    for role in {role for pair in pairs if len(pair.prompt) > 1 for role, _ in pair.prompt}:
+        if getattr(config.template, role) == "{x}":
+            raise UserError(f"{', '.join(sources)}: prompts have several turns; set "
+                            f"template.{role}, to tell them apart (see configs/hh.toml)")
     model = Path(config.tokenizer.model or run.folder / "tokenizer.model")
     if not config.tokenizer.model:
         markers = re.findall(r"<\|\w+\|>", "".join(vars(config.template).values()))
@@ -225,4 +212,5 @@ def load_data(run: Run) -> Data:
         raise UserError(f"tokenizer.model has {tokenizer.vocab} pieces, but the embedding of "
                         f"model.init_from {vocab} rows; they do not belong together")
     return Data(tokenizer, vocab, turn_templates(config, tokenizer), *templates,
-                folds_of(content), content["counts"], run.device)
+                {name: Fold(*columns_of(content, name)) for name in FOLDS}, content["counts"],
+                run.device)

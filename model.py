@@ -240,10 +240,11 @@ def merged(model: GPT) -> dict[str, torch.Tensor]:
     """The weights of a model in float32, adapters added to what they adapt."""
     weights = {name: tensor.float() for name, tensor in model.state_dict().items()
                if ".lora." not in name}
-    for name, module in model.named_modules():
-        if isinstance(module, LoRA):
-            name = name.removesuffix("lora") + "weight"
-            weights[name] = weights[name] + module.scale * module.b @ module.a
+    with torch.autocast(model.embedding.weight.device.type, enabled=False):
+        for name, module in model.named_modules():
+            if isinstance(module, LoRA):
+                name = name.removesuffix("lora") + "weight"
+                weights[name] = weights[name] + module.scale * module.b @ module.a
     return weights
 
 

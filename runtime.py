@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from tools import files, interrupt, llama, state
 from tools.checks import check_config
-from tools.launch import pick_device, start_ranks
+from tools.launch import choose_for, pick_device, start_ranks
 from tools.ranks import (all_sum, barrier, gather, in_step, mine, random_numbers,  # noqa: F401
                          rank, ranks, step_together, together)  # also for who imports runtime
 from tools.settings import UserError, fill, read_arguments, to_toml
@@ -52,9 +52,9 @@ class DataSection:
     files: list[str] = field(default_factory=list)  # preference pairs; none: make bills
     bills: int = 120_000        # pairs to make where no file is given
     total: str = "first"        # bills: the place of the total; "last" is the control
-    valid: int = 1000           # pairs held out for choices
-    test: int = 1000            # pairs held out for the report
-    max_prompt: int = 32        # tokens; longer pairs are dropped and counted
+    valid: int = 1000           # prompts held out for choices
+    test: int = 1000            # prompts held out for the report
+    max_prompt: int = 32        # tokens; longer conversations lose their first turns
     max_response: int = 40      # tokens, the end included; also the longest sample
 
 
@@ -263,7 +263,7 @@ class Run:
         self.device = pick_device(config.run.device)
         start_ranks(config.run.ranks, self.device)
         config.run.ranks = ranks()
-        self.settle()
+        choose_for(self.device, config)
         check_config(config, f"on {ranks()} ranks")  # torchrun may have started another number
         self.folder = Path(config.run.dir) / config.run.name
         self.base = Path(config.run.base) if config.run.base else self.folder
@@ -275,13 +275,6 @@ class Run:
         self.saved = self.begun = time.perf_counter()
         self.lock = files.lock(self.folder) if rank() == 0 and trains else None
         barrier()
-
-    def settle(self) -> None:  # what the device decides
-        run, model, gpu = self.config.run, self.config.model, self.device.type == "cuda"
-        model.portion = model.portion or (65_536 if gpu else 2048)
-        model.look_every = model.look_every or (16 if gpu else 1)
-        run.amp = ("bf16" if gpu else "off") if run.amp == "auto" else run.amp
-        run.compile = ("on" if gpu else "off") if run.compile == "auto" else run.compile
 
     def precision(self):
         """A context in which matrix products are in bfloat16, where run.amp asks for it."""

@@ -35,7 +35,7 @@ def generate(run: Run, data: Data, policy: GPT, prompts: list[list[int]], temper
     """A response to each prompt as token ids without their end, shared among the ranks."""
     own, responses = mine(prompts), []
     chances = random_numbers(len(prompts), run.config.data.max_response, generator)
-    for some in torch.arange(len(own)).chunk(in_step(-(-len(own) // 256))):
+    for some in torch.arange(len(own)).chunk(in_step(-(-len(own) // run.config.ppo.batch))):
         rows = sample(policy, [own[i] for i in some], chances[some.to(chances.device)],
                       temperature, data.tokenizer.eos)
         responses += [data.bare(ids) for ids in rows.responses()]
@@ -64,7 +64,7 @@ def show_improvements(run: Run, data: Data, models: Models, prompt: str, ref: st
     if ref is None:
         y = answer(run, data, models.policies["M_P^RL"], x, temperature, generator)
     else:
-        y = data.tokenizer.encode([ref])
+        y = [data.response(ref)]
         if len(y[0]) >= run.config.data.max_response:
             raise UserError(f"the response to improve has {len(y[0])} tokens, but "
                             f"data.max_response is {run.config.data.max_response}; shorten it")
@@ -104,13 +104,15 @@ def main() -> None:
         ("--judge-file", {"help": "with --eval: pairs for a judge outside (AlpacaEval's JSON); if "
                                   "it has judged them, show its verdicts"}),
         ("--export", {"help": "write a policy as a Hugging Face folder"}),
-        ("--model", {"default": "PIT stage 1", "help": "which, by its name in the report"}))
+        ("--model", {"help": "which, by its name in the report; else PIT's last stage"}))
     if not 0 <= args.temperature < float("inf") or args.iters < 0:
         raise UserError("--temperature and --iters must be numbers from 0")
     if args.ref is not None and args.prompt is None or args.eval and args.prompt is not None:
         raise UserError("--ref needs the --prompt that it responds to, --eval takes neither")
-    if args.judge_file and not args.eval:
-        raise UserError("--judge-file goes with --eval")
+    if args.judge_file and not args.eval or args.model and not args.export:
+        raise UserError("--judge-file goes with --eval, --model with --export")
+    if args.export and (args.eval or args.prompt is not None):
+        raise UserError("--export goes without --eval and --prompt")
     if args.judge_file and Path(args.judge_file).exists():
         print(verdicts.as_markdown(verdicts.read_verdicts(Path(args.judge_file))))
         return
@@ -125,11 +127,12 @@ def main() -> None:
         if args.eval:
             report.write(run, report.evaluate(run, data, models), args.judge_file)
         elif args.export:
-            if args.model not in models.policies:
-                raise UserError(f"--model {args.model!r}: {nearest(args.model, models.policies)}")
-            llama.write_folder(Path(args.export), merged(models.policies[args.model]), config,
+            name = args.model or STAGES[config.pit.curriculum[-1]]
+            if name not in models.policies:
+                raise UserError(f"--model {name!r}: {nearest(name, models.policies)}")
+            llama.write_folder(Path(args.export), merged(models.policies[name]), config,
                                data.vocab, data.tokenizer)
-            print(f"written: {args.model} in {args.export}")
+            print(f"written: {name} in {args.export}")
         else:
             respond(run, data, models, args)
 

@@ -76,7 +76,7 @@ def train(run: Run, name: str, model, fit: FitSection, fold: Fold, width, loss_o
             run.log("metrics.jsonl", {"stage": name, "step": step} | figures | {
                 "grad_norm": norm, "lr": learning_rate(fit, step - 1)})
             course.sums = torch.zeros(3)
-            if step > fit.steps // 2 and name in ("rp", "rpit"):
+            if step > fit.steps // 2 and name in ("rp", "rpit", "judge"):
                 tell(run.told, name, chance(figures["accuracy"]))
 
 
@@ -90,12 +90,12 @@ def load_trunk(run: Run, data: Data) -> GPT | None:
     """With LoRA, model.init_from as it came: the frozen weights that all models share."""
     if not run.config.lora.rank:
         return None
-    trunk = run.placed(GPT(run.config.model, data.vocab),
-                       llama.read_weights(run.config.model.init_from, run.config.model))
+    trunk = GPT(run.config.model, data.vocab)
+    put(trunk, llama.read_weights(run.config.model.init_from, run.config.model))
     for module in trunk.modules():
         if isinstance(module, (Linear, torch.nn.Embedding)) and run.config.run.amp == "bf16":
             module.bfloat16()  # as its products would read it anyway, in half the memory
-    return trunk
+    return run.placed(trunk)
 
 
 def new_gpt(run: Run, data: Data, seed: int | None = None) -> GPT:
@@ -135,10 +135,9 @@ def train_rp(run: Run, data: Data, policy: GPT) -> dict:
 
 
 def train_judge(run: Run, data: Data, policy: GPT) -> dict:
-    """The judge of real data, which no training asks: as R_P, but on the pairs of the other folds,
-    and with another seed."""
-    return train_pointwise(run, data, "judge", policy, data.folds["sft"] + data.folds["rl"],
-                           run.config.run.seed + 1)
+    """The judge of real data, which no training asks: as R_P, but from the pairs of the RL fold,
+    whose labels nobody else learns from, and with another seed."""
+    return train_pointwise(run, data, "judge", policy, data.folds["rl"], run.config.run.seed + 1)
 
 
 def train_pointwise(run: Run, data: Data, name: str, policy: GPT, fold: Fold, seed: int) -> dict:
@@ -162,11 +161,11 @@ def train_rpit(run: Run, data: Data, pit_policy: GPT) -> dict:
                               branches, reward.eq2_loss)
 
 
-def train_reward_model(run: Run, data: Data, name: str, trunk: GPT, fold: Fold, seed: int, width,
+def train_reward_model(run: Run, data: Data, name: str, start: GPT, fold: Fold, seed: int, width,
                        branches, loss) -> dict:
-    """A reward model from a supervised model's trunk."""
+    """A reward model from a supervised model."""
     model = new_reward_model(run, data, seed)
-    put(model.trunk, weights(trunk))
+    put(model.trunk, weights(start))
     model = run.placed(model)
 
     def loss_of(pairs):
@@ -180,8 +179,9 @@ def train_reward_model(run: Run, data: Data, name: str, trunk: GPT, fold: Fold, 
 
 def train_start(run: Run, data: Data) -> Models:
     """M_P^SFT, M_PIT^SFT, R_P and R_PIT, trained or restored."""
-    run.shortage = partial(memory.shortage, run.config, data.vocab, run.device, ranks())
     data.trunk = load_trunk(run, data)
+    run.shortage = partial(memory.shortage, run.config, data.vocab, run.device, ranks(),
+                           0 if data.trunk is None else memory.size(data.trunk))
     sft = run.stage("sft", BASE + ("sft",), lambda: train_sft(run, data))
     policy = run.placed(new_gpt(run, data), sft["model"])
     pit_sft = run.stage("pit_sft", BASE + ("sft", "pit_sft"),

@@ -48,8 +48,8 @@ def trial(config, base: str, stage: str, label: str) -> dict:
     run = Run(config)
     data = load_data(run)
     models = train_pit.train_all(run, data)
-    x = data.folds["valid"].x
-    judge, row = Judge(run, data, models, x), {"value": label, "gold": []}
+    x = data.folds["valid"].x[:]
+    judge, row = Judge(data, models, x), {"value": label, "gold": []}
     for temperature in (1.0, 0.5):
         before, after = responses(run, data, models, stage, x, temperature)
         row["gold"] += [round(float(judge.grades(y).mean()), 4) for y in after]

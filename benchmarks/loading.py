@@ -1,6 +1,6 @@
 """Seconds to prepare as many pairs as HH-RLHF has, and to load them again from the run's cache.
 
-    python benchmarks/loading.py FILE.jsonl.gz [FILE ...] [--pairs 161000] [--config configs/hh.toml]
+    python benchmarks/loading.py FILE.jsonl.gz [FILE ...] [--pairs 161000]
 
 The pairs are those of the files, over and over, each time with another number in the prompt, so
 that no two are the same. Preparing reads JSON, splits conversations, trains or reads the tokenizer,

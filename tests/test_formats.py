@@ -15,9 +15,10 @@ from conftest import MARKERS, ROOT, tiny_config, tiny_run, write_lines
 from data import load_data
 from runtime import UserError, load_config
 from tools import bills, files
-from tools.formats import read_pairs
+from tools.formats import ROLES, read_pairs
 from tools.measure import at_equal_length
-from tools.tokens import Column, cut_from_left, flattened
+from tools.show import prompt_text
+from tools.tokens import Column, columns_of, cut_from_left, flattened
 from tools.verdicts import as_markdown, read_verdicts, write_pairs
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -69,6 +70,7 @@ SYSTEM, LONG = ["s: be brief", "u: q"], ["s: be brief", "u: o", "a: p", "u: q"]
 
 @pytest.mark.parametrize("record, turns", [
     (asked("u: q"), ["u: q"]), (asked(*SYSTEM), SYSTEM), (asked(*LONG), LONG),
+    (sides(said(*SYSTEM, "a: y"), said("a: n"), prompt=said(*SYSTEM)), SYSTEM),  # said twice
     (sides(QY, QN), ["u: q"]), (sides(QY, QN, prompt=None), ["u: q"]),
     (sides(said(*LONG, "a: y"), said(*LONG, "a: n")), LONG),
     (sides(QY, QN, prompt="q", prompt_id="5", messages=QY, score_chosen=8.0), ["u: q"]),  # UltraF.
@@ -84,10 +86,11 @@ def test_conversations_that_are_no_pairs_are_counted_by_reason(tmp_path):
         sides(QY, said("u: o", "a: n")), sides(QY, said("s: be brief", "u: q", "a: n")),
         sides(QY, said("u: q", "u: q", "a: n")), sides(QY, QY), sides(QY, QN + said("u: so?")),
         sides(QY, []), sides(said("a: y"), said("a: n")), asked("s: be brief"),
-        asked("u: q", "a: o"), asked("u:  "), asked("u: q", n=" ")]))
+        asked("u: q", "a: o"), asked("u:  "), asked("u: q", n=" "),
+        sides(QY, QN, score_chosen=7.5, score_rejected=7.5)]))
     assert not pairs and dropped == {
         "prompts differ": 3, "responses equal": 1, "no response at the end": 2,
-        "no turn of the user before the response": 3, "empty text": 2}
+        "no turn of the user before the response": 3, "empty text": 2, "tie": 1}
 
 
 @pytest.mark.parametrize("record, word", [
@@ -109,9 +112,10 @@ def test_one_prompt_is_one_key_in_whatever_format_it_comes(tmp_path):
     """Else it could be in two folds, trained on in one and held out in the other."""
     pairs, _ = read(write_lines(tmp_path / "a.jsonl", [
         sides("y", "n", prompt="q"), JUDGED | {"preference": 1}, sides(QY, QN),
+        sides("\n\nHuman: q\n\nAssistant: y", "\n\nHuman: q\n\nAssistant: n"),
         JUDGED | {"preference": 1, "input": ""}, JUDGED | {"preference": 1, "input": "text"}]))
-    assert [pair.prompt for pair in pairs] == [[("user", "q")]] * 4 + [[("user", "q\n\ntext")]]
-    assert len({pair.key for pair in pairs[:4]}) == 1
+    assert [pair.prompt for pair in pairs] == [[("user", "q")]] * 5 + [[("user", "q\n\ntext")]]
+    assert [pair.key == pairs[0].key for pair in pairs] == [True] * 5 + [False]
 
 
 # ------------------------------------------------------------------------------------ judge sets
@@ -145,7 +149,8 @@ def test_malformed_votes_are_refused(tmp_path, votes):
 def test_one_list_in_a_file_is_as_good_as_a_record_a_line_also_where_it_is_zipped(tmp_path):
     path, records = tmp_path / "a.json", [JUDGED | {"preference": k} for k in (1, 2, 0)]
     lines = "\n".join(map(json.dumps, records))
-    for text in (json.dumps(records), json.dumps(records, indent=1), gzip.compress(lines.encode())):
+    for text in (json.dumps(records), "\n" + json.dumps(records, indent=1),
+                 gzip.compress(lines.encode())):
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         pairs, dropped = read(path)
         assert [p.chosen for p in pairs] == ["one", "two"] and dropped == {"tie": 1}
@@ -214,7 +219,7 @@ def test_turns_are_read_in_their_templates_and_what_is_cut_off_is_counted(tmp_pa
         asked(long, "a: tea", "u: 7", y="tea " * 50),  # first turns too long, and a response
         tokenizer__model=str(model), template__system="<|draft|>{x}",
         template__user="<|user|>{x}", template__assistant="<|assistant|>{x}")
-    user, assistant, draft, _ = (tokenizer.pieces.encode(marker)[0] for marker in MARKERS)
+    user, assistant, draft, _ = (tokenizer.fixed(marker)[0] for marker in MARKERS)
     tea, bread, hat, salt, five, coupon = tokenizer.encode(["tea", "bread", "a hat", "salt", "5",
                                                             "a coupon"])
     found = [x for fold in loaded.folds.values() for x in fold.x]
@@ -224,9 +229,11 @@ def test_turns_are_read_in_their_templates_and_what_is_cut_off_is_counted(tmp_pa
     assert loaded.counts["prompts without their first turns"] == 2  # of those that are kept
 
 
-def test_turns_that_a_template_does_not_tell_apart_are_refused(tmp_path):
-    with pytest.raises(UserError, match="several turns; set template.user .* configs/hh.toml"):
-        conversations(tmp_path, asked(*LONG))
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_turns_that_a_template_does_not_tell_apart_are_refused(tmp_path, role):
+    fields = {f"template__{other}": f"<|{other}|>{{x}}" for other in ROLES if other != role}
+    with pytest.raises(UserError, match=rf"several turns; set template.{role}, .* configs/hh.toml"):
+        conversations(tmp_path, asked(*LONG), **fields)
     told = load_config(str(ROOT / "configs" / "hh.toml")).template  # where the message points to
     assert len({told.user, told.assistant, "{x}"}) == 3
 
@@ -249,12 +256,13 @@ def test_chatml_from_a_config_works_with_a_sentencepiece_tokenizer(tmp_path, our
         data__max_prompt=200, model__context=900, tokenizer__vocab=350,
         tokenizer__byte_fallback=True, tokenizer__model="" if ours else f"{tmp_path}/other.model",
         **{f"template__{key}": text for key, text in vars(template).items()})
-    x, = (x for fold in loaded.folds.values() for x in fold.x if "brief" in loaded.text(x))
-    assert loaded.text(x).replace("\n ", "\n") == TALK
+    x, = (x for fold in loaded.folds.values() for x in fold.x if "brief" in prompt_text(loaded, x))
+    assert prompt_text(loaded, x).replace("\n ", "\n") == TALK
     if ours:  # markers are single tokens, but the one in the user's text is none
         names = ("<|im_start|>", "<|im_end|>")
         assert [x.count(loaded.tokenizer.pieces.piece_to_id(name)) for name in names] == [4, 4]
-    assert loaded.text(loaded.prompt("tea < 5\n7")) == "tea < 5\n7"  # a single turn as it is
+    single = loaded.prompt("tea < 5\n7")
+    assert prompt_text(loaded, single) == "tea < 5\n7"  # is shown as it is
 
 
 # ---------------------------------------------------------------------------- lists in one array
@@ -278,13 +286,11 @@ def test_folds_that_are_mapped_from_a_file_are_those_that_were_made(tmp_path):
             for k, name in enumerate(data.FOLDS)}
     counts = {name: len(fold) for name, fold in rows.items()}
     files.save(tmp_path / "data.pt", {"inputs": {}, "counts": counts} | flattened(rows))
-    folds = data.folds_of(files.load(tmp_path / "data.pt"))
+    content = files.load(tmp_path / "data.pt")
+    folds = {name: data.Fold(*columns_of(content, name)) for name in data.FOLDS}
     assert {name: list(zip(*vars(fold).values())) for name, fold in folds.items()} == rows
     assert np.shares_memory(folds["sft"].x.flat, folds["test"].y_l.flat)  # none was copied
-    both, expected = folds["rl"] + folds["valid"], rows["rl"] + rows["valid"]
-    assert list(zip(*vars(both).values())) == expected
-    assert both.y_w.lengths.tolist() == [2] * 7
-    assert list(zip(*vars(both[[4, 0]]).values())) == [expected[4], expected[0]]
+    assert list(zip(*vars(folds["rl"][[2, 0]]).values())) == [rows["rl"][2], rows["rl"][0]]
 
 
 # ------------------------------------------------------------------------------ a judge outside

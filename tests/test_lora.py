@@ -253,7 +253,7 @@ def call(main, source, runs, *arguments) -> str:
 @pytest.fixture(scope="module")
 def trained(source, tmp_path_factory):
     """The folder that holds a finished run, and the pairs that its supervised trainings took."""
-    folder, pairs = tmp_path_factory.mktemp("runs"), {}
+    folder, pairs = tmp_path_factory.mktemp("runs"), {}  # prompts, by the name of the training
 
     def train(run, name, model, fit, fold, *others, real=train_reward.train):
         pairs[name] = set(map(tuple, fold.x))
@@ -296,8 +296,8 @@ def test_each_model_starts_from_the_adapters_of_the_one_before(runs):
 
 def test_the_report_has_the_held_out_judge_and_what_it_compares(trained):
     runs, pairs = trained
-    assert pairs["judge"] >= pairs["sft"] == pairs["pit_sft"] and len(pairs["judge"]) > 20
-    assert pairs["rp"] == pairs["rpit"] and not pairs["judge"] & pairs["rp"]
+    assert pairs["sft"] == pairs["pit_sft"] and pairs["rp"] == pairs["rpit"]
+    assert len(pairs["judge"]) > 9 and not pairs["judge"] & (pairs["sft"] | pairs["rp"])
     report = json.loads((runs / "synthetic" / "report.json").read_text())
     assert report["judge"] == "a reward model held out from all training"
     found = {(row["system"], row["against"], row["temperature"]) for row in report["rows"]}

@@ -56,6 +56,8 @@ def problems(config):
         (config.run.shard and 0 < model.portion < 2 * triple,
          f"with run.shard model.portion must be at least {2 * triple}, two triples of R_PIT"),
         (config.eval.prompts < config.run.ranks, "eval.prompts is smaller than run.ranks"),
+        (len(model.rope_scaling) not in (0, 4),
+         "model.rope_scaling needs four numbers: factor, low and high factor, original context"),
         *((text.count("{x}") != 1, f"template.{name} lacks {{x}}, or has it twice")
           for name, text in vars(config.template).items()),
         (bool(config.refine.feedback) != bool(config.refine.rewrite),

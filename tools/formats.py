@@ -55,7 +55,8 @@ def read_pairs(path: str, dropped: Counter) -> list[TextPair]:
             else:
                 pairs.append(pair)
     except (OSError, EOFError, UnicodeError, zlib.error) as error:
-        raise UserError(f"{path}: cannot read the data: {error}") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: cannot read the data: {reason}") from None
     return pairs
 
 
@@ -69,11 +70,13 @@ def records(path: str):
             return
         packed = start[:2] == b"\x1f\x8b" or path.endswith(".gz")
         with io.TextIOWrapper(gzip.GzipFile(fileobj=raw) if packed else raw, "utf-8-sig") as file:
+            first = True
             for number, line in enumerate(file, 1):
-                if number == 1 and line.lstrip().startswith("["):
+                if first and line.lstrip().startswith("["):
                     yield from list_records(path, line + file.read())
                     return
                 if line.strip():
+                    first = False
                     yield parsed(line, f"{path}:{number}"), f"{path}:{number}"
 
 
@@ -115,10 +118,18 @@ def text_field(record: dict, key: str, where: str) -> str:
     return record[key]
 
 
+def key_of(turns: list[Turn]) -> str:
+    """The same for the same prompt, in whatever format it comes."""
+    return turns[0][1] if len(turns) == 1 else json.dumps(turns, ensure_ascii=False)
+
+
+def asked(prompt: str, chosen: str, rejected: str, key: str | None = None) -> TextPair:
+    """A pair whose prompt is one turn."""
+    return TextPair(prompt if key is None else key, [("user", prompt)], chosen, rejected)
+
+
 def read_plain(record: dict, where: str) -> TextPair | str:
-    prompt = text_field(record, "prompt", where)
-    return TextPair(prompt, [("user", prompt)], text_field(record, "chosen", where),
-                    text_field(record, "rejected", where))
+    return asked(*(text_field(record, key, where) for key in ("prompt", "chosen", "rejected")))
 
 
 def read_hh(record: dict, where: str) -> TextPair | str:
@@ -138,7 +149,7 @@ def read_hh(record: dict, where: str) -> TextPair | str:
     turns = [(roles[name], text.strip()) for name, text in zip(parts[1::2], parts[2::2])]
     if not turns or parts[0].strip() or turns[-1][0] != "user":
         return "no turn 'Human:' before the response"
-    return TextPair(sides[0][0], turns, sides[0][1], sides[1][1])
+    return TextPair(key_of(turns), turns, sides[0][1], sides[1][1])
 
 
 def read_turns(messages, key: str, where: str) -> list[Turn]:
@@ -156,10 +167,14 @@ def read_turns(messages, key: str, where: str) -> list[Turn]:
 def read_conversations(record: dict, where: str) -> TextPair | str:
     """Messages: the prompt is said apart, or is all but the last message of both sides."""
     prompt, sides = record.get("prompt"), []
+    if record.get("score_chosen") is not None and (
+            record["score_chosen"] == record.get("score_rejected")):
+        return "tie"
     for key in ("chosen", "rejected"):
         turns = read_turns(record[key], key, where)
         if isinstance(prompt, list):
-            turns = read_turns(prompt, "prompt", where) + turns
+            before = read_turns(prompt, "prompt", where)
+            turns = turns if turns[:len(before)] == before else before + turns
         elif prompt is not None and turns and turns[0][0] == "assistant":
             turns = [("user", text_field(record, "prompt", where))] + turns
         if not turns or turns[-1][0] != "assistant":
@@ -170,41 +185,39 @@ def read_conversations(record: dict, where: str) -> TextPair | str:
         return "prompts differ"
     if not before or before[-1][0] != "user":
         return "no turn of the user before the response"
-    key = json.dumps(before, ensure_ascii=False)
-    return TextPair(key, before, sides[0][-1][1], sides[1][-1][1])
+    return TextPair(key_of(before), before, sides[0][-1][1], sides[1][-1][1])
 
 
 def read_summaries(record: dict, where: str) -> TextPair | str:
     """OpenAI summary comparisons: `choice` is the index of the preferred summary. Many pairs are of
     one post, which is the key."""
-    try:
-        post = record["info"]["post"] or record["info"]["article"]
-        texts = [text_field(summary, "text", where).strip() for summary in record["summaries"]]
-        choice, key = record["choice"], str(record["info"]["id"])
-        chosen, rejected = texts[choice], texts[1 - choice]
-        return TextPair(key, [("user", post.strip())], chosen, rejected)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise UserError(f"{where}: no summary comparison, {type(error).__name__} at {error}; "
-                        "expected info.post, info.id, two summaries and choice") from None
+    info, summaries, choice = (record.get(key) for key in ("info", "summaries", "choice"))
+    if not (isinstance(info, dict) and isinstance(summaries, list) and len(summaries) == 2
+            and all(isinstance(one, dict) for one in summaries) and choice in (0, 1)
+            and type(choice) is int and "id" in info):
+        raise UserError(f"{where}: no summary comparison; expected info with id and post, two "
+                        "summaries and choice, 0 or 1")
+    post = text_field(info, "post" if info.get("post") else "article", where).strip()
+    texts = [text_field(summary, "text", where).strip() for summary in summaries]
+    return asked(post, texts[choice], texts[1 - choice], key=str(info["id"]))
 
 
 def read_votes(record: dict, where: str) -> TextPair | str:
     """A judge set: votes 1 or 2 for a response, 0 for a tie, in fields `annotator...`, in a list
-    `votes`, or in `preference`. The majority decides."""
+    `votes`, or in `preference`. The majority of those that prefer one decides."""
     prompt = text_field(record, "instruction" if "instruction" in record else "prompt", where)
     if record.get("input"):
         prompt += "\n\n" + text_field(record, "input", where)
     texts = [text_field(record, key, where).strip() for key in ("response1", "response2")]
     votes = [value for key, value in record.items() if key.startswith("annotator")]
-    votes += record.get("votes") or []
+    listed = record.get("votes", [])
+    votes += listed if isinstance(listed, list) else [listed, "no list"]
     votes += [record["preference"]] if "preference" in record else []
-    if not votes or not all(vote in (0, 1, 2, "0", "1", "2") for vote in votes):
+    if not votes or any(str(vote) not in ("0", "1", "2") for vote in votes):
         raise UserError(f"{where}: expected votes 0, 1 or 2 in annotator..., votes or preference, "
                         f"found {votes}")
-    lead = sum({"0": 0, "1": 1, "2": -1}[str(int(vote))] for vote in votes)
-    if lead == 0:
-        return "tie"
-    return TextPair(prompt, [("user", prompt)], *(texts if lead > 0 else texts[::-1]))
+    lead = sum((0, 1, -1)[int(vote)] for vote in votes)
+    return asked(prompt, *(texts if lead > 0 else texts[::-1])) if lead else "tie"
 
 
 def find_reader(record: dict, where: str):

@@ -55,6 +55,15 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name, int(os.environ.get("LOCAL_RANK", 0)) if name == "cuda" else None)
 
 
+def choose_for(device: torch.device, config) -> None:
+    """Settle in the config what it leaves to the device."""
+    run, model, gpu = config.run, config.model, device.type == "cuda"
+    model.portion = model.portion or (65_536 if gpu else 2048)
+    model.look_every = model.look_every or (16 if gpu else 1)
+    run.amp = ("bf16" if gpu else "off") if run.amp == "auto" else run.amp
+    run.compile = ("on" if gpu else "off") if run.compile == "auto" else run.compile
+
+
 def start_ranks(count: int, device: torch.device) -> None:
     """Join torchrun's ranks, or on a CPU start `count` - 1 more processes of this command.
 

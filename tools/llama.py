@@ -8,17 +8,21 @@ this architecture does not have, by the name of the field.
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
 import torch
 
 from tools.files import write_whole
+from tools.memory import head_width
 from tools.settings import UserError
+from tools.vocabulary import Tokenizer
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")  # the first that is there is taken
-EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+EXTRAS = ("special_tokens_map.json", "chat_template.jinja")  # of a tokenizer, copied
+LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 ONLY = {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,),
         "partial_rotary_factor": (1.0,), "quantization_config": (None,)}  # the values that we have
 BLOCK = {"attention_norm.weight": "input_layernorm", "attention.out.weight": "self_attn.o_proj",
@@ -78,12 +82,20 @@ def described_model(path: str) -> tuple[dict, int]:
 
 
 def describe_tokenizer(path: Path) -> dict:
-    """The tokenizer that lies with a checkpoint, and what ends a response, where that is said."""
+    """The tokenizer that lies with a checkpoint, and what ends a response, where that is said.
+    Raises UserError where there is only a tokenizer.model that lacks tokens added later."""
     folder = path if path.is_dir() else path.parent
     found = [folder / name for name in TOKENIZERS if (folder / name).exists()]
+    settings = read_json(folder / "tokenizer_config.json")
+    added = [int(i) for i in settings.get("added_tokens_decoder", {})]
+    if found and found[0].suffix == ".model" and max(added, default=0) >= Tokenizer(found[0]).vocab:
+        found = found[1:]
+        if not found:
+            raise UserError(f"{folder}: tokenizer.model lacks tokens that tokenizer_config.json "
+                            "adds; put the model's tokenizer.json there")
     if not found:
         return {}
-    end = read_json(folder / "tokenizer_config.json").get("eos_token") or ""
+    end = settings.get("eos_token") or ""
     return {"model": str(found[0]), "eos": end["content"] if isinstance(end, dict) else end}
 
 
@@ -100,19 +112,22 @@ def describe_folder(folder: Path) -> tuple[dict, int]:
         if config.get(field, known[0]) not in known:
             raise UserError(f"{path}: {field} = {config[field]!r} is not supported, only "
                             f"{known[0]!r}")
-    try:
-        width, heads = config["hidden_size"], config["num_attention_heads"]
-        model = {"layers": config["num_hidden_layers"], "heads": heads, "width": width,
-                 "kv_heads": config.get("num_key_value_heads") or heads,
-                 "hidden": config["intermediate_size"], "vocab": config["vocab_size"],
-                 "head_width": config.get("head_dim") or width // heads,
-                 "norm_eps": config["rms_norm_eps"],
-                 "tied": config.get("tie_word_embeddings", False)}
-        longest = config["max_position_embeddings"]
-        model |= describe_rotary(config, path)
-    except KeyError as error:
-        raise UserError(f"{path}: field {error} is missing") from None
-    return model, min(longest, config.get("sliding_window") or longest)
+
+    def number(field: str, otherwise=None):
+        value = config.get(field) or otherwise
+        if type(value) not in (int, float) or value <= 0:
+            raise UserError(f"{path}: field {field!r} is missing or no positive number")
+        return value
+
+    width, heads = number("hidden_size"), number("num_attention_heads")
+    longest = number("max_position_embeddings")
+    model = {"layers": number("num_hidden_layers"), "heads": heads, "width": width,
+             "kv_heads": number("num_key_value_heads", heads),
+             "hidden": number("intermediate_size"), "vocab": number("vocab_size"),
+             "head_width": number("head_dim", width // heads),
+             "norm_eps": number("rms_norm_eps"),
+             "tied": bool(config.get("tie_word_embeddings", False))}
+    return model | describe_rotary(config, path), min(longest, number("sliding_window", longest))
 
 
 def describe_rotary(config: dict, path: Path) -> dict:
@@ -122,8 +137,10 @@ def describe_rotary(config: dict, path: Path) -> dict:
     if kind not in ("default", "llama3"):
         raise UserError(f"{path}: rope_type = {kind!r} is not supported; only 'default', 'llama3'")
     theta = rope.get("rope_theta") or config.get("rope_theta") or 10_000.0
-    scaling = [] if kind == "default" else [float(rope[key]) for key in (
-        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")]
+    try:
+        scaling = [] if kind == "default" else [float(rope[key]) for key in LLAMA3]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: rope scaling 'llama3' lacks a number: {error}") from None
     return {"rope_theta": float(theta), "rope_scaling": scaling}
 
 
@@ -193,11 +210,12 @@ def unpaired(rows, width: int):
 
 def read_tensors(folder: Path) -> dict:
     """All tensors of a folder: model.safetensors or pytorch_model.bin, in one file or several."""
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    for index in (folder / "model.safetensors.index.json", folder / "pytorch_model.bin.index.json"):
-        files = [folder / name for name in dict.fromkeys(
-            read_json(index).get("weight_map", {}).values())] or files
-    if not files:
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        index = read_json(folder / f"{whole}.index.json").get("weight_map", {})
+        files = [folder / name for name in dict.fromkeys(index.values())] or [folder / whole]
+        if any(path.exists() for path in files):
+            break
+    else:
         raise UserError(f"{folder}: neither model.safetensors nor pytorch_model.bin is there")
     tensors = {}
     for path in files:
@@ -207,8 +225,9 @@ def read_tensors(folder: Path) -> dict:
         except UserError:
             raise
         except Exception as error:  # safetensors and torch raise several kinds for a damaged file
-            raise UserError(f"{path}: cannot read the weights ({str(error).splitlines()[0]}); "
-                            "download it again") from None
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(f"{path}: cannot read the weights ({reason}); download it "
+                            "again") from None
     return tensors
 
 
@@ -256,7 +275,7 @@ def read_bin(path: str, model) -> dict:
 
 def their_weights(ours: dict, model) -> dict:
     """Weights by Hugging Face's names, from whole weights by ours (no adapters)."""
-    width = model.head_width or model.width // model.heads
+    width = head_width(model)
     q, kv = model.heads * width, model.kv_heads * width
     theirs = {OUTER[name]: ours[name] for name in OUTER if name != "head.weight" or not model.tied}
     for i in range(model.layers):
@@ -273,16 +292,14 @@ def their_weights(ours: dict, model) -> dict:
 
 def their_config(model, vocab: int, bos: int, eos: int, longest: int) -> dict:
     """config.json of a model, as transformers before and since version 5 read it."""
-    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    scaling = {"rope_type": "llama3"} | dict(zip(names, model.rope_scaling))
+    scaling = {"rope_type": "llama3"} | dict(zip(LLAMA3, model.rope_scaling))
     if model.rope_scaling:
         scaling["original_max_position_embeddings"] = int(model.rope_scaling[-1])
-    width = model.head_width or model.width // model.heads
     rope = scaling if model.rope_scaling else {"rope_type": "default"}
     return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
             "hidden_size": model.width, "intermediate_size": model.hidden,
             "num_hidden_layers": model.layers, "num_attention_heads": model.heads,
-            "num_key_value_heads": model.kv_heads, "head_dim": width,
+            "num_key_value_heads": model.kv_heads, "head_dim": head_width(model),
             "vocab_size": vocab, "max_position_embeddings": longest,
             "rms_norm_eps": model.norm_eps, "rope_theta": model.rope_theta,
             "rope_scaling": scaling if model.rope_scaling else None,
@@ -296,30 +313,39 @@ def write_folder(folder: Path, weights: dict, config, vocab: int, tokenizer):
     """Write whole weights (`model.merged`) as a Hugging Face folder, with the tokenizer and, in
     templates.json, what the model expects to read. Raises UserError where the folder has a model
     already, or cannot be written."""
-    save, source = safetensors().save, Path(config.model.init_from or "none")
-    longest = described_model(str(source))[1] if source.exists() else config.model.context
+    save, source, longest = safetensors().save, None, config.model.context
+    if config.model.init_from:
+        longest = described_model(config.model.init_from)[1]
+        source = Path(config.model.init_from)
+        source = source if source.is_dir() else source.parent
     content = their_config(config.model, vocab, tokenizer.bos, tokenizer.eos, longest)
     if (folder / "config.json").exists():
         raise UserError(f"--export {folder}: holds a model already; choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in EXTRAS:
-            if (source / name).exists():
+            if source and (source / name).exists():
                 shutil.copyfile(source / name, folder / name)
         shutil.copyfile(tokenizer.path, folder / tokenizer.path.name)
     except OSError as error:
         raise UserError(f"--export {folder}: cannot write it ({error.strerror})") from None
-    if not (folder / "tokenizer_config.json").exists():
-        write_json(folder / "tokenizer_config.json", {
-            "tokenizer_class": "LlamaTokenizer", "add_bos_token": tokenizer.bos >= 0,
-            "add_eos_token": False, "legacy": False, "add_prefix_space": not tokenizer.lead}
-            | {f"{name}_token": tokenizer.pieces.id_to_piece(i) for name, i in (
-                ("bos", tokenizer.bos), ("eos", tokenizer.eos),
-                ("unk", tokenizer.pieces.unk_id())) if i >= 0})
-    write_json(folder / "templates.json", vars(config.template))
-    write_json(folder / "config.json", content)
+    settings = read_json(source / "tokenizer_config.json") if source else {}
+    write_json(folder / "tokenizer_config.json", (settings or tokenizer.settings()) | {
+        "eos_token": tokenizer.piece(tokenizer.eos)})
+    write_json(folder / "templates.json", written(vars(config.template), tokenizer))
     data = save(their_weights(weights, config.model), {"format": "pt"})
     write_whole(folder / "model.safetensors", lambda file: file.write(data))
+    write_json(folder / "config.json", content)  # the last: what has it is whole
+
+
+def written(templates: dict[str, str], tokenizer) -> dict[str, str]:
+    """The templates as whole texts have to be: with the space that is put before a turn's text and
+    a reference by tokenizers that always do."""
+    if not tokenizer.always_spaced:
+        return templates
+    slots = {"policy": "", "pit": "y_ref"}
+    return {name: re.sub(rf" ?(\{{{slots.get(name, 'x')}\}})", r" \1", text)
+            for name, text in templates.items()}
 
 
 def write_json(path: Path, content: dict) -> None:

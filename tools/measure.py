@@ -76,8 +76,8 @@ def pair_agreement(first, second, better) -> dict:
 def at_equal_length(better: np.ndarray, longer: np.ndarray) -> tuple[float, float, float]:
     """win - lose as it would be at equal length, with its 95 % interval: 2 P(win) - 1 at difference
     0 of a logistic regression of the wins on the difference of lengths, squashed as in AlpacaEval 2
-    (arXiv 2404.04475). `better` is the sign of each comparison, a tie is half a win; a weak prior
-    on the slope keeps it finite."""
+    (arXiv 2404.04475), whose term for the difficulty of a prompt is left out. `better` is the sign
+    of each comparison, a tie is half a win; a weak prior keeps the fit finite."""
     z = np.tanh(longer / max(longer.std(), 1e-9))
     design, wins = np.stack([np.ones(len(z)), z], 1), (1 + better) / 2        # [n, 2], [n]
     prior, at = np.diag([1e-3, 0.1]), np.zeros(2)
@@ -89,7 +89,16 @@ def at_equal_length(better: np.ndarray, longer: np.ndarray) -> tuple[float, floa
     return tuple(math.tanh(a / 2) for a in (at[0], at[0] - half, at[0] + half))
 
 
+def comparison(better: np.ndarray, longer: np.ndarray) -> dict:
+    """Win, tie, lose and their difference, plain and at equal length, with intervals, in %."""
+    delta, low, high = mean_interval(better)
+    shares = {"win": (better > 0).mean(), "tie": (better == 0).mean(), "lose": (better < 0).mean(),
+              "delta": delta, "ci_low": low, "ci_high": high}
+    return {name: 100 * float(share) for name, share in shares.items()} | {
+        "equal_length": [100 * value for value in at_equal_length(better, longer)]}
+
+
 def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean with its 95 % interval (normal)."""
-    half = 1.96 * values.std(ddof=1) / math.sqrt(len(values))
+    """Mean with its 95 % interval (normal); of a single value nothing is known."""
+    half = 1.96 * values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.inf
     return values.mean(), values.mean() - half, values.mean() + half

@@ -43,15 +43,18 @@ def needed(config, vocab: int, ranks: int) -> dict[str, float]:
     weight = 4 * adapters(config) if config.lora.rank else trunk  # what each model has of its own
     short = 1 if config.run.amp == "off" else 2  # bfloat16 takes half of float32
     shared = trunk / short if config.lora.rank else 0
-    rows = -(-max(config.ppo.batch, 256 * ranks) // ranks)
-    columns = data.max_prompt + 2 * data.max_response + 16
+    rows = config.ppo.batch  # that are sampled at once
+    read = 3 if config.refine.rewrite else 2  # responses in the longest row
+    columns = data.max_prompt + read * data.max_response + 16
     kv_width = head_width(model) * model.kv_heads
     portion = max(model.portion, columns)
     layer = 12 * model.width + 5 * model.hidden + 2 * model.heads * min(columns, 128)
+    reading = rows * columns * 2 * model.hidden / short  # the largest layer, over all prompts
     answers = portion * data.max_response / columns  # positions whose logits are computed
     return {"weights": shared + (2 + WEIGHTS_ONLY) * weight,
             "gradients and optimisers": 2 * 3 * weight + weight,
             "activations and logits": 4 * (portion * layer * model.layers + 4 * answers * vocab),
+            "prompts that are read": 4 * reading,
             "cache": 4 * rows * (2 * columns * kv_width * model.layers / short + 4 * vocab)}
 
 
@@ -74,11 +77,17 @@ def free(device: torch.device) -> float:
     return min(found)
 
 
-def shortage(config, vocab: int, device: torch.device, ranks: int) -> str:
-    """What is wrong where the training needs more memory than is free; else nothing."""
+def size(model: torch.nn.Module) -> int:
+    """Bytes of a model's weights."""
+    return sum(p.nbytes for p in model.parameters())
+
+
+def shortage(config, vocab: int, device: torch.device, ranks: int, held: int = 0) -> str:
+    """What is wrong where the training needs more memory than is free; else nothing. Of what it
+    needs each rank has `held` bytes already."""
     parts = needed(config, vocab, ranks)
     here = 1 if device.type == "cuda" else ranks  # a CPU's ranks share its memory
-    total, there = here * sum(parts.values()), free(device)
+    total, there = here * sum(parts.values()), free(device) + here * held
     if total <= there:
         return ""
     most = ", ".join(f"{name} {here * size / 1e9:.1f}" for name, size in parts.items())

@@ -21,9 +21,10 @@ from reward import score
 from runtime import Run
 from sample import STAGES, answer, improve
 from tools import bills, files, verdicts
-from tools.measure import (at_equal_length, fold_scores, gap_scores, held_out_accuracies,
-                           mean_interval, pair_agreement, rp_scores, share_right)
+from tools.measure import (comparison, fold_scores, gap_scores, held_out_accuracies, pair_agreement,
+                           rp_scores, share_right)
 from tools.rivals import best_of, self_refine
+from tools.show import prompt_text
 from train_reward import Models
 
 
@@ -37,8 +38,8 @@ class Judge:
         self.graded = []  # (responses, their grades)
 
     def aspects(self, y: list) -> list[dict]:
-        decode = self.data.tokenizer.decode
-        return [bills.judge(decode(x), decode(ids)) for x, ids in zip(self.x, y)]
+        return [bills.judge(prompt_text(self.data, x), self.data.tokenizer.decode(ids))
+                for x, ids in zip(self.x, y)]
 
     def grades(self, y: list) -> np.ndarray:
         """Grades of responses, each list of them graded once; equal grades are ties."""
@@ -61,18 +62,11 @@ class Table:
             y_ref=None) -> None:
         """A row: y of `system` compared with y_other of `against`; y_ref is what it improved."""
         grades, others = self.judge.grades(y), self.judge.grades(y_other)
-        better = np.sign(grades - others)
-        delta, low, high = mean_interval(better)
         longer = np.array([len(a) - len(b) for a, b in zip(y, y_other)])
         aspects = self.judge.aspects(y) if self.judge.hidden else []
         self.rows.append({
             "system": system, "against": against, "iteration": iteration,
-            "temperature": temperature, "win": 100 * float((grades > others).mean()),
-            "tie": 100 * float((grades == others).mean()),
-            "lose": 100 * float((grades < others).mean()),
-            "delta": 100 * delta, "ci_low": 100 * low, "ci_high": 100 * high,
-            "equal_length": None if self.judge.hidden else
-            [100 * value for value in at_equal_length(better, longer)],
+            "temperature": temperature} | comparison(np.sign(grades - others), longer) | {
             "gold": float(grades.mean()) if self.judge.hidden else None,
             "aspects": {name: float(np.mean([a[name] for a in aspects]))
                         for name in (aspects[0] if aspects else {})},
@@ -90,8 +84,9 @@ def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperatu
     table.add("M_P^SFT", sft, "M_P^RL", y_0, temperature)
     table.add("M_P^RL", y_0, "M_P^SFT", sft, temperature)
     if "pretrained" in policies:
-        table.add("pretrained", answer(run, data, policies["pretrained"], x, temperature,
-                                       generator), "M_P^RL", y_0, temperature)
+        own = run.generator(f"pretrained {temperature}", run.device, setting.seed)
+        table.add("pretrained", answer(run, data, policies["pretrained"], x, temperature, own),
+                  "M_P^RL", y_0, temperature)
     best = best_of(run, data, models, x, temperature, generator)
     table.add(f"best of {setting.best_of}", best, "M_P^RL", y_0, temperature)
     more = None
@@ -100,7 +95,8 @@ def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperatu
         table.add("RLHF equal budget", more, "M_P^RL", y_0, temperature)
     chains, refined = {}, []
     if run.config.refine.rewrite:
-        refined = self_refine(run, data, policies["M_P^RL"], x, y_0, temperature, generator)
+        own = run.generator(f"Self-Refine {temperature}", run.device, setting.seed)
+        refined = self_refine(run, data, policies["M_P^RL"], x, y_0, temperature, own)
         table.add("Self-Refine", refined, "M_P^RL", y_0, temperature, 1, y_0)
     for name in [n for n in ("M_PIT^SFT", "PIT stage 0", "PIT stage 1") if n in policies]:
         y = y_0
@@ -201,7 +197,7 @@ def comparisons(run: Run, data: Data, x: list, responses: dict) -> list[dict]:
             ("M_P^RL", made["chain"][0]), (final, made["chain"][1]),
             ("Self-Refine", made["refined"])) if y}
         for system, against in itertools.combinations(reversed(texts), 2):
-            found.append({"x": [data.text(ids) for ids in x], "temperature": temperature,
+            found.append({"x": [prompt_text(data, ids) for ids in x], "temperature": temperature,
                           "system": system, "y": texts[system],
                           "against": against, "y_other": texts[against]})
     return found
@@ -214,13 +210,13 @@ def examples(run: Run, data: Data, models: Models, judge: Judge, responses: dict
     found = []
     shown = min(run.config.eval.examples, len(judge.x))
     for i in random.Random(run.config.eval.seed).sample(range(len(judge.x)), shown):
-        steps = []
+        steps, x = [], prompt_text(data, judge.x[i])
         for k, y in enumerate(chain):
             gap = score(models.rpit, data.pit_rows(
                 [judge.x[i]], [chain[k - 1][i]], [y[i]])).item() if k else None
-            gold = bills.grade(decode(judge.x[i]), decode(y[i])) if judge.hidden else None
+            gold = bills.grade(x, decode(y[i])) if judge.hidden else None
             steps.append({"y": decode(y[i]), "r_gap": gap, "gold": gold})
-        found.append({"x": decode(judge.x[i]), "temperature": temperature, "steps": steps})
+        found.append({"x": x, "temperature": temperature, "steps": steps})
     return found
 
 
@@ -237,8 +233,7 @@ def as_markdown(report: dict) -> str:
              "|---|---|---|---|---|---|---|---|---|---|---|---|"]
     for r in report["rows"]:
         gold = "" if r["gold"] is None else f"{r['gold']:.3f}"
-        equal = "" if r["equal_length"] is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(
-            *r["equal_length"])
+        equal = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*r["equal_length"])
         copies = "" if r["copies"] is None else f"{r['copies']:.0f}"
         lines.append(
             f"| {r['system']} | {'' if r['temperature'] is None else r['temperature']} | "

@@ -2,6 +2,7 @@
 
 import difflib
 import sys
+from itertools import chain
 
 import torch
 
@@ -24,6 +25,17 @@ def marked(before: str, after: str) -> str:
     return " ".join(parts)
 
 
+def prompt_text(data: Data, x: list[int]) -> str:
+    """A prompt as text; one of a single turn without its template."""
+    user = data.turns["user"].parts
+    at = user.index("{x}")
+    before, after = list(chain(*user[:at])), list(chain(*user[at + 1:]))
+    turns = [i for i in range(len(x)) if x[i:i + len(before)] == before]
+    if before and turns != [0]:
+        return data.tokenizer.show(x)
+    return data.tokenizer.decode(x[len(before):len(x) - len(after)])
+
+
 def gold_note(run: Run, prompt: str, text: str) -> str:
     """The hidden judge's grade, where the prompt is a question that it can judge."""
     try:
@@ -40,11 +52,12 @@ def observe(run: Run, data: Data, name: str, step: int, prompts: Prompts, rows: 
     responses = [decode(ids) for ids in rows.responses()]
     i = -(step % 2)  # the first row and the last in turn: in stage 0 these have y_l and y_w
     run.log("samples.jsonl", {
-        "stage": name, "step": step, "x": decode(prompts.x[i]), "source": prompts.source[i],
+        "stage": name, "step": step, "x": prompt_text(data, prompts.x[i]),
+        "source": prompts.source[i],
         "y_ref": decode(prompts.y_ref[i]), "y": responses[i],
         "score_in_spreads": score[i].item(), "kl": kl[i].item()})
     if run.config.data.files:
         return {}
-    grades = [bills.grade(decode(x), y) for x, y in zip(prompts.x, responses)]
+    grades = [bills.grade(prompt_text(data, x), y) for x, y in zip(prompts.x, responses)]
     gold, count = all_sum(torch.tensor([sum(grades), float(len(grades))])).tolist()
     return {"gold": gold / count}

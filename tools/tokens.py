@@ -1,7 +1,6 @@
 """Lists of token ids: prompts of several turns, many lists in one array, batches of similar length.
 """
 
-from collections import Counter
 from itertools import chain
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 
 from tools.formats import Turn
 
+FOLDS = ("sft", "reward", "rl", "valid", "test")  # in the order in which they are kept
 CUT = "first turns"  # of prompts that are kept without them
 
 
@@ -23,18 +23,20 @@ def cut_from_left(turns: list[list[int]], roles: list[str], limit: int) -> list[
     return []
 
 
-def encode_prompts(prompts: list[list[Turn]], turns: dict, tokenizer, limit: int,
-                   dropped: Counter) -> list[list[int]]:
-    """Each prompt's turns in the templates of their roles (`turns`); [] for one whose last turn
-    alone is too long."""
-    texts = iter(tokenizer.encode([text for prompt in prompts for _, text in prompt]))
-    encoded = []
+def encode_prompts(prompts: list[list[Turn]], turns: dict, tokenizer,
+                   limit: int) -> tuple[list[list[int]], list[bool]]:
+    """Each prompt's turns in the templates of their roles (`turns`), and whether first turns were
+    cut off; [] for one whose last turn alone is too long."""
+    texts = {role: iter(tokenizer.encode([text for prompt in prompts for who, text in prompt
+                                          if who == role], turns[role].spaced["{x}"]))
+             for role in turns}
+    encoded, cut = [], []
     for prompt in prompts:
         roles = [role for role, _ in prompt]
-        whole = [turns[role](next(texts)) for role in roles]
+        whole = [turns[role](next(texts[role])) for role in roles]
         encoded.append(cut_from_left(whole, roles, limit))
-        dropped[CUT] += 0 < len(encoded[-1]) < sum(map(len, whole))
-    return encoded
+        cut.append(0 < len(encoded[-1]) < sum(map(len, whole)))
+    return encoded, cut
 
 
 class Column:
@@ -47,15 +49,12 @@ class Column:
         return len(self.starts)
 
     def __getitem__(self, i):
+        """List i, from 0, or a slice of them."""
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(len(self)))]
         if not 0 <= i < len(self):
             raise IndexError(i)
         return self.flat[self.starts[i]:self.starts[i] + self.lengths[i]].tolist()
-
-    def __add__(self, other):
-        return Column(self.flat, *(np.concatenate([getattr(side, name) for side in (self, other)])
-                                   for name in ("starts", "lengths")))
 
 
 def flattened(rows: dict[str, list]) -> dict[str, torch.Tensor]:
@@ -63,6 +62,17 @@ def flattened(rows: dict[str, list]) -> dict[str, torch.Tensor]:
     lists = [ids for fold in rows.values() for column in zip(*fold) for ids in column]
     return {"tokens": torch.from_numpy(np.fromiter(chain(*lists), np.int32)),
             "lengths": torch.tensor([len(ids) for ids in lists])}
+
+
+def columns_of(content: dict, name: str) -> list[Column]:
+    """The three columns of a fold that `flattened` has kept, on the same memory."""
+    flat, lengths = content["tokens"].numpy(), content["lengths"].numpy()
+    starts, first = lengths.cumsum() - lengths, 0
+    for other in FOLDS[:FOLDS.index(name)]:
+        first += 3 * content["counts"][other]
+    size = content["counts"][name]
+    places = [slice(first + k * size, first + (k + 1) * size) for k in range(3)]
+    return [Column(flat, starts[at], lengths[at]) for at in places]
 
 
 def batches(lengths: np.ndarray, size: int, steps: int, rng: np.random.Generator):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tools.files import write_whole
-from tools.measure import at_equal_length, mean_interval
+from tools.measure import comparison
 from tools.settings import UserError
 
 TIES = (0, 1.5)
@@ -57,7 +57,7 @@ def read_verdicts(path: Path) -> list[dict]:
             sign = 1 if names[0] < names[1] else -1
             key = (entry.get("dataset", ""), *sorted(names))
             found.setdefault(key, []).append((sign * better, sign * length))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: no judged pairs in AlpacaEval's format: "
                         f"{type(error).__name__}: {error}") from None
     if not found:
@@ -66,13 +66,8 @@ def read_verdicts(path: Path) -> list[dict]:
     rows = []
     for (dataset, against, system), pairs in found.items():
         better, longer = np.array(pairs, dtype=float).T
-        delta, low, high = mean_interval(better) if len(better) > 1 else (better[0], -1.0, 1.0)
-        rows.append({"dataset": dataset, "system": system, "against": against, "pairs": len(pairs),
-                     "win": 100 * float((better > 0).mean()),
-                     "tie": 100 * float((better == 0).mean()),
-                     "lose": 100 * float((better < 0).mean()),
-                     "delta": 100 * delta, "ci_low": 100 * low, "ci_high": 100 * high,
-                     "equal_length": [100 * value for value in at_equal_length(better, longer)]})
+        rows.append({"dataset": dataset, "system": system, "against": against,
+                     "pairs": len(pairs)} | comparison(better, longer))
     return rows
 
 
@@ -80,8 +75,10 @@ def as_markdown(rows: list[dict]) -> str:
     """What a judge has found, as a table."""
     lines = ["| pairs | system | against | n | win | tie | lose | delta | at equal length |",
              "|---|---|---|---|---|---|---|---|---|"]
-    return "\n".join(lines + [
-        f"| {r['dataset']} | {r['system']} | {r['against']} | {r['pairs']} | {r['win']:.1f} | "
-        f"{r['tie']:.1f} | {r['lose']:.1f} | {r['delta']:+.1f} [{r['ci_low']:+.1f}, "
-        f"{r['ci_high']:+.1f}] | {{:+.1f}} [{{:+.1f}}, {{:+.1f}}] |".format(*r["equal_length"])
-        for r in rows])
+    for r in rows:
+        equal, low, high = r["equal_length"]
+        lines.append(
+            f"| {r['dataset']} | {r['system']} | {r['against']} | {r['pairs']} | {r['win']:.1f} | "
+            f"{r['tie']:.1f} | {r['lose']:.1f} | {r['delta']:+.1f} [{r['ci_low']:+.1f}, "
+            f"{r['ci_high']:+.1f}] | {equal:+.1f} [{low:+.1f}, {high:+.1f}] |")
+    return "\n".join(lines)

@@ -2,20 +2,23 @@
 tokenizer.json. Both have the same methods, `read_tokenizer` tells them apart by their content.
 
 Markers in a template (`fixed`) stand for single tokens, but never in a text (`encode`): nobody can
-write the end of a turn into a prompt.
+write the end of a turn into a prompt. A text is encoded as it would be behind what stands before
+it: `spaced` says whether that ends in a space, which then belongs to the text's first piece (None:
+nothing is known of it).
 """
 
 import re
+from itertools import groupby
 from pathlib import Path
 
 import sentencepiece
 
-from runtime import TokenizerSection, UserError
+from tools.settings import UserError
 
 
-def train_tokenizer(texts, markers: list[str], config: TokenizerSection,
-                    path: Path) -> None:
-    """Train a BPE tokenizer whose markers are single pieces; text is kept as it is.
+def train_tokenizer(texts, markers: list[str], config, path: Path) -> None:
+    """Train a BPE tokenizer as [tokenizer] says, whose markers are single pieces; text is kept as it
+    is.
 
     Punctuation stays apart, so a number is the same piece whatever stands behind it."""
     try:
@@ -23,7 +26,8 @@ def train_tokenizer(texts, markers: list[str], config: TokenizerSection,
             sentence_iterator=(" " + text for text in texts),
             model_prefix=str(path.with_suffix("")), model_type="bpe",
             vocab_size=config.vocab, byte_fallback=config.byte_fallback,
-            user_defined_symbols=markers + list(",.:;!?\n"), character_coverage=0.9995,
+            control_symbols=markers, user_defined_symbols=list(",.:;!?\n"),
+            character_coverage=0.9995,
             add_dummy_prefix=False, remove_extra_whitespaces=False, max_sentence_length=1 << 16,
             normalization_rule_name="identity", unk_id=0, eos_id=1, bos_id=-1, pad_id=-1,
             num_threads=1, minloglevel=2)
@@ -32,6 +36,15 @@ def train_tokenizer(texts, markers: list[str], config: TokenizerSection,
         most = re.search(r"value <= (\d+)", reason)
         raise UserError(f"tokenizer.vocab = {config.vocab} does not fit the data: "
                         + (f"at most {most[1]} there" if most else reason)) from None
+
+
+def behind(encode, texts: list[str]) -> list[list[int]]:
+    """encode(texts), without the space that some tokenizers put before a text: each is encoded
+    behind a line's end, which is then cut off again."""
+    line, = encode(["\n"])
+    both = encode(["\n" + text for text in texts])
+    return [ids[len(line):] if line and ids[:len(line)] == line else encode([text])[0]
+            for text, ids in zip(texts, both)]
 
 
 class Tokenizer:
@@ -47,39 +60,60 @@ class Tokenizer:
         if eos:
             self.eos = self.pieces.piece_to_id(eos)
         if self.eos < 0 or eos and self.eos == self.pieces.unk_id():
-            raise UserError(f"{path}: the tokenizer has no end-of-sentence piece {eos}")
+            raise UserError(f"{path}: has no end-of-sentence piece {eos}; name what ends a "
+                            "response in tokenizer.eos")
         self.controls = {self.pieces.id_to_piece(i): i for i in range(self.vocab)
                          if self.pieces.is_control(i)}
-        spaced = self.pieces.encode("a", out_type=str)[0].startswith("\u2581")
-        self.lead = "" if spaced else " "  # a word is the same piece first and later in a text
+        own_space = self.pieces.encode("a", out_type=str)[0].startswith("\u2581")
+        self.lead = "" if own_space else " "  # a word is the same piece first and later in a text
+        self.always_spaced = not own_space
 
     def fixed(self, text: str, first: bool = False) -> list[int]:
-        """Token ids of a template's own text, in which `</s>` and its like are single tokens. Where
-        it is not the first of a sequence, it gets no space that the tokenizer would put there."""
-        line = [] if first or self.lead else self.pieces.encode("\n")
-        ids = []
-        controls = "|".join(map(re.escape, self.controls)) or "(?!)"
+        """Token ids of a template's own text, in which `</s>` and its like are single tokens;
+        `first` in a sequence, it gets the space that the tokenizer puts there."""
+        controls, ids = "|".join(map(re.escape, self.controls)) or "(?!)", []
         for part in filter(None, re.split(f"({controls})", text)):
             if part in self.controls:
                 ids.append(self.controls[part])
-            elif line:  # behind a line's end, which is then cut off again
-                ids += self.pieces.encode("\n" + part)[len(line):]
-            else:
+            elif self.lead or first and not ids:
                 ids += self.pieces.encode(part)
+            else:
+                ids += behind(self.pieces.encode, [part])[0]
         return ids
 
-    def encode(self, texts: list[str]) -> list[list[int]]:
+    def encode(self, texts: list[str], spaced: bool | None = None) -> list[list[int]]:
         """Token ids of texts: prompts or responses."""
-        return self.pieces.encode([self.lead + text for text in texts])
+        if self.lead or spaced is not False:
+            return self.pieces.encode([self.lead + text for text in texts])
+        return behind(self.pieces.encode, texts)
 
     def decode(self, ids: list[int]) -> str:
         """The text of token ids; the end and what follows it are left out."""
         ids = ids[:ids.index(self.eos)] if self.eos in ids else ids
         return self.pieces.decode([int(i) for i in ids if i < self.vocab]).strip()
 
+    def show(self, ids: list[int]) -> str:
+        """The text of a prompt, with the markers of its turns."""
+        names = {number: name for name, number in self.controls.items()}
+        runs = [(name, list(run)) for name, run in groupby(ids, lambda i: names.get(i, ""))]
+        return "".join(name * len(run) or self.pieces.decode(run) for name, run in runs).strip()
+
+    def piece(self, i: int) -> str:
+        """The text of a token id."""
+        return self.pieces.id_to_piece(i)
+
+    def settings(self) -> dict:
+        """What transformers has to know of it (tokenizer_config.json)."""
+        special = {"bos": self.bos, "unk": self.pieces.unk_id()}
+        return {"tokenizer_class": "LlamaTokenizer", "add_bos_token": self.bos >= 0,
+                "add_eos_token": False, "legacy": False, "add_prefix_space": not self.lead} | {
+                    f"{name}_token": self.piece(i) for name, i in special.items() if i >= 0}
+
 
 class JSONTokenizer:
     """A tokenizer.json of Hugging Face's library `tokenizers`, with the methods of `Tokenizer`."""
+
+    always_spaced = False
 
     def __init__(self, path: str | Path, eos: str):
         try:
@@ -90,28 +124,51 @@ class JSONTokenizer:
             self.pieces = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises a bare Exception
             raise UserError(f"{path}: no tokenizer.json ({str(error).splitlines()[0]})") from None
-        self.pieces.no_truncation(), self.pieces.no_padding()
+        self.pieces.no_truncation()
+        self.pieces.no_padding()
         self.path, self.vocab = Path(path), self.pieces.get_vocab_size()
-        self.bos = next(iter(self.pieces.encode("").ids), -1)  # what it puts before every text
         self.eos = self.pieces.token_to_id(eos)
         if self.eos is None:
             raise UserError(f"{path}: has no piece {eos!r}; name what ends a response in "
                             "tokenizer.eos")
+        first = next(iter(self.pieces.encode("").ids), -1)  # what it puts before every text
+        self.bos = -1 if first == self.eos else first
+        own_space = self.pieces.encode("a", add_special_tokens=False).tokens[:1]
+        self.lead = "" if own_space and own_space[0].startswith("\u2581") else " "
+
+    def plain(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of texts as the library gives them."""
+        return [e.ids for e in self.pieces.encode_batch_fast(texts, add_special_tokens=False)]
 
     def fixed(self, text: str, first: bool = False) -> list[int]:
         """Token ids of a template's own text, in which special tokens are single ones."""
         self.pieces.encode_special_tokens = False
-        return self.pieces.encode(text, add_special_tokens=False).ids
+        return (self.plain([text]) if self.lead or first else behind(self.plain, [text]))[0]
 
-    def encode(self, texts: list[str]) -> list[list[int]]:
+    def encode(self, texts: list[str], spaced: bool | None = None) -> list[list[int]]:
         """Token ids of texts: prompts or responses."""
         self.pieces.encode_special_tokens = True  # as the text that they are
-        return [e.ids for e in self.pieces.encode_batch_fast(texts, add_special_tokens=False)]
+        if spaced is False and not self.lead:
+            return behind(self.plain, texts)
+        return self.plain([self.lead * bool(spaced) + text for text in texts])
 
     def decode(self, ids: list[int]) -> str:
         """The text of token ids; the end and what follows it are left out."""
         ids = ids[:ids.index(self.eos)] if self.eos in ids else ids
         return self.pieces.decode([int(i) for i in ids], skip_special_tokens=True).strip()
+
+    def show(self, ids: list[int]) -> str:
+        """The text of a prompt, with the markers of its turns."""
+        return self.pieces.decode([int(i) for i in ids], skip_special_tokens=False).strip()
+
+    def piece(self, i: int) -> str:
+        """The text of a token id."""
+        return self.pieces.id_to_token(i)
+
+    def settings(self) -> dict:
+        """What transformers has to know of it (tokenizer_config.json)."""
+        start = {"bos_token": self.piece(self.bos)} if self.bos >= 0 else {}
+        return {"tokenizer_class": "PreTrainedTokenizerFast"} | start
 
 
 def file_name(content: bytes) -> str:
