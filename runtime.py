@@ -104,7 +104,7 @@ class LoRASection:
 
 @dataclass
 class FitSection:
-    """One supervised training: M_P^SFT, M_PIT^SFT, R_P or R_PIT."""
+    """One supervised training: M_P^SFT, M_PIT^SFT, R_P, R_PIT, or the judge."""
     steps: int = 1000
     batch: int = 64             # pairs a step
     lr: float = 1e-3

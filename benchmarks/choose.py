@@ -19,12 +19,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train_pit  # noqa: E402
-from data import load_data  # noqa: E402
-from runtime import Run, command_line, rank  # noqa: E402
-from tools.launch import guard  # noqa: E402
+from data import Data, load_data  # noqa: E402
+from runtime import Run, UserError, command_line, rank  # noqa: E402
 from sample import STAGES, answer, improve  # noqa: E402
+from tools.launch import guard  # noqa: E402
 from tools.report import Judge  # noqa: E402
 from tools.settings import set_field  # noqa: E402
+from train_reward import Models  # noqa: E402
 
 
 def responses(run, data, models, stage: str, x, temperature):
@@ -47,7 +48,12 @@ def trial(config, base: str, stage: str, label: str) -> dict:
     config.pit.curriculum = names[:names.index(stage) + 1] if stage in names else []
     run = Run(config)
     data = load_data(run)
-    models = train_pit.train_all(run, data)
+    with run.precision():
+        return measured(run, data, train_pit.train_all(run, data), stage, label)
+
+
+def measured(run: Run, data: Data, models: Models, stage: str, label: str) -> dict:
+    """Mean gold quality on validation prompts, and the aspect that falls most."""
     x = data.folds["valid"].x[:]
     judge, row = Judge(data, models, x), {"value": label, "gold": []}
     for temperature in (1.0, 0.5):
@@ -66,6 +72,8 @@ def main() -> None:
     args, config = command_line(
         __doc__.splitlines()[0], ("--field", {"required": True, "help": "such as rlhf.kl_target"}),
         ("--values", {"nargs": "+", "required": True}))
+    if config.data.files:
+        raise UserError("choose.py asks the hidden judge, which only the bills have")
     section, _, key = args.field.partition(".")
     base = str(Path(config.run.dir) / config.run.name)
     rows = []

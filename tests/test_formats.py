@@ -217,6 +217,7 @@ def test_turns_are_read_in_their_templates_and_what_is_cut_off_is_counted(tmp_pa
         tmp_path, asked("s: tea", "u: bread", "a: a hat", "u: salt"), asked(long, "a: tea", "u: 5"),
         asked("s: bread", long, "a: tea", "u: a coupon"), asked("u: tea", long + long[2:]),
         asked(long, "a: tea", "u: 7", y="tea " * 50),  # first turns too long, and a response
+        *[asked(long, f"a: {i}", "u: 9") for i in range(8)],
         tokenizer__model=str(model), template__system="<|draft|>{x}",
         template__user="<|user|>{x}", template__assistant="<|assistant|>{x}")
     user, assistant, draft, _ = (tokenizer.fixed(marker)[0] for marker in MARKERS)
@@ -225,8 +226,10 @@ def test_turns_are_read_in_their_templates_and_what_is_cut_off_is_counted(tmp_pa
     found = [x for fold in loaded.folds.values() for x in fold.x]
     assert [draft, *tea, user, *bread, assistant, *hat, user, *salt] in found
     assert [user, *five] in found and [draft, *bread, user, *coupon] in found
-    assert len(found) == 63 and loaded.counts["dropped, too long"] == 2
-    assert loaded.counts["prompts without their first turns"] == 2  # of those that are kept
+    assert len(found) == 71 and loaded.counts["dropped, too long"] == 2
+    assert loaded.counts["prompts without their first turns"] == 10  # of those that are kept
+    nine = [user, *tokenizer.encode(["9"])[0]]  # of eight that were cut to this: all in one fold
+    assert sorted(list(fold.x).count(nine) for fold in loaded.folds.values()) == [0, 0, 0, 0, 8]
 
 
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])
