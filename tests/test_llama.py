@@ -258,7 +258,10 @@ def test_an_exported_tokenizer_has_equal_ids(request, tmp_path, kind):
             chat_template="{{ messages }}").save_pretrained(source)
         gpt.config.init_from = str(source)
     theirs = transformers.AutoTokenizer.from_pretrained(export(tmp_path / "out", gpt, ours))
-    given = texts() + [pair["prompt"] for pair in bills.make_pairs(50, 2, "first")]
+    given = texts() + [pair["prompt"] for pair in bills.make_pairs(1000, 2, "first")]
+    if kind == "tokenizer":  # without byte_fallback: transformers drops what it cannot spell
+        given = [text for text, ids in zip(given, ours.encode(given)) if 0 not in ids]
+    assert len(given) >= 1000
     lead = " " * (kind == "tokenizer")  # ours puts it there
     ids = ours.encode(given)
     assert ids == theirs([lead + text for text in given], add_special_tokens=False,
@@ -358,7 +361,7 @@ def test_ids_of_stories260k_are_those_of_transformers():
     ({"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4} is not supported"),
     ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type = 'yarn' is not supported"),
     ({"rope_parameters": ..., "rope_scaling": {"type": "linear"}}, "rope_type = 'linear' is not"),
-    ({"rope_parameters": {"rope_type": "llama3"}}, "'llama3' lacks a number: 'factor'"),
+    ({"rope_parameters": {"rope_type": "llama3"}}, "rope scaling 'llama3' lacks a number"),
     *(({field: missing}, f"field '{field}' is missing") for missing in (..., None) for field in (
         "hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size",
         "vocab_size", "rms_norm_eps", "max_position_embeddings")),

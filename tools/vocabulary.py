@@ -107,7 +107,8 @@ class Tokenizer:
         special = {"bos": self.bos, "unk": self.pieces.unk_id()}
         return {"tokenizer_class": "LlamaTokenizer", "add_bos_token": self.bos >= 0,
                 "add_eos_token": False, "legacy": False, "add_prefix_space": not self.lead} | {
-                    f"{name}_token": self.piece(i) for name, i in special.items() if i >= 0}
+                    f"{name}_token": self.piece(i) if i >= 0 else None
+                    for name, i in special.items()}
 
 
 class JSONTokenizer:
