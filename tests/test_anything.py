@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from conftest import write_lines
-from data import read_pairs
+from tools.formats import read_pairs
 from runtime import UserError, load_config
 from tools.files import load
 from tools.vocabulary import Tokenizer

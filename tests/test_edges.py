@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from conftest import tiny_gpt, tiny_run
-from data import batches, load_data, read_pairs
+from data import load_data
 from reward import RewardModel, branch_scores, make_branches
 from runtime import RewardSection, UserError, load_config
+from tools.formats import read_pairs
+from tools.tokens import batches
 
 
 def test_padding_behind_branches_stays_in_the_context():

@@ -59,9 +59,9 @@ def refusal(reader, path) -> str:
 
 
 def summarised(post: str, *texts: str) -> dict:
-    """A comparison of OpenAI's, that chooses the last of these summaries."""
+    """A comparison of OpenAI's, that chooses the first of these summaries."""
     return {"info": {"post": post, "id": "t3"}, "summaries": [{"text": text} for text in texts],
-            "choice": len(texts) - 1}
+            "choice": 0}
 
 
 QY, QN = said("u: q", "a: y"), said("u: q", "a: n")
@@ -102,7 +102,7 @@ def test_conversations_that_are_no_pairs_are_counted_by_reason(tmp_path):
     (sides([{"content": "y"}], QN), "'role' is missing"),
     (sides(said("a: y"), said("a: n"), prompt=5), "'prompt' is missing or no string"),
     (sides(said("a: y"), said("a: n"), prompt=["q"]), "'prompt' is no list of messages"),
-    (summarised("\ud800", "y", "n"), ""), (summarised("post", "y", "n", "y"), "")])
+    (summarised("\ud800", "y", "n"), "'post'"), (summarised("p", "y", "n", "o"), "two summaries")])
 def test_a_record_that_is_none_is_named_by_file_and_line(tmp_path, record, word):
     path = write_lines(tmp_path / "a.jsonl", [asked("u: q"), sides(QY, QN), record])
     assert f"{path}:3: " in (line := refusal(read, path)) and word in line
@@ -135,7 +135,7 @@ def test_the_majority_of_votes_decides_and_ties_are_counted(tmp_path, votes, ord
 
 
 @pytest.mark.parametrize("votes", [
-    {}, {"votes": []}, {"votes": [3]}, {"votes": [None]}, {"votes": [[1]]}, {"votes": 5},
+    {}, {"votes": []}, {"votes": [3]}, {"votes": [None]}, {"votes": [[1]]}, {"votes": 1},
     {"votes": "12"}, {"preference": 1.5}, {"preference": None}, {"annotator1": "first"},
     {"votes": [1], "input": 7}, {"votes": [1], "response1": None}])
 def test_malformed_votes_are_refused(tmp_path, votes):
@@ -156,6 +156,8 @@ def test_one_list_in_a_file_is_as_good_as_a_record_a_line_also_where_it_is_zippe
         assert [p.chosen for p in pairs] == ["one", "two"] and dropped == {"tie": 1}
     path.write_text(json.dumps(records + [JUDGED], indent=1))
     assert f"{path}, item 4: expected votes" in refusal(read, path)
+    path.write_text(json.dumps(records[0]) + "\n[1, 2]\n")
+    assert f"{path}:2: expected a JSON object" in refusal(read, path)
     path.write_text(json.dumps(records)[:-1])
     assert f"{path}: no JSON" in refusal(read, path)
 
