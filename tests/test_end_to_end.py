@@ -17,9 +17,9 @@ FITS = {"sft": [5, 10, 15, 20], "pit_sft": [5], "rp": [5], "rpit": [5]}
 STAGES = {"rlhf": [0, 1, 2, 3], "stage0": [0, 1, 2, 3], "stage1": [1, 2, 3],
           "rlhf_more": [1, 2, 3, 4, 5, 6]}
 ROW = {"system", "against", "iteration", "temperature", "win", "tie", "lose", "delta", "ci_low",
-       "ci_high", "gold", "aspects", "length", "copies"}
+       "ci_high", "equal_length", "gold", "aspects", "length", "copies"}
 REPORT = {"name", "seed", "eval_seed", "split", "prompts", "judge", "rows", "reward", "seconds",
-          "data", "examples"}
+          "data", "examples", "responses"}
 PROMPT = "What is the bill for tea, a coupon and a hat?"
 
 
@@ -235,7 +235,9 @@ def test_hh_conversations_go_all_the_way(tmp_path):
     path = write_lines(tmp_path / "hh.jsonl", lines)
     printed = succeed("train_reward.py", "--config", TINY, f"--run.dir={tmp_path}",
                       f"--data.files=['{path}']", "--data.max_prompt=70", "--model.context=256",
-                      "--tokenizer.vocab=220", "--tokenizer.byte_fallback=false").splitlines()
+                      "--tokenizer.vocab=220", "--tokenizer.byte_fallback=false",
+                      "--template.user=Human: {x}",
+                      "--template.assistant=Assistant: {x}").splitlines()
     assert {"read: 305", "dropped, prompts differ: 3", "dropped, responses equal: 2"} <= set(
         printed)
     kept = sum(int(line.split(": ")[1]) for line in printed[:printed.index("")] if line.split(

@@ -112,7 +112,7 @@ def test_the_difference_is_of_two_pointwise_scores(bills_run, models):
 
 def test_the_spread_is_that_of_the_anchors_samples(bills_run, models, monkeypatch):
     run, data = bills_run
-    logged, raw, read = {}, torch.arange(256.0) % 4, []  # mean 1.5, variance 1.25
+    logged, raw, read = {}, torch.arange(32.0) % 4, []  # mean 1.5, variance 1.25
     monkeypatch.setattr(run, "log", lambda name, line: logged.update(line))
     task = ppo.Task("stage0", partial(train_pit.draw_data_references, run, data, "stage0"),
                     lambda prompts, rows: read.append((prompts, rows)) or raw, None)
@@ -120,9 +120,9 @@ def test_the_spread_is_that_of_the_anchors_samples(bills_run, models, monkeypatc
     found = train_pit.measure_spread(run, data, task, anchor, models.rpit)
     assert found == pytest.approx([1.5, 1.25 ** 0.5])
     prompts, rows = read[0]
-    numbers = torch.rand(256, 40, generator=run.generator("stage0 spread"))
+    numbers = torch.rand(32, 40, generator=run.generator("stage0 spread"))  # of four batches
     samples = sample.sample(anchor, prompts.ids, numbers, 1.0, data.tokenizer.eos)
-    assert torch.equal(rows.tokens, samples.tokens) and prompts.x == task.draw(0, 256).x
+    assert torch.equal(rows.tokens, samples.tokens) and prompts.x == task.draw(0, 32).x
     gap = measure.gap_scores(data, models.rpit, prompts.x, prompts.y_ref, prompts.y_ref)
     assert logged == {"stage": "stage0", "step": 0, "score_mean": found[0],
                       "score_spread": found[1],
@@ -225,9 +225,12 @@ def test_a_row_of_the_table_by_hand():
     assert row == {
         "system": "A", "against": "B", "iteration": 2, "temperature": 0.5, "win": 50, "tie": 25,
         "lose": 25, "delta": 25, "ci_low": pytest.approx(25 - half), "gold": 1.5,
-        "ci_high": pytest.approx(25 + half), "equal_length": None,
+        "ci_high": pytest.approx(25 + half), "equal_length": row["equal_length"],
         "aspects": {"length": 1.5, "empty": 0.25},
         "length": 1.5, "copies": 50}
+    longer = np.array([2, 1, 0, -2])
+    assert row["equal_length"] == [100 * x for x in measure.at_equal_length(
+        np.array([1, 1, 0, -1]), longer)]
     table.add("A", y, "B", other, 0.5)
     assert table.rows[1]["copies"] is None
 
