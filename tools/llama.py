@@ -21,7 +21,7 @@ from tools.vocabulary import Tokenizer
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")  # the first that is there is taken
-EXTRAS = ("special_tokens_map.json", "chat_template.jinja")  # of a tokenizer, copied
+EXTRAS = ("chat_template.jinja",)  # copied beside the tokenizer
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 ONLY = {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,),
         "partial_rotary_factor": (1.0,), "quantization_config": (None,)}  # the values that we have
