@@ -6,6 +6,7 @@ transformers, tokenizers and safetensors are optional: tests that need them are 
 import gzip
 import json
 import random
+import shutil
 import struct
 
 import pytest
@@ -86,8 +87,8 @@ def refusal(function, *arguments) -> str:
 @pytest.mark.parametrize("family, changes", [
     ("Llama", {}),
     ("Llama", {"num_key_value_heads": 4, "tie_word_embeddings": True}),
-    ("Llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
-    ("Llama", {"rope_parameters": LLAMA3 | {"rope_type": "llama3", "rope_theta": 1000.0}}),
+    ("Llama", {"rope_theta": 500.0}),
+    ("Llama", {"rope_theta": 1000.0, "rope_scaling": LLAMA3 | {"rope_type": "llama3"}}),
     ("Llama", {"rms_norm_eps": 0.1, "head_dim": 12}),
     ("Mistral", {"num_key_value_heads": 1}),
 ], ids=["grouped", "full tied", "theta", "llama3", "eps head_dim", "mistral"])
@@ -132,15 +133,16 @@ def test_weights_in_bfloat16_are_read(tmp_path):
     assert_equal_logits(read(tmp_path), gpt)
 
 
-@pytest.mark.parametrize("beside", ["pytorch_model.bin.index.json", "consolidated.safetensors"])
+@pytest.mark.parametrize("beside", [
+    "pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.safetensors"])
 def test_what_lies_beside_the_weights_is_left_alone(tmp_path, beside):
     save_file, gpt = pytest.importorskip("safetensors.torch").save_file, tiny_gpt(61)
-    write_folder(tmp_path, gpt)
-    (tmp_path / "pytorch_model.bin").unlink()
+    write_folder(tmp_path, gpt, weights={"an older one": torch.zeros(1)})
     save_file(their_weights(gpt), tmp_path / "model.safetensors")
     if beside.endswith("json"):  # of .bin shards that were not downloaded
+        (tmp_path / "pytorch_model.bin").unlink()
         (tmp_path / beside).write_text('{"weight_map": {"lm_head.weight": "pytorch_model-1.bin"}}')
-    else:  # Mistral's folders have the weights a second time, by other names
+    elif beside.startswith("consolidated"):  # Mistral's: the weights again, by other names
         save_file({"tok_embeddings.weight": torch.zeros(61, 16)}, tmp_path / beside)
     assert_equal_logits(read(tmp_path), gpt)
 
@@ -222,8 +224,9 @@ def test_ids_of_a_tokenizer_json_are_those_of_transformers(json_tokenizer):
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(json_tokenizer.path))
     given, whole = texts(), {"add_special_tokens": False}
     assert [json_tokenizer.fixed(text) for text in given] == theirs(given, **whole)["input_ids"]
-    assert json_tokenizer.encode(given) == theirs(
-        given, **whole, split_special_tokens=True)["input_ids"]
+    for spaced in (False, True):
+        wanted = theirs([" " * spaced + text for text in given], **whole, split_special_tokens=True)
+        assert json_tokenizer.encode(given, spaced) == wanted["input_ids"]
 
 
 def test_a_tokenizer_json_has_its_begin_and_its_end(json_tokenizer, tmp_path):
@@ -233,6 +236,7 @@ def test_a_tokenizer_json_has_its_begin_and_its_end(json_tokenizer, tmp_path):
     plain = json.loads(json_tokenizer.path.read_text()) | {"post_processor": None}
     (tmp_path / "t").write_text(json.dumps(plain))
     assert read_tokenizer(tmp_path / "t", "<|im_end|>").bos == -1  # it is told by its content
+    assert read_tokenizer(json_tokenizer.path, "<|bos|>").bos == -1  # an end is no beginning
 
 
 @pytest.mark.parametrize("kind, marker", [
@@ -249,15 +253,17 @@ def test_only_templates_have_markers(request, kind, marker):
 def test_an_exported_tokenizer_has_equal_ids(request, tmp_path, kind):
     transformers, source = pytest.importorskip("transformers"), tmp_path / "source"
     ours = request.getfixturevalue("tokenizer" if kind == "tokenizer" else "json_tokenizer")
-    gpt = tiny_gpt(ours.vocab)
+    gpt = tiny_gpt(ours.vocab, context=40)
     if kind == "of a folder":  # which says that another token is the end
         source.mkdir()
         write_folder(source, gpt)
         transformers.PreTrainedTokenizerFast(
             tokenizer_file=str(ours.path), bos_token="<|bos|>", eos_token="<|bos|>",
-            chat_template="{{ messages }}").save_pretrained(source)
+            chat_template="{{ messages }}", model_max_length=48).save_pretrained(source)
         gpt.config.init_from = str(source)
-    theirs = transformers.AutoTokenizer.from_pretrained(export(tmp_path / "out", gpt, ours))
+    folder = export(tmp_path / "out", gpt, ours)
+    assert llama.described_model(str(folder))[1] == (48 if kind == "of a folder" else 40)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
     given = texts() + [pair["prompt"] for pair in bills.make_pairs(1000, 2, "first")]
     if kind == "tokenizer":  # without byte_fallback: transformers drops what it cannot spell
         given = [text for text, ids in zip(given, ours.encode(given)) if 0 not in ids]
@@ -268,8 +274,9 @@ def test_an_exported_tokenizer_has_equal_ids(request, tmp_path, kind):
                          split_special_tokens=True)["input_ids"]
     assert theirs.decode(ids[-1]).strip() == given[-1]
     assert (theirs.eos_token_id, theirs.bos_token_id) == (ours.eos, 1 if ours.bos == 1 else None)
-    assert theirs("Hello")["input_ids"][0] == ours.bos or ours.bos < 0
-    assert theirs.chat_template == ("{{ messages }}" if kind == "of a folder" else None)
+    assert theirs("tea")["input_ids"] == [1] * (ours.bos == 1) + ours.fixed("tea")
+    assert (theirs.chat_template, theirs.model_max_length == 48) == (
+        ("{{ messages }}", True) if kind == "of a folder" else (None, False))
 
 
 def test_exported_templates_make_the_prompts_of_the_run(bills_run, tmp_path):
@@ -338,14 +345,17 @@ def test_stories260k_tells_its_story(tmp_path):
 
 
 @pytest.mark.skipif(not STORIES.exists(), reason="stories260K is not there")
-def test_ids_of_stories260k_are_those_of_transformers():
+def test_ids_of_stories260k_are_those_of_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("google.protobuf")
-    theirs = transformers.LlamaTokenizer.from_pretrained(
-        STORIES, vocab_file=str(STORIES / "tok512.model"))
+    shutil.copy(STORIES / "tok512.model", tmp_path / "tokenizer.model")
+    ours = read_tokenizer(tmp_path / "tokenizer.model", "")
+    theirs = transformers.AutoTokenizer.from_pretrained(
+        export(tmp_path / "out", tiny_gpt(ours.vocab), ours))
     given = [" ".join(text.encode("ascii", "ignore").decode().split()) for text in texts()]
-    assert read_tokenizer(STORIES / "tok512.model", "").encode(given) == theirs(
-        given, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert ours.encode(given) == theirs(given, add_special_tokens=False,
+                                        split_special_tokens=True)["input_ids"]
+    assert theirs("Hello")["input_ids"] == [ours.bos, *ours.encode(["Hello"])[0]]
 
 
 # --------------------------------------------------------------------------------------- refusals
@@ -388,6 +398,15 @@ def test_a_context_that_a_model_cannot_read_is_refused(tmp_path, field):
     assert llama.described(str(tmp_path), 20)
     line = refusal(llama.described, str(tmp_path), 21)
     assert f"model.context = 21, but {tmp_path} reads at most 20 tokens" in line
+
+
+def test_a_config_that_a_checkpoint_contradicts_is_refused(tmp_path):
+    write_folder(tmp_path, tiny_gpt(61))
+    path, source = tmp_path / "c.toml", [f"--model.init_from={tmp_path}", "--model.context=48"]
+    path.write_text("")
+    line = refusal(load_config, str(path), [*source, "--model.layers=1"])
+    assert f"model.layers = 1, but {tmp_path} has 2" in line
+    assert f"{tmp_path}: no tokenizer.model or" in refusal(load_config, str(path), source)
 
 
 @pytest.mark.parametrize("name, tensor, said", [
