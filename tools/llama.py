@@ -211,8 +211,9 @@ def unpaired(rows, width: int):
 def read_tensors(folder: Path) -> dict:
     """All tensors of a folder: model.safetensors or pytorch_model.bin, in one file or several."""
     for whole in ("model.safetensors", "pytorch_model.bin"):
-        index = read_json(folder / f"{whole}.index.json").get("weight_map", {})
-        files = [folder / name for name in dict.fromkeys(index.values())] or [folder / whole]
+        index = read_json(folder / f"{whole}.index.json").get("weight_map")
+        names = dict.fromkeys(index.values()) if isinstance(index, dict) else ()
+        files = [folder / name for name in names] or [folder / whole]
         if any(path.exists() for path in files):
             break
     else:
