@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from tools import files, interrupt, llama, state
-from tools.checks import check_config
+from tools.checks import check_config, emulated, tell
 from tools.launch import choose_for, pick_device, start_ranks
 from tools.ranks import (all_sum, barrier, gather, in_step, mine, random_numbers,  # noqa: F401
                          rank, ranks, step_together, together)  # also for who imports runtime
@@ -272,6 +272,7 @@ class Run:
         self.last_good = None           # step that was done, and what it changed
         self.shortage = lambda: ""      # of memory for a stage, once it is known what it needs
         self.told = {} if rank() == 0 else None  # warnings
+        tell(self.told, "run.amp", emulated(self.device.type, config.run.amp))
         self.saved = self.begun = time.perf_counter()
         self.lock = files.lock(self.folder) if rank() == 0 and trains else None
         barrier()

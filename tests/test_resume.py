@@ -159,6 +159,25 @@ def test_a_reward_model_at_chance_is_told():
     assert list(checks.chance(0.52)) and not list(checks.chance(0.6))
 
 
+@pytest.mark.parametrize("cpu, device, amp, warns", [
+    ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, "cpu", "bf16", True),
+    ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, "cpu", "bf16", False),
+    ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": True}, "cpu", "bf16", False),
+    ({"architecture": "aarch64"}, "cpu", "bf16", False),  # nothing is known
+    ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, "cpu", "off", False),
+    ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, "cuda", "bf16", False),
+])
+def test_emulated_bfloat16_is_told(monkeypatch, cpu, device, amp, warns):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
+    assert ["--run.amp=off" in line for line in checks.emulated(device, amp)] == [True] * warns
+
+
+def test_a_run_on_emulated_bfloat16_warns(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64"})
+    tiny_run(tmp_path, run__amp="bf16")
+    assert "warning: run.amp: this CPU only emulates" in capsys.readouterr().err
+
+
 def test_a_warning_comes_once_a_stage(tmp_path, capsys):
     run = tiny_run(tmp_path)
     for stage, kl in (("rlhf", 12), ("rlhf", 13), ("stage0", 12)):

@@ -5,6 +5,7 @@ import math
 import sys
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from tools.settings import UserError, nearest
@@ -108,6 +109,15 @@ def tell(told: dict | None, stage: str, lines) -> None:
     for line in lines if told is not None else []:
         if told.setdefault((stage, line.split()[0]), line) is line:
             tqdm.write(f"warning: {stage}: {line}", file=sys.stderr)
+
+
+def emulated(device: str, amp: str):
+    """Yield a warning where bfloat16 is asked for and an x86 CPU has no instruction for it."""
+    cpu = torch.cpu.get_capabilities()
+    if (device == "cpu" and amp == "bf16" and cpu.get("architecture") == "x86_64"
+            and not (cpu.get("avx512_bf16") or cpu.get("amx_bf16"))):
+        yield ("this CPU only emulates bfloat16, and is several times slower so than in float32: "
+               "--run.amp=off")
 
 
 def chance(accuracy: float):
