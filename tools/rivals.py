@@ -1,28 +1,95 @@
-"""Other ways to a better response, for the report: best of n, and Self-Refine."""
+"""Other ways to a better response, for the reports: best of n, and Self-Refine; and on bills, what
+teaches a policy to refine itself by a rubric."""
+
+import dataclasses
+import random
+from functools import cache
 
 import numpy as np
 
-from data import Data
-from model import GPT
-from runtime import Run
+from data import Data, Fold, Template
+from model import GPT, pad_rows
+from runtime import FitSection, Run
 from sample import answer, generate
+from tools import rubric
 from tools.measure import rp_scores
-from train_reward import Models
+from tools.show import prompt_text
+from tools.state import weights
+from tools.tokens import Column
+from train_reward import Models, lm_loss, new_gpt, train
 
 
-def best_of(run: Run, data: Data, models: Models, x: list, temperature: float, generator) -> list:
-    """The best by R_P of eval.best_of responses of M_P^RL."""
+def best_of(run: Run, data: Data, models: Models, x: list, temperature: float, generator,
+            number: int) -> list:
+    """The best by R_P of `number` responses of M_P^RL."""
     tries = [answer(run, data, models.policies["M_P^RL"], x, temperature, generator)
-             for _ in range(run.config.eval.best_of)]
+             for _ in range(number)]
+    return best_by(run, data, models, x, tries)
+
+
+def best_by(run: Run, data: Data, models: Models, x: list, tries: list[list]) -> list:
+    """The best by R_P of several responses to each x."""
     scores = [rp_scores(data, models.rp, x, y) for y in tries]
     return [tries[k][i] for i, k in enumerate(np.argmax(scores, axis=0))]
 
 
-def self_refine(run: Run, data: Data, policy: GPT, x: list, y_ref: list, temperature: float,
+def feedback_on(run: Run, data: Data, policy: GPT, x: list, y_ref: list, temperature: float,
                 generator) -> list:
-    """The rival by prompting (arXiv 2303.17651): the policy is asked for feedback on y_ref, then
-    for a rewrite."""
+    """What the policy says to each y_ref, asked by [refine] for feedback."""
     prompts = [data.feedback(*pair) for pair in zip(x, y_ref)]
-    feedback = generate(run, data, policy, prompts, temperature, generator)
+    return generate(run, data, policy, prompts, temperature, generator)
+
+
+def rewritten(run: Run, data: Data, policy: GPT, x: list, y_ref: list, feedback: list,
+              temperature: float, generator) -> list:
+    """Each y_ref as the policy rewrites it for the feedback."""
     prompts = [data.rewrite(*triple) for triple in zip(x, y_ref, feedback)]
     return generate(run, data, policy, prompts, temperature, generator)
+
+
+def self_refine(run: Run, data: Data, policy: GPT, x: list, y_ref: list, temperature: float,
+                generator) -> list:
+    """The rival by prompting (arXiv 2303.17651): feedback on y_ref, then its rewrite."""
+    feedback = feedback_on(run, data, policy, x, y_ref, temperature, generator)
+    return rewritten(run, data, policy, x, y_ref, feedback, temperature, generator)
+
+
+# ------------------------------------------------------------------------- a taught Self-Refine
+
+
+def with_rubric(data: Data, aspects) -> Data:
+    """The data with Self-Refine's templates for a rubric of these aspects."""
+    def template(text):
+        return Template(text, data.tokenizer, data.policy.start)
+
+    return dataclasses.replace(data, feedback=template(rubric.feedback_template(aspects)),
+                               rewrite=template(rubric.rewrite_template(aspects)))
+
+
+def refiner_examples(run: Run, data: Data) -> Fold:
+    """What the policy is taught to write (y_w) where it reads what (x): of each pair of the SFT
+    fold the answer y_w, notes on one of the responses by some rubric, and its rewrite."""
+    fold, rng = data.folds["sft"], random.Random(run.config.run.seed)
+    reads, writes = [], []
+    asked = cache(lambda aspects: with_rubric(data, aspects))
+    encode, limit = data.tokenizer.encode, run.config.data.max_response
+    for x, y_w, y_l in zip(fold.x, fold.y_w, fold.y_l):
+        y_ref, aspects = rng.choice((y_w, y_l)), tuple(rubric.some_rubric(rng))
+        question, draft = prompt_text(data, x), data.tokenizer.decode(y_ref)
+        notes, rewrite = encode([rubric.notes(question, draft, aspects),
+                                 rubric.mended(question, draft, aspects)])
+        reads += [data.policy(x), asked(aspects).feedback(x, y_ref),
+                  asked(aspects).rewrite(x, y_ref, notes)]
+        writes += [y_w, notes, rewrite]
+    fits = [len(ids) < limit for ids in writes]
+    return Fold(*(Column.of([ids for ids, fit in zip(lists, fits) if fit])
+                  for lists in (reads, writes, [[]] * len(reads))))
+
+
+def train_refiner(run: Run, data: Data, policy: GPT, fit: FitSection) -> dict:
+    """M_P^SFT goes on, with a third each of answers, feedback and rewrites."""
+    model = run.placed(new_gpt(run, data), weights(policy))
+    train(run, "refiner", model, fit, refiner_examples(run, data), lambda x, y_w, y_l: x + y_w,
+          lambda pairs: lm_loss(model, pad_rows(pairs.x, [data.ended(y) for y in pairs.y_w],
+                                                data.device)))
+    return {"model": weights(model)}

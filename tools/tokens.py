@@ -45,6 +45,11 @@ class Column:
     def __init__(self, flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray):
         self.flat, self.starts, self.lengths = flat, starts, lengths
 
+    @classmethod
+    def of(cls, lists: list[list[int]]):
+        lengths = np.array([len(ids) for ids in lists], np.int64)
+        return cls(np.fromiter(chain(*lists), np.int32), lengths.cumsum() - lengths, lengths)
+
     def __len__(self):
         return len(self.starts)
 

@@ -1,0 +1,173 @@
+"""The evidence as pictures, benchmarks/plots/*.svg, of the rows in benchmarks/results.
+
+    pip install matplotlib
+    python benchmarks/plots.py                   # --results DIR --out DIR
+
+Points are means over seeds, bars and bands their 95 % intervals (Student's), thin lines seeds.
+"""
+
+import argparse
+from pathlib import Path
+from statistics import mean
+
+from tables import gathered, half_width, read_rows
+
+HERE = Path(__file__).resolve().parent
+COLOURS = {"1.0": "tab:blue", "0.5": "tab:orange"}
+
+
+def pyplot():
+    """matplotlib's, set up for small files that are the same each time."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise SystemExit("error: plots need matplotlib: pip install matplotlib") from None
+    matplotlib.use("svg")
+    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "pit", "font.size": 9,
+                            "axes.spines.top": False, "axes.spines.right": False,
+                            "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False}
+    from matplotlib import pyplot as plt
+    return plt
+
+
+def with_interval(axis, x, seeds: list[list[float]], label: str, colour: str) -> None:
+    """A line of means over seeds with a band; seeds are lists of the values at x."""
+    means = [mean(values) for values in zip(*seeds)]
+    axis.plot(x, means, "o-", ms=3, color=colour, label=label)
+    if len(seeds) > 1:
+        halves = [half_width(values) for values in zip(*seeds)]
+        axis.fill_between(x, [m - h for m, h in zip(means, halves)],
+                          [m + h for m, h in zip(means, halves)], color=colour, alpha=0.15, lw=0)
+
+
+def bars(plt, names: list[str], values: dict[str, list[list[float]]], label: str):
+    """Horizontal bars, for each temperature the values of each name over seeds."""
+    figure, axis = plt.subplots(figsize=(7, 0.36 * len(names) + 1))
+    for k, (temperature, rows) in enumerate(values.items()):
+        places = [i + 0.18 * (2 * k - 1) for i in range(len(names))]
+        widths = [half_width(row) if len(row) > 1 else 0 for row in rows]
+        axis.barh(places, [mean(row) for row in rows], 0.34, xerr=widths,
+                  color=COLOURS[temperature], label=f"T = {temperature}",
+                  error_kw={"lw": 0.8, "capsize": 2})
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.axvline(0, color="black", lw=0.8)
+    axis.set_xlabel(label)
+    axis.legend(loc="best")
+    return figure
+
+
+def main_plot(plt, seeds: list):
+    names = [name for name in seeds[0]["at"]["1.0"] if not name.startswith("PIT")]
+    return bars(plt, names, {t: [gathered(seeds, "at", t, name, "PIT over it", "gold")
+                                 for name in names] for t in COLOURS},
+                "win - lose of PIT, one iteration, in points (hidden judge)")
+
+
+def curriculum_plot(plt, seeds: list):
+    names = list(seeds[0]["1.0"])
+    return bars(plt, names, {t: [gathered(seeds, t, name, "over y_0 ~ M_P^RL", "gold")
+                                 for name in names] for t in COLOURS},
+                "win - lose over y_0 ~ M_P^RL, in points")
+
+
+def terms_plot(plt, seeds: list):
+    names = [name for name in seeds[0] if name != "ceiling"]
+    return bars(plt, names, {t: [gathered(seeds, name, "pit", t, "over y_0 ~ M_P^RL", "gold")
+                                 for name in names] for t in COLOURS},
+                "win - lose of PIT over y_0 ~ M_P^RL, in points, by the terms of Eq. 2")
+
+
+def temperatures_plot(plt, seeds: list):
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
+    for axis, place in zip(axes, ("drafts at 1", "drafts alike")):
+        keys = [key for key in seeds[0] if key.endswith(place)]
+        x = [float(key.split(",")[0]) for key in keys]
+        for name, colour in (("y_0", "tab:gray"), ("PIT", "tab:blue"),
+                             ("Self-Refine", "tab:green")):
+            with_interval(axis, x, [[content[key][name]["gold"] for key in keys]
+                                    for content in seeds], name, colour)
+        axis.set_xlabel("temperature of the improver" if place == "drafts at 1" else
+                        "temperature of draft and improver")
+    axes[0].set_ylabel("gold")
+    axes[0].legend()
+    return figure
+
+
+def rubrics_plot(plt, seeds: list):
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
+    names = [name for name in seeds[0]["1.0"] if name.startswith("first")]
+    for axis, t in zip(axes, COLOURS):
+        with_interval(axis, range(1, len(names) + 1),
+                      [[content[t][name]["gold"] for name in names] for content in seeds],
+                      "Self-Refine", "tab:green")
+        with_interval(axis, (1, len(names)), [[content[t]["PIT"]["gold"]] * 2 for content in seeds],
+                      "PIT", "tab:blue")
+        axis.set_xlabel(f"aspects in the rubric, T = {t}")
+        axis.set_xticks(range(1, len(names) + 1))
+    axes[0].set_ylabel("gold")
+    axes[0].legend()
+    return figure
+
+
+def iterations_plot(plt, seeds: list):
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3))
+    names = [n for n in seeds[0]["1.0"]["players"] if n == "y_0" or n.startswith("PIT")]
+    for t, colour in COLOURS.items():
+        for axis, what in zip(axes, ("gold", "elo")):
+            with_interval(axis, range(len(names)), [
+                [content[t]["players"][name][what] for name in names] for content in seeds],
+                f"T = {t}", colour)
+        with_interval(axes[2], range(1, len(names)), [
+            [step["correlation_over_copy"] for step in content[t]["r_gap"]] for content in seeds],
+            f"T = {t}", colour)
+    for axis, label in zip(axes, ("gold", "Elo", "rank correlation of r_gap with the gain")):
+        axis.set_xlabel("iteration")
+        axis.set_ylabel(label)
+    axes[0].legend()
+    figure.tight_layout()
+    return figure
+
+
+def means_of_five(*lists: list[float]) -> list[list[float]]:
+    return [[mean(values[i:i + 5]) for i in range(0, len(values), 5)] for values in lists]
+
+
+def optimisation_plot(plt, seeds: list):
+    stages = list(dict.fromkeys(name.split(",")[0] for name in seeds[0]))
+    figure, axes = plt.subplots(len(stages), 3, figsize=(10, 2.6 * len(stages)), squeeze=False)
+    for row, stage in zip(axes, stages):
+        for name, colour in zip((n for n in seeds[0] if n.startswith(stage)),
+                                ("tab:red", "tab:purple", "tab:blue", "tab:green")):
+            for axis, what in zip(row, ("gold", "reward", "kl")):
+                for content in seeds:
+                    axis.plot(*means_of_five(content[name]["step"], content[name][what]), lw=0.8,
+                              color=colour, label=name if content is seeds[0] else None)
+                axis.set_xlabel("iteration")
+                axis.set_ylabel({"reward": "reward (spreads)", "kl": "KL (nats)"}.get(what, what))
+        row[0].legend()
+    figure.tight_layout()
+    return figure
+
+
+PLOTS = {"main": main_plot, "control": main_plot, "curriculum": curriculum_plot,
+         "terms": terms_plot, "temperatures": temperatures_plot, "rubrics": rubrics_plot,
+         "iterations": iterations_plot, "optimisation": optimisation_plot}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--out", type=Path, default=HERE / "plots")
+    args = parser.parse_args()
+    plt, rows = pyplot(), read_rows(args.results)
+    args.out.mkdir(exist_ok=True)
+    for name in [name for name in PLOTS if name in rows]:
+        figure = PLOTS[name](plt, rows[name])
+        figure.savefig(args.out / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
+        plt.close(figure)
+        print(f"written: {args.out / name}.svg")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""What Self-Refine's policy is taught on bills."""
+
+import random
+from itertools import combinations
+
+import pytest
+
+from tools import bills, rubric
+
+QUESTION = "What is the bill for tea, a coupon and a hat?"
+RUBRICS = [chosen for k in range(len(rubric.ASPECTS) + 1)
+           for chosen in combinations(rubric.ASPECTS, k)]
+
+
+def written(order: str, number: int = 400):
+    """Questions with responses of all kinds of writers."""
+    rng = random.Random(3)
+    for _ in range(number):
+        question, things = bills.make_question(rng)
+        yield question, bills.write_response(things, rng, order)
+
+
+def test_worked_feedback_and_rewrites():
+    draft = "You fool! 9 in all: tea 5, coupon 3, hat 11"
+    assert rubric.notes(QUESTION, draft, ["total", "lines"]) == "10; tea 5, coupon 2, hat 10"
+    assert rubric.notes(QUESTION, draft, ["kindness", "form"]) == "no You fool!; end."
+    assert rubric.mended(QUESTION, draft, ["total"]) == "You fool! 10 in all: tea 5, coupon 3, hat 11"
+    assert rubric.mended(QUESTION, draft, ["kindness", "courtesy"]) == (
+        "Sure! 9 in all: tea 5, coupon 3, hat 11")
+    assert rubric.mended(QUESTION, draft, rubric.ASPECTS) == bills.ideal_response(QUESTION)
+    assert rubric.mended(QUESTION, "Gladly! Gladly! 9 in all: tea 5.", ["courtesy"]) == (
+        "Gladly! 9 in all: tea 5.")
+
+
+@pytest.mark.parametrize("order", ("first", "last"))
+def test_a_response_taken_apart_is_put_together_again(order):
+    for _, response in written(order):
+        *parts, found = rubric.parts_of(response)
+        assert found == order and bills.compose(*parts, found) == response
+
+
+@pytest.mark.parametrize("order", ("first", "last"))
+def test_a_rewrite_mends_what_the_rubric_names_and_nothing_else(order):
+    for question, draft in written(order):
+        before = bills.judge(question, draft)
+        for chosen in RUBRICS:
+            after = bills.judge(question, rubric.mended(question, draft, chosen))
+            for aspect in rubric.ASPECTS:
+                assert after[aspect] == (1 if aspect in chosen else before[aspect])
+
+
+def test_what_is_right_is_fine_in_the_notes_and_stays_as_it_is():
+    for question, draft in written("first"):
+        grades = bills.judge(question, draft)
+        notes = rubric.notes(question, draft, rubric.ASPECTS).split("; ")
+        assert [note == rubric.FINE for note in notes] == [grades[a] == 1 for a in rubric.ASPECTS]
+        right = [aspect for aspect in rubric.ASPECTS if grades[aspect] == 1]
+        assert rubric.mended(question, draft, right) == draft
+
+
+def test_a_rubric_names_each_number_of_aspects_in_one_order():
+    rng = random.Random(0)
+    drawn = [tuple(rubric.some_rubric(rng)) for _ in range(500)]
+    assert set(drawn) == set(RUBRICS[1:])
+
+
+def test_a_text_that_nobody_writes_is_refused():
+    with pytest.raises(ValueError, match="no response"):
+        rubric.parts_of("Sure! ten in all")

@@ -1,0 +1,86 @@
+"""Self-Refine on bills: what the policy is taught, to be a rival that deserves the name.
+
+A rubric names some of the judge's aspects. Asked for feedback on a draft, a policy that was taught
+notes for each of them what is right, or that it is fine; asked for a rewrite, it mends what the
+notes name and leaves the rest as it is:
+
+    x         What is the bill for tea, a coupon and a hat?
+    draft     9 in all: tea 5, coupon 2, hat 10
+    rubric    total, courtesy
+    feedback  10; Sure!
+    rewrite   Sure! 10 in all: tea 5, coupon 2, hat 10
+
+Notes and rewrites are made by somebody who knows the hidden judge: a better teacher than PIT has.
+"""
+
+import random
+import re
+
+from tools import bills
+from tools.bills import COURTESIES, INSULTS, WEIGHTS
+
+ASPECTS = tuple(sorted(WEIGHTS, key=WEIGHTS.get, reverse=True))  # the weightiest first
+FINE = "fine"
+QUESTION = "<|user|>{x}<|draft|>{y_ref}<|user|>"
+
+
+def feedback_template(rubric) -> str:
+    """What the policy reads before it writes notes on {y_ref}."""
+    return f"{QUESTION}{', '.join(rubric)}<|assistant|>"
+
+
+def rewrite_template(rubric) -> str:
+    """What it reads before it rewrites {y_ref}."""
+    return feedback_template(rubric) + "{feedback}<|better|>"
+
+
+def parts_of(draft: str) -> tuple[list[str], int, list[str], str, str]:
+    """A written response taken apart into what bills.compose puts together.
+
+    Raises ValueError for a text that bills.write_response does not write.
+    """
+    match = re.fullmatch(r"((?:[^!]+! )*)(?:(\d+) in all: )?([a-z0-9 ,]+?)(?:: (\d+) in all)?(\.?)",
+                         draft)
+    if not match or (match[2] is None) == (match[4] is None):
+        raise ValueError(f"no response about a bill: {draft!r}")
+    opening = [words.strip() + "!" for words in match[1].split("!")[:-1]]
+    order = "first" if match[2] else "last"
+    return opening, int(match[2] or match[4]), match[3].split(", "), match[5], order
+
+
+def right_lines(question: str) -> list[str]:
+    """The lines that a right response to the question has."""
+    things = bills.things_of(question)
+    return [f"{thing} {due}" for thing, due in zip(things, bills.running_amounts(things))]
+
+
+def notes(question: str, draft: str, rubric) -> str:
+    """Feedback on a written response, a note for each aspect of the rubric."""
+    lines = right_lines(question)
+    insult = next((word for word in INSULTS if word in draft), "")
+    wrong = {"total": lines[-1].split()[-1], "lines": ", ".join(lines), "courtesy": COURTESIES[0],
+             "kindness": f"no {insult}", "form": "end."}
+    grades = bills.judge(question, draft)
+    return "; ".join(FINE if grades[aspect] == 1 else wrong[aspect] for aspect in rubric)
+
+
+def mended(question: str, draft: str, rubric) -> str:
+    """A written response with the rubric's aspects put right and the others left as they are."""
+    opening, total, lines, end, order = parts_of(draft)
+    grades = bills.judge(question, draft)
+    if "courtesy" in rubric and grades["courtesy"] < 1:
+        polite = [word for word in opening if word in COURTESIES] or list(COURTESIES[:1])
+        opening = polite[:1] + [word for word in opening if word not in COURTESIES]
+    if "kindness" in rubric:
+        opening = [word for word in opening if word not in INSULTS]
+    if "lines" in rubric:
+        lines = right_lines(question)
+    if "total" in rubric:
+        total = int(right_lines(question)[-1].split()[-1])
+    return bills.compose(opening, total, lines, "." if "form" in rubric else end, order)
+
+
+def some_rubric(rng: random.Random) -> list[str]:
+    """One to five aspects at random, in the order of ASPECTS."""
+    chosen = rng.sample(ASPECTS, rng.randint(1, len(ASPECTS)))
+    return [aspect for aspect in ASPECTS if aspect in chosen]
