@@ -328,43 +328,48 @@ def optimisation(lab: Lab) -> dict:
     return found
 
 
+KL_TARGETS = (1.5, 2.0, 3.0)
+
+
 def choices(lab: Lab) -> dict:
-    """Gold quality on validation questions, mean over two temperatures, of three settings for each
-    system that is trained."""
-    found = {}
-    for value in (1.5, 2.0, 3.0):
-        trials = {
-            "RLHF": ("M_P^RL", {"rlhf__kl_target": value}),
-            "PIT stage 0": ("PIT stage 0", {"stage0__kl_target": value}),
-            "PIT stage 1": ("PIT stage 1", {"stage1__kl_target": value}),
-            "difference": ("PIT stage 1", {"pit__score": "difference", "stage0__kl_target": value,
-                                           "stage1__kl_target": value})}
-        for system, (policy, fields) in trials.items():
-            golds = []
-            for temperature in TEMPERATURES:
-                r = Responses(lab, "valid", temperature)
-                name = f"choice-{system}-{value}".replace(" ", "-")
-                golds.append(trial(r, name, policy, fields))
-            found.setdefault(system, {})[f"kl_target {value}"] = float(np.mean(golds))
-    for lessons in (1, 2, 3):
-        for name in ("Self-Refine", "Self-Refine without RL"):
-            golds = [r.gold(r.refined(name=name)).mean() for t in TEMPERATURES
-                     for r in (Responses(lab, "valid", t, lessons=lessons),)]
-            found.setdefault(name, {})[f"{lessons} x M_PIT^SFT's steps"] = float(np.mean(golds))
+    """Gold quality on validation questions, mean over two temperatures, of six settings for each
+    system that is trained: of its answers, or of its improvements of y_0."""
+    at = [Responses(lab, "valid", t) for t in TEMPERATURES]
+    found = {"RLHF": {
+        f"kl_target {kl}, lr_scale {scale}": mean_gold(at, lambda r: of_stage(
+            r, "rlhf", rlhf__kl_target=kl, rlhf__lr_scale=scale))
+        for kl in KL_TARGETS for scale in (1.0, 0.5)}}
+    for system, score in (("PIT", "gap"), ("PPO on the difference of R_P", "difference")):
+        found[system] = {f"{stage}, kl_target {kl}": mean_gold(at, lambda r: make(
+            r, score, **{f"{stage}__kl_target": kl}))
+            for stage, make in (("stage0", of_first_stage), ("stage1", of_both_stages))
+            for kl in KL_TARGETS}
+    found["Self-Refine"] = {f"{lessons} x M_PIT^SFT's steps{after}": mean_gold(
+        [Responses(lab, "valid", t, lessons=lessons) for t in TEMPERATURES],
+        lambda r: r.refined(name=name))
+        for lessons in (1, 2, 3)
+        for name, after in (("Self-Refine", ", RL"), ("Self-Refine without RL", ""))}
     return found
 
 
-def trial(responses: Responses, name: str, policy: str, fields: dict) -> float:
-    """Gold quality of one trial's answers, or of its improvements of y_0."""
-    if policy == "M_P^RL":
-        models = responses.lab.one_stage(name, "rlhf", **fields).models
-        y = responses.answers(name, models.policies["rlhf"])
-    elif policy == "PIT stage 0":
-        models = responses.lab.one_stage(name, "stage0", **fields).models
-        y = responses.improved(name, models.policies["stage0"])
-    else:
-        y = of_variant(responses, name, **fields)
-    return float(responses.gold(y).mean())
+def mean_gold(at: list[Responses], make) -> float:
+    return float(np.mean([r.gold(make(r)).mean() for r in at]))
+
+
+def of_stage(responses: Responses, stage: str, **fields) -> list:
+    """The answers of another RLHF, or the improvements by another first stage of PIT."""
+    name = "-".join([stage, *(f"{key.split('__')[1]}-{value}" for key, value in fields.items())])
+    policy = responses.lab.one_stage(name, stage, **fields).models.policies[stage]
+    return (responses.answers if stage == "rlhf" else responses.improved)(name, policy)
+
+
+def of_first_stage(responses: Responses, score: str, **fields) -> list:
+    return of_stage(responses, "stage0", pit__score=score, **fields)
+
+
+def of_both_stages(responses: Responses, score: str, stage1__kl_target: float) -> list:
+    return of_variant(responses, f"stage1-{score}-kl_target-{stage1__kl_target}", pit__score=score,
+                      stage1__kl_target=stage1__kl_target)
 
 
 ROWS = {"main": main_table, "control": main_table, "curriculum": curriculum, "terms": terms,
