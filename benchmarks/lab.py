@@ -1,13 +1,13 @@
-"""What the evidence stands on: models, each trained once, and responses of every system.
+"""What the evidence stands on: models, each trained once, and the responses of every system.
 
-A lab is a seed and an order of the total. Its base run has the data and the method's models;
-variations of it stand on the base run's finished stages. `Responses` are every system's answers to
-the same questions at the same temperature, with the tokens that were sampled for them.
+A lab is a seed and a place of the total. Its base run has the data and the method's models; other
+trainings stand on the base run's finished stages, in folders of their own.
 """
 
 import dataclasses
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data import Data, load_data  # noqa: E402
+from model import GPT  # noqa: E402
 from runtime import Run, load_config  # noqa: E402
 from sample import answer, improve  # noqa: E402
 from tools import rubric  # noqa: E402
 from tools.measure import gap_scores, rp_scores  # noqa: E402
-from tools.report import Judge  # noqa: E402
+from tools.report import Judge, stage_seconds  # noqa: E402
 from tools.rivals import (best_by, feedback_on, rewritten, train_refiner,  # noqa: E402
                           with_rubric)
 from tools.show import prompt_text  # noqa: E402
@@ -30,37 +31,51 @@ from train_reward import (BASE, Models, new_gpt, new_reward_model,  # noqa: E402
 OUTSIDE_SEED = 1000  # added to a seed: the data of the reward model that only judges
 CONTEXT = 208        # tokens: Self-Refine reads a question, a draft, a rubric and notes
 RUBRIC = rubric.ASPECTS
-LESSONS = 2          # Self-Refine's policy: steps over those of M_PIT^SFT; see the row "choices"
+
+# What was chosen on validation questions for what the config has no field for (row "choices").
+CHOSEN = {
+    "RLHF, equal budget": {"rlhf__kl_target": 2.0},
+    "difference": {"stage0__kl_target": 2.0, "stage1__kl_target": 2.0},
+    "lessons": 3,            # steps of Self-Refine's policy, in those of M_PIT^SFT
+    "refiner": "after RL",   # or "before RL"
+}
 
 
-@dataclasses.dataclass
+@dataclass
 class Trained:
     run: Run
     data: Data
-    models: Models
+    models: Models | None = None
 
 
 class Lab:
-    """The runs of one seed; `place` is "first" or "last", the place of the total."""
+    """The trainings of one seed; `place` is "first" or "last", the place of the total."""
 
     def __init__(self, path: str, overrides: list[str], seed: int, place: str = "first"):
-        self.path, self.seed, self.place = path, seed, place
-        self.overrides = overrides + [f"--data.total={place}", f"--model.context={CONTEXT}"]
+        self.path, self.seed = path, seed
+        self.overrides = [f"--data.total={place}", f"--model.context={CONTEXT}",
+                          "--eval.equal_budget=false", *overrides]
+        self.config = load_config(path, self.overrides)
+        self.name = f"{self.config.run.name}-{place}"
         self.known = {}
 
-    def opened(self, name: str = "", fields: dict | None = None,
-               seed: int | None = None) -> Trained:
-        """A run of this lab with its data; nothing is trained yet."""
-        seed = self.seed if seed is None else seed
-        whole = load_config(self.path, self.overrides)
-        base = f"{whole.run.name}-{self.place}-{seed}"
-        fields = {"run.seed": seed, "run.name": base + (name and "-" + name)} | (fields or {})
-        if name:
-            fields["run.base"] = str(Path(whole.run.dir) / base)
+    def settings(self) -> dict:
+        """All that decides what the rows come to, but the code and the seed."""
+        return {f"{section}.{key}": value
+                for section, keys in dataclasses.asdict(self.config).items() if section != "run"
+                for key, value in keys.items()} | {"chosen": CHOSEN}
+
+    def opened(self, name: str = "", seed: int | None = None, **fields) -> Trained:
+        """A run of this lab with its data, before any training. `fields` are section__key=value."""
+        base = f"{self.name}-{self.seed if seed is None else seed}"
+        changed = {"run.seed": self.seed if seed is None else seed,
+                   "run.name": base + (name and f"-{name}"),
+                   "run.base": str(Path(self.config.run.dir) / base) if name else ""}
+        changed |= {key.replace("__", "."): value for key, value in fields.items()}
         run = Run(load_config(self.path, self.overrides + [
             f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
-            for key, value in fields.items()]))
-        return Trained(run, load_data(run), None)
+            for key, value in changed.items()]))
+        return Trained(run, load_data(run))
 
     def once(self, name: str, make):
         """What make() returns, made once."""
@@ -69,67 +84,91 @@ class Lab:
         return self.known[name]
 
     def base(self) -> Trained:
-        """The method's models, and RLHF with the whole budget of samples."""
-        return self.once("base", lambda: whole(self.opened(fields={"eval.equal_budget": True})))
+        """The method's models, with the config's settings."""
+        return self.once("base", lambda: with_models(self.opened()))
 
     def varied(self, name: str, **fields) -> Trained:
-        """The models with other settings (section__key=value), on top of the base run."""
+        """The method's models with other settings; what these leave alone is the base run's."""
         self.base()
-        dotted = {key.replace("__", "."): value for key, value in fields.items()}
-        return self.once(name, lambda: whole(self.opened(name, dotted)))
+        return self.once(name, lambda: with_models(self.opened(name, **fields)))
 
-    def refiners(self, lessons: int = LESSONS) -> dict:
-        """The policies that are taught feedback and rewrites: after RL (Eq. 3), and before it."""
-        def make():
-            run, data, models = vars(self.base()).values()
-            fit, name = run.config.pit_sft, f"refiner-{lessons}"
-            fit = dataclasses.replace(fit, steps=lessons * fit.steps)
-            sft, anchor, policy = models.policies["M_P^SFT"], new_gpt(run, data), new_gpt(run, data)
-            with run.precision():
-                taught = run.stage(name, BASE + ("sft", "pit_sft"),
-                                   lambda: train_refiner(run, data, sft, fit))
-                anchor = run.placed(anchor, taught["model"])
-                after = run.stage(
-                    f"{name}-rl", R_P + ("pit_sft", "ppo", "rlhf"),
-                    lambda: train_rlhf(run, data, f"{name}-rl", anchor, models.rp))
-            return {"Self-Refine": run.placed(policy, after["model"]),
-                    "Self-Refine without RL": anchor}
-        return self.once(f"refiners {lessons}", make)
+    def difference(self) -> Trained:
+        """PPO on R_P(x, y) - R_P(x, y_ref) instead of r_gap."""
+        return self.varied("difference", pit__score="difference", **CHOSEN["difference"])
 
-    def one_stage(self, name: str, stage: str, **fields) -> Trained:
-        """RLHF or PIT's first stage alone, with other settings of it."""
+    def one_stage(self, name: str, stage: str, **fields) -> tuple[Run, GPT]:
+        """RLHF ("rlhf") or PIT's first stage ("stage0") alone with other settings."""
         def make():
-            found = self.opened(name, {key.replace("__", "."): v for key, v in fields.items()})
-            run, data = found.run, found.data
+            opened = self.opened(name, **fields)
+            run, data = opened.run, opened.data
             with run.precision():
-                found.models = models = train_start(run, data)
+                models = train_start(run, data)
                 sft = models.policies["M_P^SFT"]
                 content = run.stage(stage, *(
                     (R_P + ("ppo", "rlhf"), lambda: train_rlhf(run, data, stage, sft, models.rp))
                     if stage == "rlhf" else
                     (SUPERVISED + ("ppo", "pit.score", stage),
                      lambda: train_pit_stage(run, data, stage, models, None))))
-            models.policies[stage] = run.placed(new_gpt(run, data), content["model"])
-            return found
+            return run, run.placed(new_gpt(run, data), content["model"])
         self.base()
         return self.once(name, make)
 
-    def outside(self) -> Trained:
-        """A reward model R_P of other questions and pairs, which no training asks."""
+    def equal_budget(self, **fields) -> tuple[Run, GPT]:
+        """RLHF with as many sampled responses as M_P^RL and PIT's stages take together, those that
+        stage 1 draws as references included."""
+        config = self.config
+        count = config.rlhf.iterations + sum(
+            getattr(config, stage).iterations * (1 + (getattr(config, stage).reference == "policy"))
+            for stage in config.pit.curriculum)
+        fields = fields or CHOSEN["RLHF, equal budget"]
+        name = "-".join(["rlhf-long", *(f"{key.split('__')[1]}-{v}" for key, v in fields.items())])
+        return self.one_stage(name, "rlhf", rlhf__iterations=count, **fields)
+
+    def refiners(self, lessons: int) -> dict[str, GPT]:
+        """A policy that is taught answers, feedback and rewrites, "before RL" and after RLHF of its
+        answers, as M_P^RL."""
         def make():
-            found = self.opened(seed=self.seed + OUTSIDE_SEED)
-            run, data = found.run, found.data
+            base, name = self.base(), f"refiner-{lessons}"
+            run, data, models = base.run, base.data, base.models
+            fit = dataclasses.replace(run.config.pit_sft, steps=lessons * run.config.pit_sft.steps)
+            before, after = new_gpt(run, data), new_gpt(run, data)
+            with run.precision():
+                content = run.stage(name, BASE + ("sft", "pit_sft"), lambda: train_refiner(
+                    run, data, name, models.policies["M_P^SFT"], fit))
+                before = run.placed(before, content["model"])
+                content = run.stage(
+                    f"{name}-rl", R_P + ("pit_sft", "ppo", "rlhf"),
+                    lambda: train_rlhf(run, data, f"{name}-rl", before, models.rp))
+            return {"before RL": before, "after RL": run.placed(after, content["model"])}
+        return self.once(f"refiners {lessons}", make)
+
+    def outside(self) -> Trained:
+        """A reward model R_P of other pairs, which no training asks. (A fifth of its questions are
+        also questions of this seed's; the responses and labels are others.)"""
+        def make():
+            opened = self.opened(seed=self.seed + OUTSIDE_SEED)
+            run, data = opened.run, opened.data
             with run.precision():
                 sft = run.stage("sft", BASE + ("sft",), lambda: train_sft(run, data))
                 policy = run.placed(new_gpt(run, data), sft["model"])
                 rp = run.stage("rp", R_P, lambda: train_rp(run, data, policy))
             model = run.placed(new_reward_model(run, data), rp["model"])
-            found.models = Models(model, None, {"M_P^SFT": policy})
-            return found
+            return Trained(run, data, Models(model, None, {"M_P^SFT": policy}))
         return self.once("outside", make)
 
+    def seconds(self) -> dict[str, float]:
+        """Seconds of every training that a system stands on."""
+        found, lessons = stage_seconds(self.base().run), CHOSEN["lessons"]
+        long, difference = self.equal_budget()[0], self.difference().run
+        return {name: found[name] for name in (
+            "sft", "pit_sft", "rp", "rpit", "rlhf", "stage0", "stage1")} | {
+            "refiner": found[f"refiner-{lessons}"], "refiner-rl": found[f"refiner-{lessons}-rl"],
+            "rlhf-long": stage_seconds(long)["rlhf"]} | {
+            f"difference-{stage}": stage_seconds(difference)[stage]
+            for stage in self.config.pit.curriculum}
 
-def whole(opened: Trained) -> Trained:
+
+def with_models(opened: Trained) -> Trained:
     """All models of a run, trained or restored."""
     with opened.run.precision():
         opened.models = train_all(opened.run, opened.data)
@@ -140,39 +179,43 @@ def whole(opened: Trained) -> Trained:
 class Responses:
     """Every system's responses to the first questions of a split, made when they are asked for.
 
-    y_0 ~ M_P^RL is what PIT, Self-Refine and best of n begin with; `drafts` are others to begin
-    with instead. `tokens` counts what a system samples for an answer, the ends included, from the
-    beginning.
+    PIT, Self-Refine and best of n begin with the same y_0 ~ M_P^RL; `drafts` are others to begin
+    with instead. Random numbers belong to the name of what is sampled and the temperature, so that
+    all rows of the evidence see the same samples.
     """
 
     def __init__(self, lab: Lab, split: str, temperature: float, drafts: list | None = None,
-                 lessons: int = LESSONS):
-        self.lab, self.temperature, self.lessons = lab, temperature, lessons
-        self.run, self.data, self.models = vars(lab.base()).values()
+                 lessons: int | None = None, number: int | None = None):
+        self.lab, self.temperature = lab, temperature
+        self.lessons = lessons or CHOSEN["lessons"]
+        base = lab.base()
+        self.run, self.data, self.models = base.run, base.data, base.models
         fold = self.data.folds[split]
-        self.x = fold.x[:self.run.config.eval.prompts]
+        self.x = fold.x[:number or self.run.config.eval.prompts]
         self.judge = Judge(self.data, self.models, self.x)
-        self.made, self.scored, self.counts = {}, [], {}  # counts by the identity of a list
+        self.made, self.scored = {}, []
+        self.costs = {}  # by identity of a list: tokens sampled and read, and calls, an answer
         for side in ("y_w", "y_l"):
-            self.keep(side, lambda _: getattr(fold, side)[:len(self.x)])
+            self.keep(side, [], lambda _: getattr(fold, side)[:len(self.x)])
         if drafts is not None:
-            self.keep("M_P^RL", lambda _: drafts)
+            self.keep("M_P^RL", [], lambda _: drafts)
 
-    def keep(self, name: str, make, *before: list) -> list:
-        """make(generator), made once, `before` which other responses were sampled."""
+    def keep(self, name: str, prompts: list, make, *before: list) -> list:
+        """make(generator) of the prompts, made once, counted with what was sampled `before`."""
         if name not in self.made:
             generator = self.run.generator(f"{name}, {self.temperature}", self.run.device)
             with self.run.precision():
                 y = self.made[name] = make(generator)
-            own = float(np.mean([len(ids) + 1 for ids in y]))
-            self.counts[id(y)] = own + sum(map(self.tokens, before))
+            own = (np.mean([len(ids) + 1 for ids in y]), mean_length(prompts), 1) if prompts else 0
+            self.costs[id(y)] = np.zeros(3) + own + sum(self.costs[id(b)] for b in before)
         return self.made[name]
 
-    def tokens(self, y: list) -> float:
-        return self.counts[id(y)]
+    def cost(self, y: list) -> dict:
+        """Tokens sampled (ends included), tokens read and calls for one answer."""
+        return dict(zip(("tokens", "read", "calls"), self.costs[id(y)].tolist()))
 
-    def answers(self, name: str, policy) -> list:
-        return self.keep(name, lambda generator: answer(
+    def answers(self, name: str, policy: GPT) -> list:
+        return self.keep(name, [self.data.policy(ids) for ids in self.x], lambda generator: answer(
             self.run, self.data, policy, self.x, self.temperature, generator))
 
     def of(self, policy: str) -> list:
@@ -184,29 +227,34 @@ class Responses:
         policy = self.models.policies["M_P^RL"]
         tries = [self.of("M_P^RL")] + [self.answers(f"M_P^RL, try {k}", policy)
                                        for k in range(2, number + 1)]
-        best = self.keep(f"best of {number}", lambda _: best_by(
-            self.run, self.data, self.models, self.x, tries))
-        self.counts[id(best)] = sum(map(self.tokens, tries))
-        return best
+        return self.keep(f"best of {number}", [], lambda _: best_by(
+            self.run, self.data, self.models, self.x, tries), *tries)
 
-    def improved(self, name: str, policy, times: int = 1, start: str = "M_P^RL") -> list:
+    def improved(self, name: str, policy: GPT, times: int = 1, start: str = "M_P^RL") -> list:
         """y_times of a policy that improves what `start` answers."""
         y_ref = self.improved(name, policy, times - 1, start) if times > 1 else self.of(start)
-        return self.keep(f"{name} {times} over {start}", lambda generator: improve(
+        prompts = [self.data.pit(*pair) for pair in zip(self.x, y_ref)]
+        return self.keep(f"{name} {times} over {start}", prompts, lambda generator: improve(
             self.run, self.data, policy, self.x, y_ref, self.temperature, generator), y_ref)
 
     def pit(self, times: int = 1, start: str = "M_P^RL") -> list:
-        return self.improved("PIT", self.models.policies["PIT stage 1"], times, start)
+        return self.improved("PIT", last_stage(self.models), times, start)
 
-    def refined(self, aspects=RUBRIC, times: int = 1, name: str = "Self-Refine") -> list:
-        """Self-Refine of y_0 by a rubric, `times` over, by the taught policy of that name."""
-        policy = self.lab.refiners(self.lessons)[name]
-        y_ref = self.refined(aspects, times - 1, name) if times > 1 else self.of("M_P^RL")
-        what, data = f"{name} {times} by {aspects}", with_rubric(self.data, aspects)
-        feedback = self.keep(f"{what}, feedback", lambda generator: feedback_on(
+    def refined(self, aspects=RUBRIC, times: int = 1, kind: str | None = None,
+                own: bool = False) -> list:
+        """Self-Refine by a rubric, `times` over: feedback, then a rewrite, of y_0 or of the
+        policy's `own` answers."""
+        kind = kind or CHOSEN["refiner"]
+        policy, data = self.lab.refiners(self.lessons)[kind], with_rubric(self.data, aspects)
+        y_ref = (self.refined(aspects, times - 1, kind, own) if times > 1 else
+                 self.answers(f"refiner {kind}", policy) if own else self.of("M_P^RL"))
+        name = f"Self-Refine {kind} {times} by {aspects}" + own * " of its own"
+        prompts = [data.feedback(*pair) for pair in zip(self.x, y_ref)]
+        notes = self.keep(f"{name}, feedback", prompts, lambda generator: feedback_on(
             self.run, data, policy, self.x, y_ref, self.temperature, generator), y_ref)
-        return self.keep(what, lambda generator: rewritten(
-            self.run, data, policy, self.x, y_ref, feedback, self.temperature, generator), feedback)
+        prompts = [data.rewrite(*triple) for triple in zip(self.x, y_ref, notes)]
+        return self.keep(name, prompts, lambda generator: rewritten(
+            self.run, data, policy, self.x, y_ref, notes, self.temperature, generator), notes)
 
     # ------------------------------------------------------------------------- what they are worth
 
@@ -217,22 +265,34 @@ class Responses:
         """Scores by the reward model of other data, which reads the texts by its own tokenizer."""
         known = [scores for other, scores in self.scored if other is y]
         if not known:
-            data, models = list(vars(self.lab.outside()).values())[1:]
-            x = [data.prompt(prompt_text(self.data, ids)) for ids in self.x]
+            judge = self.lab.outside()
+            data, x = judge.data, [judge.data.prompt(prompt_text(self.data, ids)) for ids in self.x]
             texts = [data.response(self.data.tokenizer.decode(ids)) for ids in y]
-            known = [rp_scores(data, models.rp, x, texts).round(4)]
+            known = [rp_scores(data, judge.models.rp, x, texts).round(4)]
             self.scored.append((y, known[0]))
         return known[0]
 
-    def gaps(self, y: list, y_ref: list, rpit=None) -> np.ndarray:
+    def gaps(self, y: list, y_ref: list) -> np.ndarray:
         """r_gap(x, y, y_ref)."""
-        return gap_scores(self.data, rpit or self.models.rpit, self.x, y, y_ref)
+        return gap_scores(self.data, self.models.rpit, self.x, y, y_ref)
 
-    def aspects(self, y: list) -> dict:
+    def worth(self, y: list) -> dict:
+        """Quality of a system's responses, and what they cost."""
         grades = self.judge.aspects(y)
-        return {name: float(np.mean([g[name] for g in grades])) for name in RUBRIC}
+        return {"gold": float(self.gold(y).mean()),
+                "aspects": {name: float(np.mean([g[name] for g in grades])) for name in RUBRIC}
+                } | self.cost(y)
 
     def over(self, y: list, other: list) -> dict:
         """win - lose of y against the other, in points, by both judges."""
         return {name: 100 * float(np.sign(judge(y) - judge(other)).mean())
                 for name, judge in (("gold", self.gold), ("outside", self.outside))}
+
+
+def last_stage(models: Models) -> GPT:
+    """The policy of PIT's last stage."""
+    return [policy for name, policy in models.policies.items() if name.startswith("PIT stage")][-1]
+
+
+def mean_length(lists: list) -> float:
+    return float(np.mean([len(ids) for ids in lists]))

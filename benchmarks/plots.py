@@ -58,7 +58,7 @@ def bars(plt, names: list[str], values: dict[str, list[list[float]]], label: str
 
 
 def main_plot(plt, seeds: list):
-    names = [name for name in seeds[0]["at"]["1.0"] if not name.startswith("PIT")]
+    names = [name for name in seeds[0]["at"]["1.0"] if " of y_0" not in name and name != "PIT"]
     return bars(plt, names, {t: [gathered(seeds, "at", t, name, "PIT over it", "gold")
                                  for name in names] for t in COLOURS},
                 "win - lose of PIT, one iteration, in points (hidden judge)")
@@ -66,14 +66,14 @@ def main_plot(plt, seeds: list):
 
 def curriculum_plot(plt, seeds: list):
     names = list(seeds[0]["1.0"])
-    return bars(plt, names, {t: [gathered(seeds, t, name, "over y_0 ~ M_P^RL", "gold")
+    return bars(plt, names, {t: [gathered(seeds, t, name, "over y_0", "gold")
                                  for name in names] for t in COLOURS},
                 "win - lose over y_0 ~ M_P^RL, in points")
 
 
 def terms_plot(plt, seeds: list):
     names = [name for name in seeds[0] if name != "ceiling"]
-    return bars(plt, names, {t: [gathered(seeds, name, "pit", t, "over y_0 ~ M_P^RL", "gold")
+    return bars(plt, names, {t: [gathered(seeds, name, "pit", t, "over y_0", "gold")
                                  for name in names] for t in COLOURS},
                 "win - lose of PIT over y_0 ~ M_P^RL, in points, by the terms of Eq. 2")
 
@@ -113,17 +113,20 @@ def rubrics_plot(plt, seeds: list):
 def iterations_plot(plt, seeds: list):
     figure, axes = plt.subplots(1, 3, figsize=(10, 3))
     names = [n for n in seeds[0]["1.0"]["players"] if n == "y_0" or n.startswith("PIT")]
+    drafts = [d for d in seeds[0]["1.0"]["r_gap"] if None not in [
+        content[t]["r_gap"][d]["sign_right"] for content in seeds for t in COLOURS]]
     for t, colour in COLOURS.items():
         for axis, what in zip(axes, ("gold", "elo")):
             with_interval(axis, range(len(names)), [
                 [content[t]["players"][name][what] for name in names] for content in seeds],
                 f"T = {t}", colour)
-        with_interval(axes[2], range(1, len(names)), [
-            [step["correlation_over_copy"] for step in content[t]["r_gap"]] for content in seeds],
+        with_interval(axes[2], range(len(drafts)), [
+            [content[t]["r_gap"][d]["sign_right"] for d in drafts] for content in seeds],
             f"T = {t}", colour)
-    for axis, label in zip(axes, ("gold", "Elo", "rank correlation of r_gap with the gain")):
-        axis.set_xlabel("iteration")
+    for axis, label in zip(axes, ("gold", "Elo", "r_gap has the sign of the gain")):
+        axis.set_xlabel("iteration" if axis is not axes[2] else "gold of y_ref")
         axis.set_ylabel(label)
+    axes[2].set_xticks(range(len(drafts)), drafts)
     axes[0].legend()
     figure.tight_layout()
     return figure

@@ -1,13 +1,11 @@
 """The finished rows of the evidence as tables, put into benchmarks/evidence.md between its marks.
 
-    python benchmarks/tables.py                  # of what is in benchmarks/results
-    python benchmarks/tables.py --results DIR --page FILE
+    python benchmarks/tables.py                  # evidence.py does it too, after each row
 
 Every figure is a mean over seeds with its 95 % interval (Student's, over seeds; `*`: it excludes
 zero). The page's text is written by hand and stays as it is.
 """
 
-import argparse
 import json
 import math
 import re
@@ -16,7 +14,8 @@ from pathlib import Path
 from statistics import mean, stdev
 
 HERE = Path(__file__).resolve().parent
-STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # 97.5 % quantiles, by seeds
+STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306,
+           10: 2.262}  # 97.5 % quantiles, by the number of seeds
 JUDGES = {"gold": "hidden judge", "outside": "other reward model"}
 
 
@@ -32,7 +31,7 @@ def read_rows(folder: Path) -> dict[str, list]:
 def half_width(values: list[float]) -> float:
     """Of the 95 % interval of a mean over seeds; infinite for one seed."""
     n = len(values)
-    return STUDENT.get(n, 1.96) * stdev(values) / math.sqrt(n) if n > 1 else math.inf
+    return STUDENT[n] * stdev(values) / math.sqrt(n) if n > 1 else math.inf
 
 
 def cell(values: list[float], form: str = "+.1f") -> str:
@@ -62,21 +61,46 @@ def gold(seeds: list, *path) -> str:
     return cell(gathered(seeds, *path, "gold"), ".3f")
 
 
+def present(values: list, form: str) -> str:
+    """A cell of those seeds that know the figure."""
+    return cell([v for v in values if v is not None], form) if any(
+        v is not None for v in values) else ""
+
+
+def costs(seeds: list, *path) -> list[str]:
+    return [f"{mean(gathered(seeds, *path, what)):.0f}" for what in ("tokens", "calls")]
+
+
+COST_HEADS = ["tokens sampled an answer", "calls"]
+PLACES = {"1.0": "T = 1", "0.5": "T = 0.5", "best": "own best T"}
+
+
 def main_table(seeds: list) -> str:
-    """Systems with what they cost and what PIT wins over them."""
+    """Systems: what they are worth and cost, what PIT wins over them, and their aspects."""
+    return "\n\n".join(table(seeds) for table in (worth_table, pit_table, aspect_table))
+
+
+def worth_table(seeds: list) -> str:
     lines = []
-    for name in seeds[0]["at"]["1.0"]:
-        deltas = [cell(gathered(seeds, "at", at, name, "PIT over it", judge))
-                  for at in ("1.0", "0.5", "best") for judge in JUDGES]
+    for name, samples in seeds[0]["rl_samples"].items():
         best = "/".join(str(t) for t in gathered(seeds, "best_temperatures", name))
-        lines.append([name, str(seeds[0]["rl_samples"][name]),
-                      f"{mean(gathered(seeds, 'at', '1.0', name, 'tokens')):.0f}",
-                      *(gold(seeds, "at", at, name) for at in ("1.0", "0.5", "best")), best]
-                     + (deltas if name != "PIT" else [""] * 6))
-    heads = ["system", "RL samples", "tokens an answer", "gold, T = 1", "T = 0.5", "own best T",
-             "that T", *(f"PIT over it, {at}, {judge}" for at in ("T = 1", "T = 0.5", "best T")
-                         for judge in JUDGES.values())]
-    return markdown(heads, lines) + "\n\n" + aspect_table(seeds)
+        lines.append([name, *map(str, samples.values()), *costs(seeds, "at", "1.0", name),
+                      *(gold(seeds, "at", at, name) for at in PLACES),
+                      best if name not in ("y_w", "y_l") else "",
+                      *(cell(gathered(seeds, "at", at, name, f"over {original}", "gold"))
+                        for original in ("y_0 ~ M_P^SFT", "y_0 ~ M_P^RL") for at in PLACES)])
+    return markdown(["system", "responses scored in RL", "sampled", *COST_HEADS,
+                     *(f"gold, {place}" for place in PLACES.values()), "best T of each seed",
+                     *(f"over {original}, {place}" for original in ("M_P^SFT", "M_P^RL")
+                       for place in PLACES.values())], lines)
+
+
+def pit_table(seeds: list) -> str:
+    lines = [[name, *(cell(gathered(seeds, "at", at, name, f"{ours} over it", judge))
+                      for ours in ("PIT", "PIT, iteration 3") for judge in JUDGES
+                      for at in PLACES)] for name in seeds[0]["rl_samples"]]
+    return markdown(["win - lose over", *(f"{ours}, {judge}, {place}" for ours in (
+        "PIT", "iteration 3") for judge in JUDGES.values() for place in PLACES.values())], lines)
 
 
 def aspect_table(seeds: list) -> str:
@@ -86,107 +110,127 @@ def aspect_table(seeds: list) -> str:
     return markdown(["aspects, T = 0.5", *names], lines)
 
 
-def curriculum_table(seeds: list) -> str:
-    return markdown(["curriculum", *VARIANT_HEADS], [
-        [name, *variant_cells(seeds, lambda at: (at, name))] for name in seeds[0]["1.0"]])
+def both(heads: list[str]) -> list[str]:
+    """Heads for both temperatures."""
+    return [f"{head}, {PLACES[at]}" for head in heads for at in ("1.0", "0.5")]
 
 
-VARIANT_HEADS = ["gold, T = 1", "T = 0.5", "over y_0, T = 1", "T = 0.5", "PIT over it, T = 1",
-                 "T = 0.5"]
+VARIANT_HEADS = [*COST_HEADS, *both([
+    "gold", "over y_0", "PIT over it", "PIT over it by the other reward model"])]
 
 
 def variant_cells(seeds: list, path) -> list[str]:
     """Of a variant of PIT, at path(temperature)."""
     at = ("1.0", "0.5")
-    return [gold(seeds, *path(t)) for t in at] + [
-        cell(gathered(seeds, *path(t), what, "gold"))
-        for what in ("over y_0 ~ M_P^RL", "PIT over it") for t in at]
+    return costs(seeds, *path("1.0")) + [gold(seeds, *path(t)) for t in at] + [
+        cell(gathered(seeds, *path(t), what, judge)) for what, judge in (
+            ("over y_0", "gold"), ("PIT over it", "gold"), ("PIT over it", "outside")) for t in at]
+
+
+def curriculum_table(seeds: list) -> str:
+    return markdown(["curriculum", *VARIANT_HEADS], [
+        [name, *variant_cells(seeds, lambda at: (at, name))] for name in seeds[0]["1.0"]])
 
 
 def terms_table(seeds: list) -> str:
-    lines = [[name, *(cell(gathered(seeds, name, what, "accuracy"), ".3f")
-                      for what in ("labels", "judge")),
-              *variant_cells(seeds, lambda at: (name, "pit", at))]
-             for name in seeds[0] if name != "ceiling"]
-    ceiling = cell(gathered(seeds, "ceiling", "accuracy"), ".3f")
-    return (markdown(["Eq. 2", "agrees with labels", "with the judge", *VARIANT_HEADS], lines)
-            + f"\n\nThe labels agree with the judge on {ceiling} of the pairs.")
+    lines, ceiling = [], gathered(seeds, "all five", "ceiling")
+    r_p = gathered(seeds, "difference of R_P", "judge")
+    for name in seeds[0]:
+        labels, judge = (gathered(seeds, name, what) for what in ("labels", "judge"))
+        lines.append([
+            name, cell(labels, ".3f"), cell([100 * (a - b) for a, b in zip(labels, ceiling)]),
+            cell(judge, ".3f"), cell([100 * (a - b) for a, b in zip(judge, r_p)]),
+            *variant_cells(seeds, lambda at: (name, "pit", at))])
+    return (markdown(["Eq. 2", "agrees with labels", "less the ceiling, points", "with the judge",
+                      "less R_P, points", *VARIANT_HEADS], lines)
+            + f"\n\nThe ceiling: the judge agrees with {cell(ceiling, '.3f')} of the labels, "
+              "ties half.")
 
 
 def temperatures_table(seeds: list) -> str:
-    lines = []
-    for place in ("drafts at 1", "drafts alike"):
-        for key in (key for key in seeds[0] if key.endswith(place)):
-            lines.append([key, *(gold(seeds, key, name) for name in ("y_0", "PIT", "Self-Refine")),
-                          *(cell(gathered(seeds, key, name, "over y_0", "gold"))
-                            for name in ("PIT", "Self-Refine"))])
+    lines = [[key, *(gold(seeds, key, name) for name in ("y_0", "PIT", "Self-Refine")), *(
+        cell(gathered(seeds, key, name, "over y_0", "gold")) for name in ("PIT", "Self-Refine")), *(
+        costs(seeds, key, name)[0] for name in ("PIT", "Self-Refine"))] for key in seeds[0]]
     return markdown(["T of the improver", "gold of y_0", "of PIT", "of Self-Refine",
-                     "PIT over y_0", "Self-Refine over y_0"], lines)
+                     "PIT over y_0", "Self-Refine over y_0", "tokens an answer of PIT",
+                     "of Self-Refine"], lines)
 
 
 def rubrics_table(seeds: list) -> str:
-    at = ("1.0", "0.5")
-    lines = [[name, *(gold(seeds, t, name) for t in at), *(
-        cell(gathered(seeds, t, name, what, judge)) if what in seeds[0][t][name] else ""
-        for what, judge in (("over y_0", "gold"), ("PIT over it", "gold"),
-                            ("PIT over it", "outside")) for t in at)] for name in seeds[0]["1.0"]]
-    return markdown(["rubric", "gold, T = 1", "T = 0.5", "over y_0, T = 1", "T = 0.5",
-                     "PIT over it, T = 1", "T = 0.5", "the same, other reward model, T = 1",
-                     "T = 0.5"], lines)
+    lines = [[name, costs(seeds, "1.0", name)[0], *(gold(seeds, t, name) for t in PLACES), *(
+        cell(gathered(seeds, t, name, "PIT over it", judge)) if name != "PIT" else ""
+        for judge in JUDGES for t in PLACES)] for name in seeds[0]["1.0"]]
+    return markdown(["rubric", COST_HEADS[0], *(f"gold, {place}" for place in PLACES.values()),
+                     *(f"PIT over it, {judge}, {place}" for judge in JUDGES.values()
+                       for place in PLACES.values())], lines)
 
 
 def iterations_table(seeds: list) -> str:
+    return "\n\n".join(table(seeds) for table in (players_table, told_table, stopping_table))
+
+
+def players_table(seeds: list) -> str:
     at, lines = ("1.0", "0.5"), []
-    for name in seeds[0]["1.0"]["players"]:
-        lines.append([name, *(gold(seeds, t, "players", name) for t in at), *(
-            cell(gathered(seeds, t, "players", name, "elo"), ".0f") for t in at), *(
-            cell([100 * v for v in gathered(seeds, t, "players", name, "copies")], ".0f")
-            if seeds[0][t]["players"][name]["copies"] is not None else "" for t in at)])
-    players = markdown(["response", "gold, T = 1", "T = 0.5", "Elo, T = 1", "T = 0.5",
-                        "copies in %, T = 1", "T = 0.5"], lines)
-    steps = [[f"{i} to {i + 1}", *(cell(gathered(seeds, t, "r_gap", i, what), ".2f") for what in (
-        "draft_gold", "correlation", "correlation_over_copy") for t in at), *(
-        cell(gathered(seeds, t, "r_gap", i, "gap_of_pit_right", "accuracy"), ".2f") for t in at)]
-        for i in range(len(seeds[0]["1.0"]["r_gap"]))]
-    told = markdown(["step", "gold of y_ref, T = 1", "T = 0.5", "rank correlation of r_gap, T = 1",
-                     "T = 0.5", "less a copy's, T = 1", "T = 0.5", "sign right, T = 1", "T = 0.5"],
-                    steps)
-    rules = [[name, *(gold(seeds, t, "stopping", name) for t in at), *(
-        cell(gathered(seeds, t, "stopping", name, "steps"), ".1f") for t in at)]
-        for name in seeds[0]["1.0"]["stopping"]]
-    stops = markdown(["when to stop", "gold, T = 1", "T = 0.5", "steps, T = 1", "T = 0.5"], rules)
-    return "\n\n".join((players, told, stops))
+    for i, name in enumerate(seeds[0]["1.0"]["players"]):
+        chained = name.startswith("PIT")
+        lines.append([name, costs(seeds, "1.0", "players", name)[0],
+                      *(gold(seeds, t, "players", name) for t in at),
+                      *(cell(gathered(seeds, t, "players", name, "elo"), ".0f") for t in at),
+                      *(cell(gathered(seeds, t, "copies", i - 1), ".0f") if chained else ""
+                        for t in at)])
+    return markdown(["response", COST_HEADS[0], *both(["gold", "Elo", "copies in %"])], lines)
+
+
+def told_table(seeds: list) -> str:
+    at, lines = ("1.0", "0.5"), []
+    for drafts in seeds[0]["1.0"]["r_gap"]:
+        lines.append([drafts, *(present(gathered(seeds, t, "r_gap", drafts, what), form)
+                                for what, form in (("steps", ".0f"), ("gained", "+.3f"),
+                                                   ("correlation", ".2f"), ("sign_right", ".2f"))
+                                for t in at)])
+    return markdown(["gold of y_ref", *both(["steps", "gain", "rank correlation of r_gap",
+                                             "sign right"])], lines)
+
+
+def stopping_table(seeds: list) -> str:
+    at = ("1.0", "0.5")
+    return markdown(["when to stop", *both(["gold", "steps"])], [
+        [rule, *(gold(seeds, t, "stopping", rule) for t in at),
+         *(cell(gathered(seeds, t, "stopping", rule, "steps"), ".1f") for t in at)]
+        for rule in seeds[0]["1.0"]["stopping"]])
 
 
 def cost_table(seeds: list) -> str:
-    answers = markdown(["an answer of", "tokens sampled", "milliseconds"], [
-        [name, cell(gathered(seeds, "answers", name, "tokens"), ".0f"),
-         cell([1000 * s for s in gathered(seeds, "answers", name, "seconds")], ".1f")]
-        for name in seeds[0]["answers"]])
-    training = markdown(["training", "seconds"], [
-        [name, cell(gathered(seeds, "training", name), ".0f")] for name in seeds[0]["training"]])
-    return f"{answers}\n\n{training}"
+    lines = [[name, *(f"{mean(gathered(seeds, 'systems', name, what)):.0f}" for what in (
+        "training", "scored", "sampled", "calls", "tokens", "read")),
+        cell([1000 * s for s in gathered(seeds, "systems", name, "seconds")], ".1f")]
+        for name in seeds[0]["systems"]]
+    trainings = markdown(["training", "seconds"], [
+        [name, cell(gathered(seeds, "trainings", name), ".0f")] for name in seeds[0]["trainings"]])
+    return markdown(["system", "seconds of training", "responses scored in RL", "sampled",
+                     "calls an answer", "tokens sampled", "tokens read", "milliseconds"],
+                    lines) + f"\n\n{trainings}"
 
 
 def optimisation_table(seeds: list) -> str:
     lines = []
     for name in seeds[0]:
-        golds = gathered(seeds, name, "gold")
-        smooth = [[mean(g[max(0, i - 4):i + 1]) for i in range(len(g))] for g in golds]
-        best = [g.index(max(g)) for g in smooth]
+        smooth = [[mean(g[max(0, i - 4):i + 1]) for i in range(len(g))]
+                  for g in gathered(seeds, name, "gold")]
         lines.append([name, cell([max(g) for g in smooth], ".3f"),
-                      "/".join(str(i + 1) for i in best), cell([g[-1] for g in smooth], ".3f"),
+                      "/".join(str(g.index(max(g)) + 1) for g in smooth),
+                      cell([g[-1] for g in smooth], ".3f"),
                       *(cell([mean(v[-5:]) for v in gathered(seeds, name, what)], ".1f")
-                        for what in ("reward", "kl"))])
+                        for what in ("reward", "kl")), gold(seeds, name, "test")])
     return markdown(["stage, coefficient of the KL", "highest gold (means of 5)", "iteration",
-                     "gold at the end", "reward at the end (spreads)", "KL at the end (nats)"],
-                    lines)
+                     "gold at the end", "reward at the end (spreads)", "KL at the end (nats)",
+                     "gold, test questions"], lines)
 
 
 def choices_table(seeds: list) -> str:
-    lines = [[system, setting, cell(gathered(seeds, system, setting), ".3f")]
-             for system, settings in seeds[0].items() for setting in settings]
-    return markdown(["system", "setting", "gold, validation questions"], lines)
+    return markdown(["system", "setting", "gold, validation questions"], [
+        [system, setting, cell(gathered(seeds, system, setting), ".3f")]
+        for system, settings in seeds[0].items() for setting in settings])
 
 
 TABLES = {"main": main_table, "control": main_table, "curriculum": curriculum_table,
@@ -205,15 +249,13 @@ def filled(page: str, rows: dict[str, list]) -> str:
     return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", table, page, flags=re.DOTALL)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--page", type=Path, default=HERE / "evidence.md")
-    args = parser.parse_args()
-    page = args.page.read_text(encoding="utf-8")
-    args.page.write_text(filled(page, read_rows(args.results)), encoding="utf-8")
-    print(f"written: {args.page}")
+def fill_page(results: Path) -> None:
+    """Put the tables into the page beside the folder of results, if there is one."""
+    page = results.parent / "evidence.md"
+    if page.exists():
+        page.write_text(filled(page.read_text(encoding="utf-8"), read_rows(results)), "utf-8")
+        print(f"written: {page}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    fill_page(HERE / "results")

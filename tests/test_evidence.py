@@ -1,5 +1,6 @@
 """The evidence: its statistics, what Self-Refine is taught, its rows, tables and page."""
 
+import json
 import subprocess
 import sys
 from itertools import permutations
@@ -9,12 +10,14 @@ import pytest
 
 from conftest import ROOT, tiny_run
 from data import load_data
+from runtime import UserError
 from tools import bills, rivals, rubric
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import evidence  # noqa: E402
 import tables  # noqa: E402
+from lab import Lab  # noqa: E402
 
 
 # ------------------------------------------------------------------------------------ statistics
@@ -48,7 +51,7 @@ def test_rank_correlation_of_all_orders_of_four_is_spearmans():
         other = np.array(order, float)
         expected = 1 - 6 * ((fixed - other) ** 2).sum() / (4 * 15)
         assert evidence.rank_correlation(10 ** fixed, other) == pytest.approx(expected)
-    assert evidence.rank_correlation(fixed, np.ones(4)) == 0
+    assert evidence.rank_correlation(fixed, np.ones(4)) is None
 
 
 def test_a_chain_is_kept_up_to_its_first_step_that_is_not_above_the_threshold():
@@ -92,42 +95,87 @@ def test_the_refiner_is_taught_answers_notes_and_rewrites(tmp_path):
 # ------------------------------------------------------------------------------ rows and tables
 
 
+def few_prompts(folder):
+    return [f"--run.dir={folder}", "--eval.prompts=8"]
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """The rows "rubrics" and "iterations" of a tiny run, made twice, and what was said."""
+    """Every row of a tiny run, with fewer settings to try: the folder of results."""
     folder = tmp_path_factory.mktemp("evidence")
+    (folder / "results").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, few in {"GRID": (0.0, 1.0), "KL_TARGETS": (2.0,), "LESSONS": (3,),
+                          "TOO_MANY": 6}.items():
+            patch.setattr(evidence, name, few)
+        labs = {place: Lab(str(ROOT / "configs" / "tiny.toml"), few_prompts(folder), 1, place)
+                for place in ("first", "last")}
+        for row in evidence.ROWS:
+            evidence.make_row(row, labs["last" if row == "control" else "first"],
+                              folder / "results" / f"{row}-1.json")
+    return folder / "results"
+
+
+def test_a_finished_row_is_kept_and_one_with_other_settings_refused(made):
+    lab = Lab(str(ROOT / "configs" / "tiny.toml"), few_prompts(made.parent), 1)
+    assert not evidence.finished(made / "main-2.json", lab.settings())
+    assert evidence.finished(made / "main-1.json", lab.settings())
+    changed = Lab(lab.path, ["--eval.prompts=9"], 1)
+    with pytest.raises(UserError, match="other values of eval.prompts; delete it"):
+        evidence.finished(made / "main-1.json", changed.settings())
+
+
+def test_rows_are_made_by_name_and_not_again(made):
     command = [sys.executable, str(ROOT / "benchmarks" / "evidence.py"), "--config",
-               str(ROOT / "configs" / "tiny.toml"), "--rows", "rubrics", "iterations", "--seeds",
-               "1", "--results", str(folder / "results"), f"--run.dir={folder}"]
+               str(ROOT / "configs" / "tiny.toml"), "--rows", "curriculum", "--seeds", "1",
+               *few_prompts(made.parent), "--results", str(made.parent / "again" / "results")]
     said = [subprocess.run(command, capture_output=True, text=True, check=True).stdout
             for _ in range(2)]
-    return folder, said
+    assert said[0].count("written:") == 1 and "written:" not in said[1]
+    again, before = (json.loads((folder / "curriculum-1.json").read_text())["content"]
+                     for folder in (made.parent / "again" / "results", made))
+    assert again == before  # samples belong to their names, not to the order of rows
 
 
-def test_a_finished_row_is_kept_and_not_made_again(made):
-    folder, (first, second) = made
-    assert first.count("written:") == 2 and "written:" not in second
-    rows = tables.read_rows(folder / "results")
-    assert set(rows) == {"rubrics", "iterations"}
+def test_costs_are_of_all_that_was_sampled_for_an_answer(made):
+    found = tables.read_rows(made)["cost"][0]["systems"]
+    assert [found[name]["calls"] for name in (
+        "y_0 ~ M_P^RL", "best of 4", "Self-Refine, whole rubric", "PIT", "PIT, iteration 3")] == [
+        1, 4, 3, 2, 4]
+    tokens = [found[name]["tokens"] for name in ("y_0 ~ M_P^RL", "PIT", "PIT, iteration 3")]
+    assert tokens == sorted(tokens)
+    batch, iterations = 16, 3  # of configs/tiny.toml, of each stage; references are sampled too
+    assert (found["PIT"]["scored"], found["PIT"]["sampled"]) == (
+        9 * batch, 12 * batch) and found["y_0 ~ M_P^RL"]["scored"] == iterations * batch
+    assert found["RLHF, equal budget"]["scored"] == found["PIT"]["sampled"]
 
 
-def test_a_row_says_what_its_samples_cost(made):
-    players = tables.read_rows(made[0] / "results")["iterations"][0]["1.0"]["players"]
-    assert players["y_0"]["elo"] == 1000 and players["y_0"]["copies"] is None
-    tokens = [players[name]["tokens"] for name in ("y_0", "PIT 1", "PIT 2")]
-    assert tokens == sorted(tokens) and players["best of 4"]["tokens"] > 2.5 * tokens[0]
-    assert players["Self-Refine 1"]["tokens"] > players["y_0"]["tokens"]
+def test_judges_grade_the_same_responses_by_text(made):
+    main = tables.read_rows(made)["main"][0]["at"]["1.0"]
+    assert main["y_w"]["gold"] > main["y_l"]["gold"]
+    assert main["y_0 ~ M_P^RL"]["over y_0 ~ M_P^RL"] == {"gold": 0, "outside": 0}
+    assert main["PIT"]["PIT over it"] == {"gold": 0, "outside": 0}
 
 
 def test_tables_go_between_their_marks_and_leave_the_text(made):
-    page = ("# Title\n<!-- table: rubrics --> old <!-- end -->\nText stays.\n"
-            "<!-- table: cost --><!-- end -->\n")
-    rows = tables.read_rows(made[0] / "results")
-    filled = tables.filled(page, rows)
-    assert filled.startswith("# Title\n") and "\nText stays.\n" in filled and " old " not in filled
-    assert "| without courtesy |" in filled and "Not made yet." in filled
-    assert tables.filled(filled, rows) == filled
+    page = "# Title\n" + "".join(
+        f"<!-- table: {row} --> old <!-- end -->\nText of {row}.\n" for row in evidence.ROWS)
+    filled = tables.filled(page, tables.read_rows(made))
+    assert filled.startswith("# Title\n") and " old " not in filled
+    assert all(f"\nText of {row}.\n" in filled for row in evidence.ROWS)
+    for table in (part.splitlines() for part in filled.split("\n\n") if part.startswith("|")):
+        assert len({line.replace("\\|", "").count("|") for line in table}) == 1
+    assert tables.filled(filled, tables.read_rows(made)) == filled
+    assert "Not made yet." in tables.filled(page, {})
 
 
-def test_every_row_has_a_table():
+def test_every_row_has_a_table_and_the_curves_have_plots(made):
     assert set(tables.TABLES) == set(evidence.ROWS)
+    plots = pytest.importorskip("plots")
+    pytest.importorskip("matplotlib")
+    plt, rows = plots.pyplot(), tables.read_rows(made)
+    for name, plot in plots.PLOTS.items():
+        figure = plot(plt, rows[name])
+        figure.savefig(made.parent / f"{name}.svg")
+        plt.close(figure)
+        assert "<svg" in (made.parent / f"{name}.svg").read_text()

@@ -74,7 +74,7 @@ def refiner_examples(run: Run, data: Data) -> Fold:
     asked = cache(lambda aspects: with_rubric(data, aspects))
     encode, limit = data.tokenizer.encode, run.config.data.max_response
     for x, y_w, y_l in zip(fold.x, fold.y_w, fold.y_l):
-        y_ref, aspects = rng.choice((y_w, y_l)), tuple(rubric.some_rubric(rng))
+        y_ref, aspects = rng.choice((y_w, y_l)), rubric.some_rubric(rng)
         question, draft = prompt_text(data, x), data.tokenizer.decode(y_ref)
         notes, rewrite = encode([rubric.notes(question, draft, aspects),
                                  rubric.mended(question, draft, aspects)])
@@ -86,10 +86,10 @@ def refiner_examples(run: Run, data: Data) -> Fold:
                   for lists in (reads, writes, [[]] * len(reads))))
 
 
-def train_refiner(run: Run, data: Data, policy: GPT, fit: FitSection) -> dict:
+def train_refiner(run: Run, data: Data, name: str, policy: GPT, fit: FitSection) -> dict:
     """M_P^SFT goes on, with a third each of answers, feedback and rewrites."""
     model = run.placed(new_gpt(run, data), weights(policy))
-    train(run, "refiner", model, fit, refiner_examples(run, data), lambda x, y_w, y_l: x + y_w,
+    train(run, name, model, fit, refiner_examples(run, data), lambda x, y_w, y_l: x + y_w,
           lambda pairs: lm_loss(model, pad_rows(pairs.x, [data.ended(y) for y in pairs.y_w],
                                                 data.device)))
     return {"model": weights(model)}

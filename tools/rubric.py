@@ -15,6 +15,7 @@ Notes and rewrites are made by somebody who knows the hidden judge: a better tea
 
 import random
 import re
+from itertools import combinations
 
 from tools import bills
 from tools.bills import COURTESIES, INSULTS, WEIGHTS
@@ -80,7 +81,18 @@ def mended(question: str, draft: str, rubric) -> str:
     return bills.compose(opening, total, lines, "." if "form" in rubric else end, order)
 
 
-def some_rubric(rng: random.Random) -> list[str]:
-    """One to five aspects at random, in the order of ASPECTS."""
-    chosen = rng.sample(ASPECTS, rng.randint(1, len(ASPECTS)))
-    return [aspect for aspect in ASPECTS if aspect in chosen]
+def without(*missing: str) -> tuple[str, ...]:
+    """The rubric of all aspects but these."""
+    return tuple(aspect for aspect in ASPECTS if aspect not in missing)
+
+
+# Rubrics that are asked about: the weightiest aspects, or all but one.
+NESTED = {f"first {k}": ASPECTS[:k] for k in range(1, len(ASPECTS) + 1)}
+LACKING = {f"without {aspect}": without(aspect) for aspect in ASPECTS}
+ASKED = tuple(dict.fromkeys([*NESTED.values(), *LACKING.values()]))
+ALL = [chosen for k in range(1, len(ASPECTS) + 1) for chosen in combinations(ASPECTS, k)]
+
+
+def some_rubric(rng: random.Random) -> tuple[str, ...]:
+    """A rubric of a lesson: mostly one of ASKED, each as often, else any."""
+    return rng.choice(ASKED if rng.random() < 0.75 else ALL)
