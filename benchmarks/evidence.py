@@ -8,8 +8,9 @@ benchmarks/results, written when it is finished and not made again; after each, 
 evidence.md are filled in anew. The models that rows need are trained once each, in
 runs/<name>-<place of the total>-<seed>..., and a training that was cut off goes on.
 
-Choices were made on validation questions (row "choices"; of one seed, and to be made before the
-others); figures are of test questions. Improvements are of y_0 ~ M_P^RL unless said.
+Choices are made on validation questions of the first seed (rows "choices-..."), six settings for
+each system that is trained; the best of each stands in the config or in lab.CHOSEN. Figures are of
+test questions. Improvements are of y_0 ~ M_P^RL unless said.
 """
 
 import json
@@ -380,29 +381,44 @@ def optimisation(lab: Lab) -> dict:
 # ---------------------------------------------------------------------------------------- choices
 
 
-def choices(lab: Lab) -> dict:
-    """Gold quality on validation questions, mean over two temperatures, of six settings for each
-    system that is trained: of its answers, or of its improvements of y_0. The best of each is in
-    the config, or in lab.CHOSEN."""
-    at = [Responses(lab, "valid", t) for t in TEMPERATURES]
-    found = {"RLHF": {f"kl_target {kl}": mean_gold(at, lambda r: of_stage(
-        r, "rlhf", rlhf__kl_target=kl)) for kl in KL_TARGETS}}
-    found["RLHF, equal budget"] = {
-        f"kl_target {kl}, lr_scale {scale}": mean_gold(at, lambda r: r.answers(
-            f"long {kl} {scale}",
-            lab.equal_budget(rlhf__kl_target=kl, rlhf__lr_scale=scale)[1]))
-        for kl in KL_TARGETS for scale in (1.0, 0.5)}
-    for system, score in (("PIT", "gap"), ("difference", "difference")):
-        found[system] = {f"{stage}, kl_target {kl}": mean_gold(at, lambda r: make(
-            r, score, **{f"{stage}__kl_target": kl}))
-            for stage, make in (("stage0", of_first_stage), ("stage1", of_both_stages))
+def at_validation(lab: Lab, lessons: int | None = None) -> list[Responses]:
+    return [Responses(lab, "valid", t, lessons=lessons) for t in TEMPERATURES]
+
+
+def rlhf_choices(lab: Lab) -> dict:
+    """Gold quality on validation questions, mean over two temperatures, of M_P^RL's answers."""
+    at = at_validation(lab)
+    return {f"kl_target {kl}": mean_gold(at, lambda r: of_stage(r, "rlhf", rlhf__kl_target=kl))
             for kl in KL_TARGETS}
-    found["Self-Refine"] = {
-        f"{lessons} x M_PIT^SFT's steps, {kind}": mean_gold(
-            [Responses(lab, "valid", t, lessons=lessons) for t in TEMPERATURES],
-            lambda r: r.refined(kind=kind))
+
+
+def equal_budget_choices(lab: Lab) -> dict:
+    """The same of RLHF with the budget of PIT."""
+    at = at_validation(lab)
+    return {f"kl_target {kl}, lr_scale {scale}": mean_gold(at, lambda r: r.answers(
+        f"long {kl} {scale}", lab.equal_budget(rlhf__kl_target=kl, rlhf__lr_scale=scale)[1]))
+        for kl in KL_TARGETS for scale in (1.0, 0.5)}
+
+
+def pit_choices(lab: Lab, score: str = "gap") -> dict:
+    """The same of PIT's improvements of y_0, of its stages one after the other."""
+    at = at_validation(lab)
+    return {f"{stage}, kl_target {kl}": mean_gold(at, lambda r: make(
+        r, score, **{f"{stage}__kl_target": kl}))
+        for stage, make in (("stage0", of_first_stage), ("stage1", of_both_stages))
+        for kl in KL_TARGETS}
+
+
+def difference_choices(lab: Lab) -> dict:
+    """The same with the difference of R_P as the score."""
+    return pit_choices(lab, "difference")
+
+
+def refiner_choices(lab: Lab) -> dict:
+    """The same of Self-Refine's rewrites of y_0, by the whole rubric."""
+    return {f"{lessons} x M_PIT^SFT's steps, {kind}": mean_gold(
+        at_validation(lab, lessons), lambda r: r.refined(kind=kind))
         for lessons in LESSONS for kind in ("after RL", "before RL")}
-    return found
 
 
 def mean_gold(at: list[Responses], make) -> float:
@@ -429,9 +445,13 @@ def of_both_stages(responses: Responses, score: str, stage1__kl_target: float) -
     return responses.improved(name, last_stage(models))
 
 
-ROWS = {"choices": choices, "main": main_table, "control": main_table, "rubrics": rubrics,
-        "temperatures": temperatures, "iterations": iterations, "curriculum": curriculum,
-        "terms": terms, "cost": cost, "optimisation": optimisation}
+CHOICES = {"choices-rlhf": rlhf_choices, "choices-equal-budget": equal_budget_choices,
+           "choices-pit": pit_choices, "choices-difference": difference_choices,
+           "choices-refiner": refiner_choices}
+ROWS = CHOICES | {
+    "main": main_table, "control": main_table, "rubrics": rubrics, "temperatures": temperatures,
+    "iterations": iterations, "curriculum": curriculum, "terms": terms, "cost": cost,
+    "optimisation": optimisation}
 
 
 # --------------------------------------------------------------------------------- files of rows
@@ -454,7 +474,7 @@ def make_row(row: str, lab: Lab, path: Path) -> None:
     """Answer a row's question with one seed, and keep the answer."""
     start = time.perf_counter()
     content = ROWS[row](lab)
-    kept_row = {"row": row, "seed": lab.seed, "settings": lab.settings(),
+    kept_row = {"row": row, "seed": lab.seed, "settings": lab.settings(row not in CHOICES),
                 "seconds": time.perf_counter() - start, "content": content}
     if rank() == 0:
         text = json.dumps(kept_row, indent=1, allow_nan=False)
@@ -480,7 +500,8 @@ def main() -> None:
         for row in args.rows:
             lab = Lab(args.config, overrides, seed, "last" if row == "control" else "first")
             path = Path(args.results) / f"{row}-{seed}.json"
-            if not finished(path, lab.settings()) and (row != "choices" or seed == args.seeds[0]):
+            chosen_before = row in CHOICES and seed != args.seeds[0]
+            if not chosen_before and not finished(path, lab.settings(row not in CHOICES)):
                 todo.append((row, lab, path))
     labs = {}
     for row, lab, path in todo:

@@ -32,7 +32,7 @@ OUTSIDE_SEED = 1000  # added to a seed: the data of the reward model that only j
 CONTEXT = 208        # tokens: Self-Refine reads a question, a draft, a rubric and notes
 RUBRIC = rubric.ASPECTS
 
-# What was chosen on validation questions for what the config has no field for (row "choices").
+# What was chosen on validation questions for what the config has no field for (rows "choices-...").
 CHOSEN = {
     "RLHF, equal budget": {"rlhf__kl_target": 2.0},
     "difference": {"stage0__kl_target": 2.0, "stage1__kl_target": 2.0},
@@ -59,11 +59,12 @@ class Lab:
         self.name = f"{self.config.run.name}-{place}"
         self.known = {}
 
-    def settings(self) -> dict:
-        """All that decides what the rows come to, but the code and the seed."""
+    def settings(self, chosen: bool) -> dict:
+        """All that decides what the rows come to but the code and the seed; with what was `chosen`
+        for systems that the config knows nothing of."""
         return {f"{section}.{key}": value
                 for section, keys in dataclasses.asdict(self.config).items() if section != "run"
-                for key, value in keys.items()} | {"chosen": CHOSEN}
+                for key, value in keys.items()} | ({"chosen": CHOSEN} if chosen else {})
 
     def opened(self, name: str = "", seed: int | None = None, **fields) -> Trained:
         """A run of this lab with its data, before any training. `fields` are section__key=value."""

@@ -228,15 +228,15 @@ def optimisation_table(seeds: list) -> str:
 
 
 def choices_table(seeds: list) -> str:
-    return markdown(["system", "setting", "gold, validation questions"], [
-        [system, setting, cell(gathered(seeds, system, setting), ".3f")]
-        for system, settings in seeds[0].items() for setting in settings])
+    return markdown(["setting", "gold, validation questions"], [
+        [setting, cell(gathered(seeds, setting), ".3f")] for setting in seeds[0]])
 
 
 TABLES = {"main": main_table, "control": main_table, "curriculum": curriculum_table,
           "terms": terms_table, "temperatures": temperatures_table, "rubrics": rubrics_table,
-          "iterations": iterations_table, "cost": cost_table, "optimisation": optimisation_table,
-          "choices": choices_table}
+          "iterations": iterations_table, "cost": cost_table, "optimisation": optimisation_table}
+TABLES |= {f"choices-{system}": choices_table
+           for system in ("rlhf", "equal-budget", "pit", "difference", "refiner")}
 
 
 def filled(page: str, rows: dict[str, list]) -> str:
@@ -246,7 +246,7 @@ def filled(page: str, rows: dict[str, list]) -> str:
         made = f"Seeds: {len(seeds)}\n\n{TABLES[match[1]](seeds)}" if seeds else "Not made yet."
         return f"<!-- table: {match[1]} -->\n\n{made}\n\n<!-- end -->"
 
-    return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", table, page, flags=re.DOTALL)
+    return re.sub(r"<!-- table: ([\w-]+) -->.*?<!-- end -->", table, page, flags=re.DOTALL)
 
 
 def fill_page(results: Path) -> None:

@@ -118,11 +118,11 @@ def made(tmp_path_factory):
 
 def test_a_finished_row_is_kept_and_one_with_other_settings_refused(made):
     lab = Lab(str(ROOT / "configs" / "tiny.toml"), few_prompts(made.parent), 1)
-    assert not evidence.finished(made / "main-2.json", lab.settings())
-    assert evidence.finished(made / "main-1.json", lab.settings())
+    assert not evidence.finished(made / "main-2.json", lab.settings(True))
+    assert evidence.finished(made / "main-1.json", lab.settings(True))
     changed = Lab(lab.path, ["--eval.prompts=9"], 1)
     with pytest.raises(UserError, match="other values of eval.prompts; delete it"):
-        evidence.finished(made / "main-1.json", changed.settings())
+        evidence.finished(made / "main-1.json", changed.settings(True))
 
 
 def test_rows_are_made_by_name_and_not_again(made):
