@@ -3,9 +3,10 @@
     python benchmarks/lora.py                # SmolLM2-135M's shape, random weights; no peers needed
 
 The step: log-probabilities of 8 responses of 48 tokens to prompts of 96, backward, Adam, in float32
-and in bfloat16. The memory: the largest resident size of a process that holds what a stage of PIT
-holds (policy and critic with their optimisers, the anchor, both reward models, three policies
-more), after one step of policy and critic; of the two sides, each in a process of its own.
+and, where the CPU has instructions for it, in bfloat16. The memory: the largest resident size of a
+process that holds what a stage of PIT holds (policy and critic with their optimisers, the anchor,
+both reward models, three policies more), after one step of policy and critic; of the two sides, each
+in a process of its own.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from model import GPT, adapted, pad_rows, token_logprobs
 from ppo import Critic, make_learner
 from reward import RewardModel
 from runtime import LoRASection, ModelSection, PPOSection, RewardSection, StageSection
+from tools.checks import emulated
 
 SHAPE, VOCAB = ModelSection(layers=30, heads=9, kv_heads=3, width=576, hidden=1536, context=512,
                             rope_theta=100_000.0), 49_152
@@ -51,7 +53,8 @@ def compare_steps() -> None:
         model = make()
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], fused=True)
         sides[name] = lambda model=model, optimizer=optimizer: train_step(model, optimizer, rows)
-    for precision in ("float32", "bfloat16"):
+    slow = any(emulated("cpu", "bf16"))
+    for precision in ("float32",) if slow else ("float32", "bfloat16"):
         with torch.autocast("cpu", torch.bfloat16, precision == "bfloat16", cache_enabled=False):
             seconds = alternate(sides, 3)
         report(f"training step, {precision}", full_s=seconds["full"], lora_s=seconds["LoRA"],
