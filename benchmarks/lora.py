@@ -5,8 +5,8 @@
 The step: log-probabilities of 8 responses of 48 tokens to prompts of 96, backward, Adam, in float32
 and, where the CPU has instructions for it, in bfloat16. The memory: the largest resident size of a
 process that holds what a stage of PIT holds (policy and critic with their optimisers, the anchor,
-both reward models, three policies more), after one step of policy and critic; of the two sides, each
-in a process of its own.
+both reward models, three policies more), after one step of policy and critic; each side in a
+process of its own.
 """
 
 import argparse
