@@ -231,6 +231,23 @@ def test_training_minimises_the_loss_of_the_folds_pairs(bills_run, monkeypatch, 
     assert seen["loss"][0].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("portion", (2048, 90))
+def test_a_folds_scores_are_those_of_each_response_alone(bills_run, monkeypatch, portion):
+    run, data = bills_run
+    fold = data.folds["test"]
+    model = train_reward.new_reward_model(run, data)
+    torch.nn.init.normal_(model.head.weight)
+    monkeypatch.setattr(model.trunk.config, "portion", portion)
+    sides = {"w": fold.y_w[:], "l": fold.y_l[:]}
+    found = measure.fold_scores(data, model, model, fold)
+    expected = {side: measure.rp_scores(data, model, fold.x[:], y) for side, y in sides.items()} | {
+        a + b: measure.gap_scores(data, model, fold.x[:], sides[a], sides[b])
+        for a in sides for b in sides}
+    assert found.keys() == expected.keys()
+    for name, scores in expected.items():
+        assert found[name] == pytest.approx(scores, abs=1e-4), name
+
+
 def test_supervised_models_learn_the_preferred_response(bills_run, monkeypatch):
     run, data = bills_run
     fold, seen = data.folds["sft"], []

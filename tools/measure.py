@@ -3,10 +3,12 @@
 import math
 
 import numpy as np
+import torch
 
 import reward
 from data import Data, Fold
-from reward import PAIRS, RewardModel
+from model import portions
+from reward import RewardModel
 from runtime import gather, mine
 
 
@@ -37,11 +39,29 @@ def gap_scores(data: Data, rpit: RewardModel, x: list, y: list, y_ref: list) -> 
                          x, y, y_ref)
 
 
+@torch.no_grad()
+def two_scores(model: RewardModel, data: Data, prompts: list, a: list, b: list) -> np.ndarray:
+    """Scores [2, n] of two responses to each prompt, whose states are computed once."""
+    prompts, a, b = map(mine, (prompts, a, b))
+    lengths = torch.tensor([sum(map(len, row)) + 2 for row in zip(prompts, a, b)])
+    scores = torch.zeros(len(lengths), 2)
+    for part in portions(lengths, model.trunk.config.portion):
+        branches = reward.make_branches([prompts[i] for i in part], *(
+            [data.ended(y[i]) for i in part] for y in (a, b)), data.device)
+        scores[part] = torch.stack(reward.branch_scores(model, branches)[:2], 1).cpu()
+    return np.array(gather(scores.tolist())).T
+
+
 def fold_scores(data: Data, rp: RewardModel, rpit: RewardModel, fold: Fold) -> dict:
     """Scores of a fold's pairs: R_P's of "w" and "l", R_PIT's of the four ordered pairs."""
-    sides = {"w": fold.y_w, "l": fold.y_l}
-    return {side: rp_scores(data, rp, fold.x, y) for side, y in sides.items()} | {
-        pair: gap_scores(data, rpit, fold.x, sides[pair[0]], sides[pair[1]]) for pair in PAIRS}
+    x, y_w, y_l = fold.x[:], fold.y_w[:], fold.y_l[:]
+    given = {"l": [data.pit(*pair) for pair in zip(x, y_l)],
+             "w": [data.pit(*pair) for pair in zip(x, y_w)]}
+    scores = dict(zip("wl", two_scores(rp, data, [data.policy(ids) for ids in x], y_w, y_l)))
+    for y_ref, prompts in given.items():
+        w, l = two_scores(rpit, data, prompts, y_w, y_l)
+        scores |= {f"w{y_ref}": w, f"l{y_ref}": l}
+    return scores
 
 
 def held_out_accuracies(data: Data, rp: RewardModel, rpit: RewardModel, split: str) -> dict:

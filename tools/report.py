@@ -22,7 +22,7 @@ from runtime import Run
 from sample import STAGES, answer, improve
 from tools import bills, files, verdicts
 from tools.measure import (comparison, fold_scores, gap_scores, held_out_accuracies, pair_agreement,
-                           rp_scores, share_right)
+                           rp_scores, share_right, two_scores)
 from tools.rivals import best_of, self_refine
 from tools.show import prompt_text
 from train_reward import Models
@@ -174,7 +174,8 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
         table.add(side, y, "M_P^RL", y_0, None)
     accuracies = held_out_accuracies(data, models.rp, models.rpit, setting.split)
     if models.judge:
-        w, l = (rp_scores(data, models.judge, fold.x, y) for y in (fold.y_w, fold.y_l))
+        w, l = two_scores(models.judge, data, [data.policy(ids) for ids in fold.x], fold.y_w[:],
+                          fold.y_l[:])
         accuracies["judge of this report"] = share_right(list(w > l))
     if judge.hidden:
         accuracies |= judge_agreements(data, models, judge, fold)
