@@ -14,16 +14,19 @@ single pieces.
 import json
 import random
 import re
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 import runtime
 from model import GPT, Rows, pad_rows
 from runtime import Config, DataSection, Run, UserError
 from tools import bills, files
+from tools.checks import odd_markers, refuse_changed, refuse_inner_ends, tell
 from tools.formats import ROLES, TextPair, read_pairs
 from tools.tokens import CUT, FOLDS, Column, columns_of, encode_prompts, flattened
 from tools.vocabulary import JSONTokenizer, Tokenizer, file_name, read_tokenizer, train_tokenizer
@@ -131,14 +134,18 @@ def encode_pairs(pairs: list[TextPair], config: Config, tokenizer, turns: dict[s
     spaced = Template(config.template.policy, tokenizer).spaced[""]
     y_w, y_l = (tokenizer.encode([getattr(pair, side) for pair in pairs], spaced)
                 for side in ("chosen", "rejected"))
-    fits = [bool(x) and max(len(w), len(l)) < config.data.max_response
-            for x, w, l in zip(x, y_w, y_l)]
-    dropped["too long"] += len(pairs) - sum(fits)
+    refuse_inner_ends(y_w + y_l, tokenizer)
+    longest = [max(len(w), len(l)) for w, l in zip(y_w, y_l)]
+    fits = [bool(x) and most < config.data.max_response for x, most in zip(x, longest)]
+    dropped["prompt too long"] += sum(not ids for ids in x)
+    dropped["response too long"] += sum(map(bool, x)) - sum(fits)
     dropped[CUT] += sum(c and fit for c, fit in zip(cut, fits))
     keys = [str(ids) if c else pair.key for pair, ids, c in zip(pairs, x, cut)]
     if not any(fits):
         raise UserError(f"data: all {len(pairs)} pairs are longer than data.max_prompt or "
-                        "data.max_response; raise these and model.context")
+                        f"data.max_response: {sum(not ids for ids in x)} prompts are, and the "
+                        f"median response has {sorted(longest)[len(longest) // 2]} tokens; raise "
+                        "these and model.context")
     fold_of = split_keys([key for key, fit in zip(keys, fits) if fit], config.data, config.run.seed)
     rows = {name: [] for name in FOLDS}
     for key, fit, row in zip(keys, fits, zip(x, y_w, y_l)):
@@ -182,7 +189,9 @@ def prepare(run: Run) -> dict:
     counts["prompts without their first turns"] = dropped.pop(CUT)
     counts |= {name: len(fold) for name, fold in rows.items()} | {
         f"dropped, {reason}": count for reason, count in dropped.items() if count}
-    return {"counts": counts, "tokenizer": model.read_bytes()} | flattened(rows)
+    tqdm.write("data: " + "; ".join(f"{name} {n:,}" for name, n in counts.items()), sys.stderr)
+    sizes = {path: Path(path).stat().st_size for path in config.data.files}
+    return {"counts": counts, "tokenizer": model.read_bytes(), "sizes": sizes} | flattened(rows)
 
 
 def load_data(run: Run) -> Data:
@@ -192,11 +201,13 @@ def load_data(run: Run) -> Data:
     content = run.stage("data", sections, lambda: prepare(run) if runtime.rank() == 0 else {})
     if "tokens" not in content:
         content = files.load(run.folder / "data.pt")
+    refuse_changed(content.get("sizes", {}))
     path = run.folder / file_name(content["tokenizer"])
     if runtime.rank() == 0 and not (path.exists() and path.read_bytes() == content["tokenizer"]):
         files.write_whole(path, lambda file: file.write(content["tokenizer"]))
     runtime.barrier()
     tokenizer = read_tokenizer(path, config.tokenizer.eos)
+    tell(run.told, "template", odd_markers(config.template, tokenizer))
     start = [tokenizer.bos] if tokenizer.bos >= 0 else []
     templates = [Template(text, tokenizer, start) for text in (
         config.template.policy, config.template.pit, config.refine.feedback,

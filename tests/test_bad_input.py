@@ -12,13 +12,15 @@ import zipfile
 from collections import Counter
 
 import pytest
+import sentencepiece
 import torch
 
 import sample
 import train_reward
 from conftest import tiny_run, write_lines
 from data import load_data, read_pairs
-from tools import bills, launch
+from runtime import TemplateSection, UserError
+from tools import bills, checks, launch
 from tools.files import save
 
 GOOD = [{"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": f"No {i}"}
@@ -37,8 +39,9 @@ def refused(tmp_path, monkeypatch, capsys):
             launch.guard(main)
         said = capsys.readouterr()
         assert end.value.code == 2 and said.out == ""
-        assert said.err.startswith("error: ") and said.err.count("\n") == 1, said.err
-        return said.err
+        line = "".join(one for one in said.err.splitlines(True) if not one.startswith("data: "))
+        assert line.startswith("error: ") and line.count("\n") == 1, said.err
+        return line
     yield run
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -175,10 +178,60 @@ def test_a_data_file_that_is_missing_or_a_folder(refused, tmp_path):
         assert f"{path}: cannot read the data" in refused(f"--data.files=['{path}']")
 
 
+def test_data_that_changed_since_they_were_prepared_are_refused(tmp_path):
+    path = tmp_path / "a.jsonl"
+    write_lines(path, GOOD)
+    run = tiny_run(tmp_path, data__files=[str(path)], tokenizer__vocab=50)
+    assert load_data(run).counts == load_data(run).counts
+    write_lines(path, GOOD + GOOD[:1])
+    with pytest.raises(UserError, match="a.jsonl: has changed since"):
+        load_data(run)
+    path.unlink()  # nobody needs it any more
+    load_data(run)
+
+
+def test_an_end_that_stands_inside_of_responses_is_refused(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", GOOD)
+    run = tiny_run(tmp_path, data__files=[path], tokenizer__vocab=50)
+    load_data(run)
+    model = tmp_path / "tiny" / "tokenizer.model"
+    letter = sentencepiece.SentencePieceProcessor(model_file=str(model)).encode(
+        " " + GOOD[0]["chosen"], out_type=str)[-1]
+    other = tiny_run(tmp_path, run__name="other", data__files=[path], tokenizer__eos=letter,
+                     tokenizer__model=str(model))
+    with pytest.raises(UserError, match=r"tokenizer.eos: .* stands inside of \d+ of"):
+        load_data(other)
+
+
+@pytest.mark.parametrize("name", ("a.jsonl", "a.jsonl.gz", "a.parquet"))
+def test_a_pointer_of_git_lfs_is_told(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\n")
+    with pytest.raises(UserError, match="Git LFS pointer; run git lfs pull"):
+        read_pairs(str(tmp_path / name), Counter())
+
+
+def test_markers_that_the_tokenizer_spells_out_are_told(tokenizer):
+    template = TemplateSection(policy="<|user|>{x}<|im_end|>", pit="{x}{y_ref}</s>")
+    said, = checks.odd_markers(template, tokenizer)
+    assert said.startswith("<|im_end|>: not single") and not list(
+        checks.odd_markers(TemplateSection(), tokenizer))
+
+
+def test_a_line_end_outside_of_quotes_is_no_line_end(refused):
+    said = refused("--template.user=\\n\\nHuman: {x}")
+    assert "write it as TOML" in said
+
+
+def test_a_file_inside_of_a_checkpoints_folder_is_not_the_checkpoint(refused, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
+    assert "name the folder that it lies in" in refused(
+        f"--model.init_from={tmp_path / 'model.safetensors'}")
+
+
 def test_a_gigantic_line_is_dropped_and_counted(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [GOOD[0] | {"prompt": "long " * 1_000_000}] + GOOD)
     run = tiny_run(tmp_path, data__files=[path], tokenizer__vocab=50)
-    assert load_data(run).counts["dropped, too long"] == 1
+    assert load_data(run).counts["dropped, prompt too long"] == 1
 
 
 def test_windows_line_ends_and_a_byte_order_mark_do_no_harm(tmp_path):

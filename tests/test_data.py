@@ -164,7 +164,8 @@ def test_loaded_folds_share_no_prompt_and_counts_add_up(tmp_path):
                                 data__max_prompt=26, data__max_response=45))
     counts, decode = loaded.counts, loaded.tokenizer.decode
     assert counts["read"] == 2 * len(lines) == sum(n for k, n in counts.items() if k != "read")
-    assert counts["dropped, too long"] == 4 and counts["dropped, responses equal"] == 2
+    assert counts["dropped, prompt too long"] == counts[
+        "dropped, response too long"] == 2 and counts["dropped, responses equal"] == 2
     assert {k: len(fold) for k, fold in loaded.folds.items()} == {k: counts[k] for k in data.FOLDS}
     assert (counts["valid"], counts["test"]) == (4 * 6, 4 * 3)  # four pairs a prompt
     assert {counts[k] for k in ("sft", "reward", "rl")} == {4 * 17}
@@ -190,7 +191,7 @@ def test_length_limits_are_exact(tmp_path, tokenizer):
         own = Tokenizer(model)
         folds = data.encode_pairs(pairs, config, own, data.turn_templates(config, own), counts)
         too_long = sum(max(map(len, row[1:])) > longest[1] - less for row in ids)
-        assert counts["too long"] == too_long and (too_long == 0) == (less == 0)
+        assert counts["response too long"] == too_long and (too_long == 0) == (less == 0)
         assert sum(map(len, folds.values())) == len(lines) - too_long
 
 

@@ -228,7 +228,8 @@ def test_turns_are_read_in_their_templates_and_what_is_cut_off_is_counted(tmp_pa
     found = [x for fold in loaded.folds.values() for x in fold.x]
     assert [draft, *tea, user, *bread, assistant, *hat, user, *salt] in found
     assert [user, *five] in found and [draft, *bread, user, *coupon] in found
-    assert len(found) == 71 and loaded.counts["dropped, too long"] == 2
+    assert len(found) == 71 and loaded.counts["dropped, prompt too long"] == 1
+    assert loaded.counts["dropped, response too long"] == 1
     assert loaded.counts["prompts without their first turns"] == 10  # of those that are kept
     nine = [user, *tokenizer.encode(["9"])[0]]  # of eight that were cut to this: all in one fold
     assert sorted(list(fold.x).count(nine) for fold in loaded.folds.values()) == [0, 0, 0, 0, 8]
@@ -368,7 +369,7 @@ ENTRY = {"output_1": "a", "generator_1": "A", "output_2": "b", "generator_2": "B
     ([ENTRY, ENTRY | {"preference": 3}], "item 1: preference = 3 is no number from 1 to 2"),
     ([ENTRY | {"preference": 0.5}], "item 0: preference = 0.5"), ([{"preference": 1}], "KeyError"),
     ([ENTRY | {"preference": float("nan")}], "preference = nan"),
-    ([ENTRY | {"preference": "A"}], "TypeError"), ([ENTRY | {"output_1": None}], "TypeError")])
+    ([ENTRY | {"preference": "A"}], "item 0: preference = 'A' is no number"), ([ENTRY | {"output_1": None}], "TypeError")])
 def test_a_judged_file_that_is_none_is_refused_in_one_line(tmp_path, content, word):
     path = tmp_path / "a.json"
     if content is not None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -118,6 +119,31 @@ def emulated(device: str, amp: str):
             and not (cpu.get("avx512_bf16") or cpu.get("amx_bf16"))):
         yield ("this CPU only emulates bfloat16, and is several times slower so than in float32: "
                "--run.amp=off")
+
+
+def refuse_inner_ends(responses: list[list[int]], tokenizer) -> None:
+    """Raises UserError where what should end a response stands inside of some."""
+    count = sum(tokenizer.eos in ids for ids in responses)
+    if count:
+        raise UserError(f"tokenizer.eos: what is to end a response stands inside of {count} of "
+                        f"{len(responses)} responses; name a token that no text has")
+
+
+def refuse_changed(sizes: dict[str, int]) -> None:
+    """Raises UserError where a data file is there and no more as large as it was."""
+    for path, size in sizes.items():
+        if Path(path).exists() and Path(path).stat().st_size != size:
+            raise UserError(f"{path}: has changed since this run's data were made of it; choose "
+                            "another --run.name")
+
+
+def odd_markers(template, tokenizer):
+    """Yield a warning where a template's markers are no single tokens of the tokenizer."""
+    found = re.findall(r"<\|\w+\|>|</?s>", "".join(vars(template).values()))
+    odd = [marker for marker in dict.fromkeys(found) if len(tokenizer.fixed(marker)) != 1]
+    if odd:
+        yield (f"{', '.join(odd)}: not single tokens of this tokenizer, but spelt out; take the "
+               "chat template of the model in [template], see the README")
 
 
 def chance(accuracy: float):

@@ -65,6 +65,9 @@ def records(path: str):
     with open(path, "rb") as raw:
         start = raw.read(4)
         raw.seek(0)
+        if start == b"vers" and raw.read(30).startswith(b"version https://git-lfs"):
+            raise UserError(f"{path}: only a Git LFS pointer; run git lfs pull where it lies")
+        raw.seek(0)
         if start == b"PAR1":
             yield from parquet_records(path)
             return

@@ -146,6 +146,8 @@ def describe_rotary(config: dict, path: Path) -> dict:
 
 def describe_bin(path: str) -> tuple[dict, int]:
     """[model] of a llama2.c file, and the longest context."""
+    if Path(path).suffix in (".safetensors", ".json"):
+        raise UserError(f"model.init_from = {path!r}: name the folder that it lies in")
     with open(path, "rb") as file:
         header = torch.frombuffer(bytearray(file.read(28).ljust(28, b"\0")), dtype=torch.int32)
     width, hidden, layers, heads, kv_heads, vocab, longest = header.tolist()

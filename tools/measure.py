@@ -121,4 +121,5 @@ def comparison(better: np.ndarray, longer: np.ndarray) -> dict:
 def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
     """Mean with its 95 % interval (normal); of a single value nothing is known."""
     half = 1.96 * values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-    return values.mean(), values.mean() - half, values.mean() + half
+    low, high = values.mean() - half, values.mean() + half
+    return values.mean(), max(low, -1.0), min(high, 1.0)  # of signs: no more than all

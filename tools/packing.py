@@ -16,6 +16,7 @@ def packed_weights(model: nn.Module, rows: int):
     weight, fits = linears[0].weight, torch.backends.mkldnn.is_available()
     fits &= whole(weight) and weight.device.type == "cpu"
     dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
+    fits &= dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     try:
         for linear in linears if fits else []:
             linear.packed = torch.ops.mkldnn._reorder_linear_weight(

@@ -73,6 +73,9 @@ def fill(settings, path: str, overrides: list[str]) -> None:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text  # a bare word is a string
+            if section in ("template", "refine") and "\\n" in text:
+                raise UserError(f"argument {argument!r}: for a line's end write it as TOML, in "
+                                f"quotes: --{name}='\"{text}\"'") from None
         set_field(settings, section, key, value, f"argument --{name}")
 
 

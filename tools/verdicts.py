@@ -48,7 +48,7 @@ def read_verdicts(path: Path) -> list[dict]:
             verdict = entry.get("preference")
             if verdict is None:
                 continue
-            if not (verdict == 0 or 1 <= verdict <= 2):
+            if not (isinstance(verdict, (int, float)) and (verdict == 0 or 1 <= verdict <= 2)):
                 raise UserError(f"{path}, item {number}: preference = {verdict!r} is no number "
                                 "from 1 to 2, and not 0")
             names = entry["generator_1"], entry["generator_2"]

@@ -34,6 +34,8 @@ def train_tokenizer(texts, markers: list[str], config, path: Path) -> None:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         most = re.search(r"value <= (\d+)", reason)
+        if "required_chars" in reason:
+            reason = "it has not even room for their characters; raise it, or set byte_fallback"
         raise UserError(f"tokenizer.vocab = {config.vocab} does not fit the data: "
                         + (f"at most {most[1]} there" if most else reason)) from None
 
