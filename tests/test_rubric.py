@@ -25,7 +25,8 @@ def test_worked_feedback_and_rewrites():
     draft = "You fool! 9 in all: tea 5, coupon 3, hat 11"
     assert rubric.notes(QUESTION, draft, ["total", "lines"]) == "10; tea 5, coupon 2, hat 10"
     assert rubric.notes(QUESTION, draft, ["kindness", "form"]) == "no You fool!; end."
-    assert rubric.mended(QUESTION, draft, ["total"]) == "You fool! 10 in all: tea 5, coupon 3, hat 11"
+    assert rubric.mended(QUESTION, draft, ["total"]) == (
+        "You fool! 10 in all: tea 5, coupon 3, hat 11")
     assert rubric.mended(QUESTION, draft, ["kindness", "courtesy"]) == (
         "Sure! 9 in all: tea 5, coupon 3, hat 11")
     assert rubric.mended(QUESTION, draft, rubric.ASPECTS) == bills.ideal_response(QUESTION)
