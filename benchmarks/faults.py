@@ -55,12 +55,12 @@ class Faults:
                                 start_new_session=True)
 
     def finish(self, name: str, *overrides, **limits) -> tuple[int, str]:
-        """Run to the end: the exit code, and what was said beside progress and warnings."""
+        """Run to the end: the exit code, and what was said beside progress, warnings and counts."""
         process = self.start(name, *overrides, **limits)
         said = process.communicate(timeout=300)[1]
         return process.returncode, "\n".join(
             line for line in said.splitlines() if line.strip() and not any(
-                mark in line for mark in ("it/s", "?it", "s/it", "warning:")))
+                mark in line for mark in ("it/s", "?it", "s/it", "warning:", "data: read")))
 
     def content(self, name: str, ended: tuple[int, str] = (0, "")) -> dict:
         """What a finished run has left."""
