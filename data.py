@@ -137,13 +137,14 @@ def encode_pairs(pairs: list[TextPair], config: Config, tokenizer, turns: dict[s
     refuse_inner_ends(y_w + y_l, tokenizer)
     longest = [max(len(w), len(l)) for w, l in zip(y_w, y_l)]
     fits = [bool(x) and most < config.data.max_response for x, most in zip(x, longest)]
-    dropped["prompt too long"] += sum(not ids for ids in x)
-    dropped["response too long"] += sum(map(bool, x)) - sum(fits)
+    no_prompt = sum(not ids for ids in x)
+    dropped["prompt too long"] += no_prompt
+    dropped["response too long"] += len(pairs) - no_prompt - sum(fits)
     dropped[CUT] += sum(c and fit for c, fit in zip(cut, fits))
     keys = [str(ids) if c else pair.key for pair, ids, c in zip(pairs, x, cut)]
     if not any(fits):
         raise UserError(f"data: all {len(pairs)} pairs are longer than data.max_prompt or "
-                        f"data.max_response: {sum(not ids for ids in x)} prompts are, and the "
+                        f"data.max_response: {no_prompt} prompts are, and the "
                         f"median response has {sorted(longest)[len(longest) // 2]} tokens; raise "
                         "these and model.context")
     fold_of = split_keys([key for key, fit in zip(keys, fits) if fit], config.data, config.run.seed)

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from lab import CHOSEN, OUTSIDE_SEED, Lab, Responses, last_stage
+from lab import CHOSEN, OUTSIDE_SEED, Lab, Responses, label, last_stage
 from tables import fill_page
 
 from runtime import UserError, rank
@@ -427,7 +427,7 @@ def mean_gold(at: list[Responses], make) -> float:
 
 def of_stage(responses: Responses, stage: str, **fields) -> list:
     """The answers of another RLHF, or the improvements by another first stage of PIT."""
-    name = "-".join([stage, *(f"{key.split('__')[1]}-{value}" for key, value in fields.items())])
+    name = label(stage, fields)
     policy = responses.lab.one_stage(name, stage, **fields)[1]
     return (responses.answers if stage == "rlhf" else responses.improved)(name, policy)
 

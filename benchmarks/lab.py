@@ -17,12 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data import Data, load_data  # noqa: E402
 from model import GPT  # noqa: E402
 from runtime import Run, load_config  # noqa: E402
-from sample import answer, improve  # noqa: E402
+from sample import generate  # noqa: E402
 from tools import rubric  # noqa: E402
 from tools.measure import gap_scores, rp_scores  # noqa: E402
 from tools.report import Judge, stage_seconds  # noqa: E402
-from tools.rivals import (best_by, feedback_on, rewritten, train_refiner,  # noqa: E402
-                          with_rubric)
+from tools.rivals import best_by, train_refiner, with_rubric  # noqa: E402
 from tools.show import prompt_text  # noqa: E402
 from train_pit import R_P, SUPERVISED, train_all, train_pit_stage, train_rlhf  # noqa: E402
 from train_reward import (BASE, Models, new_gpt, new_reward_model,  # noqa: E402
@@ -122,8 +121,7 @@ class Lab:
             getattr(config, stage).iterations * (1 + (getattr(config, stage).reference == "policy"))
             for stage in config.pit.curriculum)
         fields = fields or CHOSEN["RLHF, equal budget"]
-        name = "-".join(["rlhf-long", *(f"{key.split('__')[1]}-{v}" for key, v in fields.items())])
-        return self.one_stage(name, "rlhf", rlhf__iterations=count, **fields)
+        return self.one_stage(label("rlhf-long", fields), "rlhf", rlhf__iterations=count, **fields)
 
     def refiners(self, lessons: int) -> dict[str, GPT]:
         """A policy that is taught answers, feedback and rewrites, "before RL" and after RLHF of its
@@ -197,27 +195,32 @@ class Responses:
         self.made, self.scored = {}, []
         self.costs = {}  # by identity of a list: tokens sampled and read, and calls, an answer
         for side in ("y_w", "y_l"):
-            self.keep(side, [], lambda _: getattr(fold, side)[:len(self.x)])
+            self.keep(side, lambda: getattr(fold, side)[:len(self.x)])
         if drafts is not None:
-            self.keep("M_P^RL", [], lambda _: drafts)
+            self.keep("M_P^RL", lambda: drafts)
 
-    def keep(self, name: str, prompts: list, make, *before: list) -> list:
-        """make(generator) of the prompts, made once, counted with what was sampled `before`."""
+    def keep(self, name: str, make, *before: list, read: float | None = None) -> list:
+        """make(), made once, that cost what came `before`, and a call if tokens were `read`."""
         if name not in self.made:
-            generator = self.run.generator(f"{name}, {self.temperature}", self.run.device)
             with self.run.precision():
-                y = self.made[name] = make(generator)
-            own = (np.mean([len(ids) + 1 for ids in y]), mean_length(prompts), 1) if prompts else 0
+                y = self.made[name] = make()
+            own = 0 if read is None else (np.mean([len(ids) + 1 for ids in y]), read, 1)
             self.costs[id(y)] = np.zeros(3) + own + sum(self.costs[id(b)] for b in before)
         return self.made[name]
+
+    def sampled(self, name: str, policy: GPT, prompts: list[list[int]], *before: list) -> list:
+        """What a policy writes after the prompts, in which `before` stands."""
+        generator = self.run.generator(f"{name}, {self.temperature}", self.run.device)
+        return self.keep(name, lambda: generate(
+            self.run, self.data, policy, prompts, self.temperature, generator), *before,
+            read=float(np.mean([len(ids) for ids in prompts])))
 
     def cost(self, y: list) -> dict:
         """Tokens sampled (ends included), tokens read and calls for one answer."""
         return dict(zip(("tokens", "read", "calls"), self.costs[id(y)].tolist()))
 
     def answers(self, name: str, policy: GPT) -> list:
-        return self.keep(name, [self.data.policy(ids) for ids in self.x], lambda generator: answer(
-            self.run, self.data, policy, self.x, self.temperature, generator))
+        return self.sampled(name, policy, [self.data.policy(ids) for ids in self.x])
 
     def of(self, policy: str) -> list:
         """What a policy of the base run answers."""
@@ -228,15 +231,14 @@ class Responses:
         policy = self.models.policies["M_P^RL"]
         tries = [self.of("M_P^RL")] + [self.answers(f"M_P^RL, try {k}", policy)
                                        for k in range(2, number + 1)]
-        return self.keep(f"best of {number}", [], lambda _: best_by(
+        return self.keep(f"best of {number}", lambda: best_by(
             self.run, self.data, self.models, self.x, tries), *tries)
 
     def improved(self, name: str, policy: GPT, times: int = 1, start: str = "M_P^RL") -> list:
         """y_times of a policy that improves what `start` answers."""
         y_ref = self.improved(name, policy, times - 1, start) if times > 1 else self.of(start)
         prompts = [self.data.pit(*pair) for pair in zip(self.x, y_ref)]
-        return self.keep(f"{name} {times} over {start}", prompts, lambda generator: improve(
-            self.run, self.data, policy, self.x, y_ref, self.temperature, generator), y_ref)
+        return self.sampled(f"{name} {times} over {start}", policy, prompts, y_ref)
 
     def pit(self, times: int = 1, start: str = "M_P^RL") -> list:
         return self.improved("PIT", last_stage(self.models), times, start)
@@ -251,11 +253,9 @@ class Responses:
                  self.answers(f"refiner {kind}", policy) if own else self.of("M_P^RL"))
         name = f"Self-Refine {kind} {times} by {aspects}" + own * " of its own"
         prompts = [data.feedback(*pair) for pair in zip(self.x, y_ref)]
-        notes = self.keep(f"{name}, feedback", prompts, lambda generator: feedback_on(
-            self.run, data, policy, self.x, y_ref, self.temperature, generator), y_ref)
+        notes = self.sampled(f"{name}, feedback", policy, prompts, y_ref)
         prompts = [data.rewrite(*triple) for triple in zip(self.x, y_ref, notes)]
-        return self.keep(name, prompts, lambda generator: rewritten(
-            self.run, data, policy, self.x, y_ref, notes, self.temperature, generator), notes)
+        return self.sampled(name, policy, prompts, notes)
 
     # ------------------------------------------------------------------------- what they are worth
 
@@ -295,5 +295,7 @@ def last_stage(models: Models) -> GPT:
     return [policy for name, policy in models.policies.items() if name.startswith("PIT stage")][-1]
 
 
-def mean_length(lists: list) -> float:
-    return float(np.mean([len(ids) for ids in lists]))
+
+def label(stem: str, fields: dict) -> str:
+    """A run's name that tells its settings."""
+    return "-".join([stem, *(f"{key.split('__')[1]}-{value}" for key, value in fields.items())])

@@ -261,8 +261,7 @@ def test_best_of_takes_the_highest_r_p(bills_run, models):
     run, data = bills_run
     x = [data.folds["test"].x[i] for i in range(6)]
     policy = models.policies["M_P^RL"]
-    best = report.best_of(run, data, models, x, 1.0, torch.Generator().manual_seed(0),
-                          run.config.eval.best_of)
+    best = report.best_of(run, data, models, x, 1.0, torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)
     tries = [sample.answer(run, data, policy, x, 1.0, generator)
              for _ in range(run.config.eval.best_of)]

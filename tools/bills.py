@@ -94,12 +94,17 @@ def write_response(things: list[str], rng: random.Random, order: str) -> str:
     return compose(opening, total, lines or ["nothing 0"], end, order)
 
 
-def ideal_response(question: str, order: str = "first") -> str:
-    """The response that the judge grades 1."""
+def right_answer(question: str) -> tuple[list[str], int]:
+    """The lines and the total of a right response."""
     things = things_of(question)
     amounts = running_amounts(things)
-    lines = [f"{thing} {due}" for thing, due in zip(things, amounts)]
-    return compose(["Sure!"], amounts[-1], lines, ".", order)
+    return [f"{thing} {due}" for thing, due in zip(things, amounts)], amounts[-1]
+
+
+def ideal_response(question: str, order: str = "first") -> str:
+    """The response that the judge grades 1."""
+    lines, total = right_answer(question)
+    return compose(["Sure!"], total, lines, ".", order)
 
 
 def things_of(question: str) -> list[str]:

@@ -63,12 +63,11 @@ def read_pairs(path: str, dropped: Counter) -> list[TextPair]:
 def records(path: str):
     """Yield each record of a file and where it stands."""
     with open(path, "rb") as raw:
-        start = raw.read(4)
+        start = raw.read(30)
         raw.seek(0)
-        if start == b"vers" and raw.read(30).startswith(b"version https://git-lfs"):
+        if start.startswith(b"version https://git-lfs"):
             raise UserError(f"{path}: only a Git LFS pointer; run git lfs pull where it lies")
-        raw.seek(0)
-        if start == b"PAR1":
+        if start[:4] == b"PAR1":
             yield from parquet_records(path)
             return
         packed = start[:2] == b"\x1f\x8b" or path.endswith(".gz")

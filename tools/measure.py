@@ -113,7 +113,7 @@ def comparison(better: np.ndarray, longer: np.ndarray) -> dict:
     """Win, tie, lose and their difference, plain and at equal length, with intervals, in %."""
     delta, low, high = mean_interval(better)
     shares = {"win": (better > 0).mean(), "tie": (better == 0).mean(), "lose": (better < 0).mean(),
-              "delta": delta, "ci_low": low, "ci_high": high}
+              "delta": delta, "ci_low": max(low, -1.0), "ci_high": min(high, 1.0)}
     return {name: 100 * float(share) for name, share in shares.items()} | {
         "equal_length": [100 * value for value in at_equal_length(better, longer)]}
 
@@ -121,5 +121,4 @@ def comparison(better: np.ndarray, longer: np.ndarray) -> dict:
 def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
     """Mean with its 95 % interval (normal); of a single value nothing is known."""
     half = 1.96 * values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-    low, high = values.mean() - half, values.mean() + half
-    return values.mean(), max(low, -1.0), min(high, 1.0)  # of signs: no more than all
+    return values.mean(), values.mean() - half, values.mean() + half

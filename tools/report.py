@@ -87,7 +87,7 @@ def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperatu
         own = run.generator(f"pretrained {temperature}", run.device, setting.seed)
         table.add("pretrained", answer(run, data, policies["pretrained"], x, temperature, own),
                   "M_P^RL", y_0, temperature)
-    best = best_of(run, data, models, x, temperature, generator, setting.best_of)
+    best = best_of(run, data, models, x, temperature, generator)
     table.add(f"best of {setting.best_of}", best, "M_P^RL", y_0, temperature)
     more = None
     if "RLHF equal budget" in policies:

@@ -19,11 +19,10 @@ from tools.tokens import Column
 from train_reward import Models, lm_loss, new_gpt, train
 
 
-def best_of(run: Run, data: Data, models: Models, x: list, temperature: float, generator,
-            number: int) -> list:
-    """The best by R_P of `number` responses of M_P^RL."""
+def best_of(run: Run, data: Data, models: Models, x: list, temperature: float, generator) -> list:
+    """The best by R_P of eval.best_of responses of M_P^RL."""
     tries = [answer(run, data, models.policies["M_P^RL"], x, temperature, generator)
-             for _ in range(number)]
+             for _ in range(run.config.eval.best_of)]
     return best_by(run, data, models, x, tries)
 
 
@@ -33,25 +32,14 @@ def best_by(run: Run, data: Data, models: Models, x: list, tries: list[list]) ->
     return [tries[k][i] for i, k in enumerate(np.argmax(scores, axis=0))]
 
 
-def feedback_on(run: Run, data: Data, policy: GPT, x: list, y_ref: list, temperature: float,
-                generator) -> list:
-    """What the policy says to each y_ref, asked by [refine] for feedback."""
-    prompts = [data.feedback(*pair) for pair in zip(x, y_ref)]
-    return generate(run, data, policy, prompts, temperature, generator)
-
-
-def rewritten(run: Run, data: Data, policy: GPT, x: list, y_ref: list, feedback: list,
-              temperature: float, generator) -> list:
-    """Each y_ref as the policy rewrites it for the feedback."""
-    prompts = [data.rewrite(*triple) for triple in zip(x, y_ref, feedback)]
-    return generate(run, data, policy, prompts, temperature, generator)
-
-
 def self_refine(run: Run, data: Data, policy: GPT, x: list, y_ref: list, temperature: float,
                 generator) -> list:
-    """The rival by prompting (arXiv 2303.17651): feedback on y_ref, then its rewrite."""
-    feedback = feedback_on(run, data, policy, x, y_ref, temperature, generator)
-    return rewritten(run, data, policy, x, y_ref, feedback, temperature, generator)
+    """The rival by prompting (arXiv 2303.17651): the policy is asked for feedback on y_ref, then
+    for a rewrite."""
+    prompts = [data.feedback(*pair) for pair in zip(x, y_ref)]
+    feedback = generate(run, data, policy, prompts, temperature, generator)
+    prompts = [data.rewrite(*triple) for triple in zip(x, y_ref, feedback)]
+    return generate(run, data, policy, prompts, temperature, generator)
 
 
 # ------------------------------------------------------------------------- a taught Self-Refine

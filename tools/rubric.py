@@ -49,17 +49,11 @@ def parts_of(draft: str) -> tuple[list[str], int, list[str], str, str]:
     return opening, int(match[2] or match[4]), match[3].split(", "), match[5], order
 
 
-def right_lines(question: str) -> list[str]:
-    """The lines that a right response to the question has."""
-    things = bills.things_of(question)
-    return [f"{thing} {due}" for thing, due in zip(things, bills.running_amounts(things))]
-
-
 def notes(question: str, draft: str, rubric) -> str:
     """Feedback on a written response, a note for each aspect of the rubric."""
-    lines = right_lines(question)
+    lines, total = bills.right_answer(question)
     insult = next((word for word in INSULTS if word in draft), "")
-    wrong = {"total": lines[-1].split()[-1], "lines": ", ".join(lines), "courtesy": COURTESIES[0],
+    wrong = {"total": str(total), "lines": ", ".join(lines), "courtesy": COURTESIES[0],
              "kindness": f"no {insult}", "form": "end."}
     grades = bills.judge(question, draft)
     return "; ".join(FINE if grades[aspect] == 1 else wrong[aspect] for aspect in rubric)
@@ -74,10 +68,9 @@ def mended(question: str, draft: str, rubric) -> str:
         opening = polite[:1] + [word for word in opening if word not in COURTESIES]
     if "kindness" in rubric:
         opening = [word for word in opening if word not in INSULTS]
-    if "lines" in rubric:
-        lines = right_lines(question)
-    if "total" in rubric:
-        total = int(right_lines(question)[-1].split()[-1])
+    right_lines, right_total = bills.right_answer(question)
+    lines = right_lines if "lines" in rubric else lines
+    total = right_total if "total" in rubric else total
     return bills.compose(opening, total, lines, "." if "form" in rubric else end, order)
 
 
