@@ -38,6 +38,7 @@ SEEDS = [11, 12, 13]  # whose test questions nobody saw when the config was made
 TEMPERATURES = (1.0, 0.5)
 GRID = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 KL_TARGETS = (1.5, 2.0, 3.0)
+LR_SCALES = (1.0, 0.5)
 LESSONS = (2, 3, 5)
 TOO_MANY = 120       # iterations of a stage
 COMPARISONS = ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw")  # of Eq. 2
@@ -388,8 +389,9 @@ def at_validation(lab: Lab, lessons: int | None = None) -> list[Responses]:
 def rlhf_choices(lab: Lab) -> dict:
     """Gold quality on validation questions, mean over two temperatures, of M_P^RL's answers."""
     at = at_validation(lab)
-    return {f"kl_target {kl}": mean_gold(at, lambda r: of_stage(r, "rlhf", rlhf__kl_target=kl))
-            for kl in KL_TARGETS}
+    return {f"kl_target {kl}, lr_scale {scale}": mean_gold(at, lambda r: of_stage(
+        r, "rlhf", rlhf__kl_target=kl, rlhf__lr_scale=scale))
+        for kl in KL_TARGETS for scale in LR_SCALES}
 
 
 def equal_budget_choices(lab: Lab) -> dict:
@@ -397,7 +399,7 @@ def equal_budget_choices(lab: Lab) -> dict:
     at = at_validation(lab)
     return {f"kl_target {kl}, lr_scale {scale}": mean_gold(at, lambda r: r.answers(
         f"long {kl} {scale}", lab.equal_budget(rlhf__kl_target=kl, rlhf__lr_scale=scale)[1]))
-        for kl in KL_TARGETS for scale in (1.0, 0.5)}
+        for kl in KL_TARGETS for scale in LR_SCALES}
 
 
 def pit_choices(lab: Lab, score: str = "gap") -> dict:
