@@ -257,6 +257,22 @@ def test_real_data_is_judged_by_a_held_out_reward_model(bills_run, models):
     assert judge.grades(y) is judge.grades(y)  # the same list is graded once
 
 
+def test_the_first_pair_of_each_prompt_is_kept():
+    fold = Fold([[1], [1], [2], [1], [3]], [[10], [11], [12], [13], [14]], [[5]] * 5)
+    assert report.once_each(fold, 9) == Fold([[1], [2], [3]], [[10], [12], [14]], [[5]] * 3)
+    assert report.once_each(fold, 2) == Fold([[1], [2]], [[10], [12]], [[5]] * 2)
+
+
+def test_a_prompt_with_many_pairs_is_answered_once(bills_run, models):
+    """As on summaries, where a post has several pairs; all of them are held-out pairs."""
+    run, data = bills_run
+    many = dataclasses.replace(data, folds=data.folds | {
+        "test": data.folds["test"][[0, 1, 0, 2, 1]]})
+    made = report.evaluate(run, many, models)
+    assert made["prompts"] == len(made["responses"][0]["x"]) == 3
+    assert made["reward"]["R_P"]["pairs"] == 5
+
+
 def test_best_of_takes_the_highest_r_p(bills_run, models):
     run, data = bills_run
     x = [data.folds["test"].x[i] for i in range(6)]

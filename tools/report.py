@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 import runtime
-from data import Data
+from data import Data, Fold
 from reward import score
 from runtime import Run
 from sample import STAGES, answer, improve
@@ -139,15 +139,14 @@ def sample_agreements(run: Run, data: Data, models: Models, judge: Judge, x: lis
     return found
 
 
-def judge_agreements(data: Data, models: Models, judge: Judge, fold) -> dict:
+def judge_agreements(data: Data, models: Models, judge: Judge, fold: Fold) -> dict:
     """How often reward models and labels agree with the judge on held-out pairs."""
-    n = len(judge.x)
-    better = judge.grades(fold.y_w[:n]) - judge.grades(fold.y_l[:n])
+    better = judge.grades(fold.y_w) - judge.grades(fold.y_l)
     s = fold_scores(data, models.rp, models.rpit, fold)
-    return {"R_P, held-out pairs, judge": pair_agreement(s["w"][:n], s["l"][:n], better),
-            "R_PIT, held-out pairs, judge": pair_agreement(s["wl"][:n], s["lw"][:n], better),
+    return {"R_P, held-out pairs, judge": pair_agreement(s["w"], s["l"], better),
+            "R_PIT, held-out pairs, judge": pair_agreement(s["wl"], s["lw"], better),
             "labels, held-out pairs, judge (the ceiling)": pair_agreement(
-                np.ones(n), np.zeros(n), better)}
+                np.ones(len(fold)), np.zeros(len(fold)), better)}
 
 
 def stage_seconds(run: Run) -> dict:
@@ -157,12 +156,20 @@ def stage_seconds(run: Run) -> dict:
     return {name: files.load(path)["seconds"] for name, path in paths.items()}
 
 
+def once_each(fold: Fold, number: int) -> Fold:
+    """The first pair of each prompt, `number` of them: answers to one prompt are no independent
+    trials, and some data sets have many pairs on one."""
+    first = {}
+    for i, x in enumerate(fold.x):
+        first.setdefault(tuple(x), i)
+    return fold[list(first.values())[:number]]
+
+
 def evaluate(run: Run, data: Data, models: Models) -> dict:
     """The content of report.json."""
     start, setting = time.perf_counter(), run.config.eval
-    fold = data.folds[setting.split]
-    n = min(setting.prompts, len(fold))
-    x = fold.x[:n]
+    fold = once_each(data.folds[setting.split], setting.prompts)
+    x = fold.x
     judge = Judge(data, models, x)
     table = Table(judge)
     responses = {}
@@ -170,12 +177,12 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
         responses[temperature] = evaluate_at(run, data, models, table, x, temperature)
     y_0 = responses[setting.temperatures[0]]["chain"][0]
     for side in ("y_l", "y_w"):
-        y = getattr(fold, side)[:n]
-        table.add(side, y, "M_P^RL", y_0, None)
+        table.add(side, getattr(fold, side), "M_P^RL", y_0, None)
     accuracies = held_out_accuracies(data, models.rp, models.rpit, setting.split)
     if models.judge:
-        w, l = two_scores(models.judge, data, [data.policy(ids) for ids in fold.x], fold.y_w[:],
-                          fold.y_l[:])
+        pairs = data.folds[setting.split]
+        w, l = two_scores(models.judge, data, [data.policy(ids) for ids in pairs.x], pairs.y_w[:],
+                          pairs.y_l[:])
         accuracies["judge of this report"] = share_right(list(w > l))
     if judge.hidden:
         accuracies |= judge_agreements(data, models, judge, fold)
@@ -183,7 +190,7 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
     seconds = stage_seconds(run) | {"evaluation": time.perf_counter() - start}
     return {"name": run.config.run.name, "seed": run.config.run.seed,
             "eval_seed": setting.seed, "split": setting.split,
-            "prompts": n, "judge": judge.name, "rows": table.rows, "reward": accuracies,
+            "prompts": len(x), "judge": judge.name, "rows": table.rows, "reward": accuracies,
             "seconds": seconds, "data": data.counts,
             "examples": examples(run, data, models, judge, responses),
             "responses": comparisons(run, data, x, responses)}
