@@ -289,7 +289,8 @@ class Run:
         try:
             model = model if weights is None else state.put(model, weights)
         except RuntimeError as error:
-            raise UserError(f"a checkpoint does not fit the model: {str(error).splitlines()[-1]}; "
+            reason = str(error).splitlines()[-1].strip()[:160]  # it names every weight
+            raise UserError(f"a checkpoint does not fit the model: {reason}; "
                             "delete the run folder or choose another --run.name") from None
         if not self.config.run.shard or ranks() == 1:
             return model.to(self.device)

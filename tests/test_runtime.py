@@ -258,6 +258,14 @@ def test_a_base_folder_is_used_where_it_fits(tmp_path):
     assert load(base.folder / "rp.pt")["beta"] == 2.0
 
 
+def test_weights_that_do_not_fit_are_refused_in_one_short_line(tmp_path):
+    many = {f"blocks.{i}.weight": torch.zeros(1) for i in range(500)}
+    with pytest.raises(UserError, match=r"does not fit the model: .*blocks.0.weight") as caught:
+        tiny_run(tmp_path).placed(torch.nn.Linear(1, 1, bias=False), many)
+    message = str(caught.value)
+    assert len(message) < 300 and "\n" not in message and message.endswith("--run.name")
+
+
 def test_metrics_of_a_stage_that_starts_again_are_not_doubled(tmp_path):
     run = tiny_run(tmp_path)
     def stage(name, fail=False):
