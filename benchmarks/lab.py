@@ -295,7 +295,6 @@ def last_stage(models: Models) -> GPT:
     return [policy for name, policy in models.policies.items() if name.startswith("PIT stage")][-1]
 
 
-
 def label(stem: str, fields: dict) -> str:
     """A run's name that tells its settings."""
     return "-".join([stem, *(f"{key.split('__')[1]}-{value}" for key, value in fields.items())])

@@ -52,12 +52,17 @@ def two_scores(model: RewardModel, data: Data, prompts: list, a: list, b: list) 
     return np.array(gather(scores.tolist())).T
 
 
+def pointwise_scores(data: Data, model: RewardModel, fold: Fold) -> np.ndarray:
+    """A pointwise reward model's scores [2, n] of a fold's y_w and y_l."""
+    return two_scores(model, data, [data.policy(ids) for ids in fold.x], fold.y_w[:], fold.y_l[:])
+
+
 def fold_scores(data: Data, rp: RewardModel, rpit: RewardModel, fold: Fold) -> dict:
     """Scores of a fold's pairs: R_P's of "w" and "l", R_PIT's of the four ordered pairs."""
     x, y_w, y_l = fold.x[:], fold.y_w[:], fold.y_l[:]
     given = {"l": [data.pit(*pair) for pair in zip(x, y_l)],
              "w": [data.pit(*pair) for pair in zip(x, y_w)]}
-    scores = dict(zip("wl", two_scores(rp, data, [data.policy(ids) for ids in x], y_w, y_l)))
+    scores = dict(zip("wl", pointwise_scores(data, rp, fold)))
     for y_ref, prompts in given.items():
         w, l = two_scores(rpit, data, prompts, y_w, y_l)
         scores |= {f"w{y_ref}": w, f"l{y_ref}": l}

@@ -22,7 +22,7 @@ from runtime import Run
 from sample import STAGES, answer, improve
 from tools import bills, files, verdicts
 from tools.measure import (comparison, fold_scores, gap_scores, held_out_accuracies, pair_agreement,
-                           rp_scores, share_right, two_scores)
+                           pointwise_scores, rp_scores, share_right)
 from tools.rivals import best_of, self_refine
 from tools.show import prompt_text
 from train_reward import Models
@@ -180,9 +180,7 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
         table.add(side, getattr(fold, side), "M_P^RL", y_0, None)
     accuracies = held_out_accuracies(data, models.rp, models.rpit, setting.split)
     if models.judge:
-        pairs = data.folds[setting.split]
-        w, l = two_scores(models.judge, data, [data.policy(ids) for ids in pairs.x], pairs.y_w[:],
-                          pairs.y_l[:])
+        w, l = pointwise_scores(data, models.judge, data.folds[setting.split])
         accuracies["judge of this report"] = share_right(list(w > l))
     if judge.hidden:
         accuracies |= judge_agreements(data, models, judge, fold)
