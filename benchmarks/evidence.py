@@ -17,7 +17,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from statistics import median
 
@@ -89,10 +88,8 @@ SYSTEMS = {
 
 def main_table(lab: Lab) -> dict:
     """Every system at equal temperatures and at its own best one, and PIT against each."""
-    at = cache(lambda temperature: Responses(lab, "test", temperature))
-    settings = {str(t): dict.fromkeys(SYSTEMS, t) for t in TEMPERATURES}
-    settings["best"] = best_temperatures(lab, SYSTEMS)
-    return {"at": {name: compared(at, setting) for name, setting in settings.items()},
+    settings = settings_of(lab, {name: system.make for name, system in SYSTEMS.items()})
+    return {"at": {place: compared(lab, setting) for place, setting in settings.items()},
             "best_temperatures": settings["best"],
             "rl_samples": {name: rl_samples(lab, name) for name in SYSTEMS}}
 
@@ -111,42 +108,58 @@ def rl_samples(lab: Lab, system: str) -> dict:
     return {"scored": scored * config.ppo.batch, "sampled": (scored + drawn) * config.ppo.batch}
 
 
-def compared(at: Callable, setting: dict) -> dict:
+def compared(lab: Lab, setting: dict) -> dict:
     """Each system's worth at its temperature in the setting (its drafts' too), its win - lose over
-    the ORIGINALS, and PIT's over it; at(temperature) are responses."""
-    made = {name: (at(setting[name]), system.make(at(setting[name])))
-            for name, system in SYSTEMS.items()}
-    found = {}
-    for name, (responses, y) in made.items():
+    the ORIGINALS, and PIT's over it."""
+    at = {name: lab.responses("test", t) for name, t in setting.items()}
+    made, found = {name: system.make(at[name]) for name, system in SYSTEMS.items()}, {}
+    for name, y in made.items():
+        responses = at[name]
         found[name] = responses.worth(y)
         for original in ORIGINALS:
-            found[name][f"over {original}"] = responses.over(y, made[original][1])
+            found[name][f"over {original}"] = responses.over(y, made[original])
         for ours in ("PIT", "PIT, iteration 3"):
-            found[name][f"{ours} over it"] = responses.over(made[ours][1], y)
+            found[name][f"{ours} over it"] = responses.over(made[ours], y)
     return found
 
 
-def best_temperatures(lab: Lab, names) -> dict:
-    """Of each system the temperature with the highest gold quality on validation questions."""
-    gold = {name: {} for name in names}
-    for temperature in GRID:
-        responses = Responses(lab, "valid", temperature)
-        for name in names:
-            gold[name][temperature] = responses.gold(SYSTEMS[name].make(responses)).mean()
-    return {name: max(found, key=found.get) for name, found in gold.items()}
+def settings_of(lab: Lab, makers: dict[str, Callable]) -> dict:
+    """Temperatures of systems, by the functions that make their responses: the same for all, and
+    "best", of each the one with the highest gold quality on validation questions."""
+    def gold(make, temperature):
+        responses = lab.responses("valid", temperature)
+        return responses.gold(make(responses)).mean()
+
+    return {str(t): dict.fromkeys(makers, t) for t in TEMPERATURES} | {
+        "best": {name: max(GRID, key=lambda t: gold(make, t)) for name, make in makers.items()}}
 
 
 # ------------------------------------------------------------------- variants of PIT's training
 
 
-def of_variant(responses: Responses, name: str, fields: dict) -> dict:
-    """What another training of PIT makes of y_0, and its win - lose over y_0; and PIT's over it."""
-    y = responses.pit()
-    if fields:
+def variant(name: str, fields: dict) -> Callable:
+    """The function that makes what PIT of another training makes of y_0."""
+    def make(responses: Responses) -> list:
         models = responses.lab.varied(name.replace(" ", "-"), **fields).models
-        y = responses.improved(name, last_stage(models))
-    return responses.worth(y) | {"over y_0": responses.over(y, responses.of("M_P^RL")),
-                                 "PIT over it": responses.over(responses.pit(), y)}
+        return responses.improved(name, last_stage(models))
+    return make if fields else Responses.pit
+
+
+def compared_variants(lab: Lab, makers: dict[str, Callable]) -> dict:
+    """Each variant's worth, its win - lose over y_0, and PIT's over it; where each has its own best
+    temperature, so have PIT and y_0."""
+    settings = settings_of(lab, makers | {
+        name: SYSTEMS[name].make for name in ("PIT", "y_0 ~ M_P^RL")})
+    found = {"best_temperatures": settings["best"]}
+    for place, setting in settings.items():
+        at = {name: lab.responses("test", t) for name, t in setting.items()}
+        pit, y_0 = at["PIT"].pit(), at["y_0 ~ M_P^RL"].of("M_P^RL")
+        found[place] = {}
+        for name, make in makers.items():
+            y = make(at[name])
+            found[place][name] = at[name].worth(y) | {
+                "over y_0": at[name].over(y, y_0), "PIT over it": at[name].over(pit, y)}
+    return found
 
 
 def curriculum(lab: Lab) -> dict:
@@ -162,9 +175,8 @@ def curriculum(lab: Lab) -> dict:
         "stage 1, then 0": {"pit__curriculum": ["stage1", "stage0"],
                             "stage1__iterations": first, "stage1__lr_scale": 1.0,
                             "stage0__iterations": second, "stage0__lr_scale": scale}}
-    at = {str(t): Responses(lab, "test", t) for t in TEMPERATURES}
-    return {t: {name: of_variant(responses, name, fields) for name, fields in variants.items()}
-            for t, responses in at.items()}
+    return compared_variants(
+        lab, {name: variant(name, fields) for name, fields in variants.items()})
 
 
 def terms(lab: Lab) -> dict:
@@ -173,22 +185,21 @@ def terms(lab: Lab) -> dict:
     kept = {"all five": COMPARISONS} | {
         f"without {term}": tuple(t for t in COMPARISONS if t != term) for term in COMPARISONS} | {
         "only wl>lw": ("wl>lw",)}
-    at, found = {str(t): Responses(lab, "test", t) for t in TEMPERATURES}, {}
+    makers, found = {}, {}
     for name, left in kept.items():
         fields = {"reward__terms": list(left)} if len(left) < 5 else {}
         trained = lab.varied(name.replace(" ", "-"), **fields) if fields else lab.base()
-        found[name] = agreements(lab, at["1.0"], trained.models, "wl", "lw") | {
-            "pit": {t: of_variant(responses, name, fields) for t, responses in at.items()}}
-    y = {t: SYSTEMS["PPO on R_P(x, y) - R_P(x, y_ref)"].make(r) for t, r in at.items()}
-    found["difference of R_P"] = agreements(lab, at["1.0"], lab.base().models, "w", "l") | {
-        "pit": {t: r.worth(y[t]) | {"over y_0": r.over(y[t], r.of("M_P^RL")),
-                                    "PIT over it": r.over(r.pit(), y[t])} for t, r in at.items()}}
-    return found
+        found[name] = agreements(lab, trained.models, "wl", "lw")
+        makers[name] = variant(name, fields)
+    found["difference of R_P"] = agreements(lab, lab.base().models, "w", "l")
+    makers["difference of R_P"] = SYSTEMS["PPO on R_P(x, y) - R_P(x, y_ref)"].make
+    return {"agreement": found, "pit": compared_variants(lab, makers)}
 
 
-def agreements(lab: Lab, responses: Responses, models, better: str, worse: str) -> dict:
+def agreements(lab: Lab, models, better: str, worse: str) -> dict:
     """How often scores of held-out pairs agree with labels and judge; and how often the judge
     agrees with the labels, where it calls a tie in half of the cases: the ceiling of the first."""
+    responses = lab.responses("test", 1.0)
     fold = lab.base().data.folds["test"][range(len(responses.x))]
     scores = fold_scores(lab.base().data, models.rp, models.rpit, fold)
     judged = np.sign(responses.gold(fold.y_w) - responses.gold(fold.y_l))
@@ -202,10 +213,10 @@ def agreements(lab: Lab, responses: Responses, models, better: str, worse: str) 
 
 def temperatures(lab: Lab) -> dict:
     """PIT and Self-Refine at several temperatures, of drafts at T = 1 and of drafts at the same."""
-    drafts, found = Responses(lab, "test", 1.0).of("M_P^RL"), {}
+    drafts, found = lab.responses("test", 1.0).of("M_P^RL"), {}
     for temperature in GRID:
         for place, responses in (("drafts at 1", Responses(lab, "test", temperature, drafts)),
-                                 ("drafts alike", Responses(lab, "test", temperature))):
+                                 ("drafts alike", lab.responses("test", temperature))):
             y_0 = responses.of("M_P^RL")
             found[f"{temperature}, {place}"] = {"y_0": responses.worth(y_0)} | {
                 name: responses.worth(y) | {"over y_0": responses.over(y, y_0)}
@@ -214,15 +225,14 @@ def temperatures(lab: Lab) -> dict:
 
 
 def rubrics(lab: Lab) -> dict:
-    """Self-Refine by rubrics of the k weightiest aspects, and by those that lack one; at equal
-    temperatures, and PIT and it each at its own best one."""
-    best = best_temperatures(lab, ("PIT", "Self-Refine, whole rubric"))
-    settings = {str(t): (t, t) for t in TEMPERATURES} | {"best": tuple(best.values())}
-    at, found = cache(lambda t: Responses(lab, "test", t)), {"best_temperatures": best}
-    for place, (ours, theirs) in settings.items():
-        pit, responses = at(ours).pit(), at(theirs)
-        y_0 = responses.of("M_P^RL")
-        found[place] = {"PIT": at(ours).worth(pit)}
+    """Self-Refine by rubrics of the k weightiest aspects, and by those that lack one; the best
+    temperature is that of the whole rubric."""
+    settings = settings_of(lab, {"PIT": Responses.pit, "Self-Refine": Responses.refined})
+    found = {"best_temperatures": settings["best"]}
+    for place, setting in settings.items():
+        at, responses = (lab.responses("test", t) for t in setting.values())
+        pit, y_0 = at.pit(), responses.of("M_P^RL")
+        found[place] = {"PIT": at.worth(pit)}
         for name, aspects in (NESTED | LACKING).items():
             y = responses.refined(aspects)
             found[place][name] = responses.worth(y) | {"over y_0": responses.over(y, y_0),
@@ -237,7 +247,7 @@ def iterations(lab: Lab, number: int = 8) -> dict:
     """Quality and Elo along a chain of improvements, what r_gap tells there, and when to stop."""
     found = {}
     for temperature in TEMPERATURES:
-        responses = Responses(lab, "test", temperature)
+        responses = lab.responses("test", temperature)
         chain = chain_of(responses, number)
         players = {f"PIT {i}" if i else "y_0": y for i, y in enumerate(chain)} | {
             f"Self-Refine {i}": responses.refined(times=i) for i in (1, 2, 3)} | {
@@ -320,7 +330,7 @@ def kept(marks: np.ndarray, threshold: float) -> np.ndarray:
 def stopping(lab: Lab, temperature: float, responses: Responses, chain: list[list]) -> dict:
     """Always going on against keeping y_i only if its r_gap exceeds a threshold, chosen for the
     gold quality of validation questions; and if it exceeds that of a copy."""
-    seen = Responses(lab, "valid", temperature)
+    seen = lab.responses("valid", temperature)
     known = chain_of(seen, len(chain) - 1)
     golds = [np.array([r.gold(y) for y in c]) for r, c in ((seen, known), (responses, chain))]
     marks = [gaps_of(r, c) for r, c in ((seen, known), (responses, chain))]
@@ -363,7 +373,7 @@ def optimisation(lab: Lab) -> dict:
     """Gold quality, reward and KL along RLHF and PIT's stage 0, with fixed coefficients of the KL
     and more iterations than are good: of the rollouts, on questions of the RL fold at T = 1 (stage
     0: of y_l and y_w); and at the end on test questions (stage 0: of y_0 ~ M_P^RL)."""
-    found, responses = {}, Responses(lab, "test", 1.0)
+    found, responses = {}, lab.responses("test", 1.0)
     for stage in ("rlhf", "stage0"):
         for beta in (0.0, 0.03, 0.1):
             run, policy = lab.one_stage(f"{stage}-beta-{beta}", stage, **{

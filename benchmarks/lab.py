@@ -155,6 +155,10 @@ class Lab:
             return Trained(run, data, Models(model, None, {"M_P^SFT": policy}))
         return self.once("outside", make)
 
+    def responses(self, split: str, temperature: float) -> "Responses":
+        """Every system's, made once for all rows."""
+        return self.once(f"{split}, {temperature}", lambda: Responses(self, split, temperature))
+
     def seconds(self) -> dict[str, float]:
         """Seconds of every training that a system stands on."""
         found, lessons = stage_seconds(self.base().run), CHOSEN["lessons"]

@@ -72,8 +72,8 @@ def curriculum_plot(plt, seeds: list):
 
 
 def terms_plot(plt, seeds: list):
-    names = [name for name in seeds[0] if name != "ceiling"]
-    return bars(plt, names, {t: [gathered(seeds, name, "pit", t, "over y_0", "gold")
+    names = list(seeds[0]["agreement"])
+    return bars(plt, names, {t: [gathered(seeds, "pit", t, name, "over y_0", "gold")
                                  for name in names] for t in COLOURS},
                 "win - lose of PIT over y_0 ~ M_P^RL, in points, by the terms of Eq. 2")
 

@@ -73,6 +73,12 @@ def costs(seeds: list, *path) -> list[str]:
 
 COST_HEADS = ["tokens sampled an answer", "calls"]
 PLACES = {"1.0": "T = 1", "0.5": "T = 0.5", "best": "own best T"}
+EQUAL = ("1.0", "0.5")
+
+
+def heads_at(heads: list[str], places=tuple(PLACES)) -> list[str]:
+    """Each head for each temperature."""
+    return [f"{head}, {PLACES[at]}" for head in heads for at in places]
 
 
 def main_table(seeds: list) -> str:
@@ -90,17 +96,17 @@ def worth_table(seeds: list) -> str:
                       *(cell(gathered(seeds, "at", at, name, f"over {original}", "gold"))
                         for original in ("y_0 ~ M_P^SFT", "y_0 ~ M_P^RL") for at in PLACES)])
     return markdown(["system", "responses scored in RL", "sampled", *COST_HEADS,
-                     *(f"gold, {place}" for place in PLACES.values()), "best T of each seed",
-                     *(f"over {original}, {place}" for original in ("M_P^SFT", "M_P^RL")
-                       for place in PLACES.values())], lines)
+                     *heads_at(["gold"]), "best T of each seed",
+                     *heads_at(["over M_P^SFT", "over M_P^RL"])], lines)
 
 
 def pit_table(seeds: list) -> str:
     lines = [[name, *(cell(gathered(seeds, "at", at, name, f"{ours} over it", judge))
                       for ours in ("PIT", "PIT, iteration 3") for judge in JUDGES
                       for at in PLACES)] for name in seeds[0]["rl_samples"]]
-    return markdown(["win - lose over", *(f"{ours}, {judge}, {place}" for ours in (
-        "PIT", "iteration 3") for judge in JUDGES.values() for place in PLACES.values())], lines)
+    return markdown(["win - lose over", *heads_at([
+        f"{ours}, {judge}" for ours in ("PIT", "iteration 3") for judge in JUDGES.values()])],
+        lines)
 
 
 def aspect_table(seeds: list) -> str:
@@ -110,41 +116,32 @@ def aspect_table(seeds: list) -> str:
     return markdown(["aspects, T = 0.5", *names], lines)
 
 
-def both(heads: list[str]) -> list[str]:
-    """Heads for both temperatures."""
-    return [f"{head}, {PLACES[at]}" for head in heads for at in ("1.0", "0.5")]
-
-
-VARIANT_HEADS = [*COST_HEADS, *both([
-    "gold", "over y_0", "PIT over it", "PIT over it by the other reward model"])]
-
-
-def variant_cells(seeds: list, path) -> list[str]:
-    """Of a variant of PIT, at path(temperature)."""
-    at = ("1.0", "0.5")
-    return costs(seeds, *path("1.0")) + [gold(seeds, *path(t)) for t in at] + [
-        cell(gathered(seeds, *path(t), what, judge)) for what, judge in (
-            ("over y_0", "gold"), ("PIT over it", "gold"), ("PIT over it", "outside")) for t in at]
-
-
-def curriculum_table(seeds: list) -> str:
-    return markdown(["curriculum", *VARIANT_HEADS], [
-        [name, *variant_cells(seeds, lambda at: (at, name))] for name in seeds[0]["1.0"]])
+def variants_table(seeds: list) -> str:
+    """Variants of PIT's training: what they are worth, and how they compare with y_0 and PIT."""
+    lines = [[name, costs(seeds, "1.0", name)[0], *(gold(seeds, at, name) for at in PLACES),
+              "/".join(str(t) for t in gathered(seeds, "best_temperatures", name)),
+              *(cell(gathered(seeds, at, name, what, judge)) for what, judge in (
+                  ("over y_0", "gold"), ("PIT over it", "gold"), ("PIT over it", "outside"))
+                for at in PLACES)] for name in seeds[0]["1.0"]]
+    return markdown(["PIT with", COST_HEADS[0], *heads_at(["gold"]), "best T of each seed",
+                     *heads_at(["over y_0", "PIT over it", "PIT over it by the other reward model"])
+                     ], lines)
 
 
 def terms_table(seeds: list) -> str:
-    lines, ceiling = [], gathered(seeds, "all five", "ceiling")
-    r_p = gathered(seeds, "difference of R_P", "judge")
-    for name in seeds[0]:
-        labels, judge = (gathered(seeds, name, what) for what in ("labels", "judge"))
+    found = gathered(seeds, "agreement")
+    lines, ceiling = [], gathered(found, "all five", "ceiling")
+    r_p = gathered(found, "difference of R_P", "judge")
+    for name in found[0]:
+        labels, judge = (gathered(found, name, what) for what in ("labels", "judge"))
         lines.append([
             name, cell(labels, ".3f"), cell([100 * (a - b) for a, b in zip(labels, ceiling)]),
-            cell(judge, ".3f"), cell([100 * (a - b) for a, b in zip(judge, r_p)]),
-            *variant_cells(seeds, lambda at: (name, "pit", at))])
-    return (markdown(["Eq. 2", "agrees with labels", "less the ceiling, points", "with the judge",
-                      "less R_P, points", *VARIANT_HEADS], lines)
-            + f"\n\nThe ceiling: the judge agrees with {cell(ceiling, '.3f')} of the labels, "
-              "ties half.")
+            cell(judge, ".3f"), cell([100 * (a - b) for a, b in zip(judge, r_p)])])
+    return "\n\n".join([
+        markdown(["Eq. 2", "agrees with labels", "less the ceiling, points", "with the judge",
+                  "less R_P, points"], lines),
+        f"The ceiling: the judge agrees with {cell(ceiling, '.3f')} of the labels, ties half.",
+        variants_table(gathered(seeds, "pit"))])
 
 
 def temperatures_table(seeds: list) -> str:
@@ -160,9 +157,8 @@ def rubrics_table(seeds: list) -> str:
     lines = [[name, costs(seeds, "1.0", name)[0], *(gold(seeds, t, name) for t in PLACES), *(
         cell(gathered(seeds, t, name, "PIT over it", judge)) if name != "PIT" else ""
         for judge in JUDGES for t in PLACES)] for name in seeds[0]["1.0"]]
-    return markdown(["rubric", COST_HEADS[0], *(f"gold, {place}" for place in PLACES.values()),
-                     *(f"PIT over it, {judge}, {place}" for judge in JUDGES.values()
-                       for place in PLACES.values())], lines)
+    return markdown(["rubric", COST_HEADS[0], *heads_at(["gold"]),
+                     *heads_at([f"PIT over it, {judge}" for judge in JUDGES.values()])], lines)
 
 
 def iterations_table(seeds: list) -> str:
@@ -170,33 +166,33 @@ def iterations_table(seeds: list) -> str:
 
 
 def players_table(seeds: list) -> str:
-    at, lines = ("1.0", "0.5"), []
+    lines = []
     for i, name in enumerate(seeds[0]["1.0"]["players"]):
         chained = name.startswith("PIT")
         lines.append([name, costs(seeds, "1.0", "players", name)[0],
-                      *(gold(seeds, t, "players", name) for t in at),
-                      *(cell(gathered(seeds, t, "players", name, "elo"), ".0f") for t in at),
+                      *(gold(seeds, t, "players", name) for t in EQUAL),
+                      *(cell(gathered(seeds, t, "players", name, "elo"), ".0f") for t in EQUAL),
                       *(cell(gathered(seeds, t, "copies", i - 1), ".0f") if chained else ""
-                        for t in at)])
-    return markdown(["response", COST_HEADS[0], *both(["gold", "Elo", "copies in %"])], lines)
+                        for t in EQUAL)])
+    return markdown(
+        ["response", COST_HEADS[0], *heads_at(["gold", "Elo", "copies in %"], EQUAL)], lines)
 
 
 def told_table(seeds: list) -> str:
-    at, lines = ("1.0", "0.5"), []
+    lines = []
     for drafts in seeds[0]["1.0"]["r_gap"]:
         lines.append([drafts, *(present(gathered(seeds, t, "r_gap", drafts, what), form)
                                 for what, form in (("steps", ".0f"), ("gained", "+.3f"),
                                                    ("correlation", ".2f"), ("sign_right", ".2f"))
-                                for t in at)])
-    return markdown(["gold of y_ref", *both(["steps", "gain", "rank correlation of r_gap",
-                                             "sign right"])], lines)
+                                for t in EQUAL)])
+    return markdown(["gold of y_ref", *heads_at(
+        ["steps", "gain", "rank correlation of r_gap", "sign right"], EQUAL)], lines)
 
 
 def stopping_table(seeds: list) -> str:
-    at = ("1.0", "0.5")
-    return markdown(["when to stop", *both(["gold", "steps"])], [
-        [rule, *(gold(seeds, t, "stopping", rule) for t in at),
-         *(cell(gathered(seeds, t, "stopping", rule, "steps"), ".1f") for t in at)]
+    return markdown(["when to stop", *heads_at(["gold", "steps"], EQUAL)], [
+        [rule, *(gold(seeds, t, "stopping", rule) for t in EQUAL),
+         *(cell(gathered(seeds, t, "stopping", rule, "steps"), ".1f") for t in EQUAL)]
         for rule in seeds[0]["1.0"]["stopping"]])
 
 
@@ -232,7 +228,7 @@ def choices_table(seeds: list) -> str:
         [setting, cell(gathered(seeds, setting), ".3f")] for setting in seeds[0]])
 
 
-TABLES = {"main": main_table, "control": main_table, "curriculum": curriculum_table,
+TABLES = {"main": main_table, "control": main_table, "curriculum": variants_table,
           "terms": terms_table, "temperatures": temperatures_table, "rubrics": rubrics_table,
           "iterations": iterations_table, "cost": cost_table, "optimisation": optimisation_table}
 TABLES |= {f"choices-{system}": choices_table
