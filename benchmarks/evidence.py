@@ -9,19 +9,21 @@ evidence.md are filled in anew. The models that rows need are trained once each,
 runs/<name>-<place of the total>-<seed>..., and a training that was cut off goes on.
 
 Choices are made on validation questions of the first seed (rows "choices-..."), six settings for
-each system that is trained; the best of each stands in the config or in lab.CHOSEN. Figures are of
-test questions. Improvements are of y_0 ~ M_P^RL unless said.
+each system; what was chosen stands in the config or in lab.CHOSEN. Figures are of test questions.
+Improvements are of y_0 ~ M_P^RL unless said.
 """
 
 import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import numpy as np
-from lab import CHOSEN, OUTSIDE_SEED, Lab, Responses, label, last_stage
+from lab import (CHOSEN, OUTSIDE_SEED, Lab, Responses, Trained, label, last_stage, log_of,
+                 mean_length, rl_samples)
 from tables import fill_page
 
 from runtime import UserError, rank
@@ -29,6 +31,7 @@ from tools.files import write_whole
 from tools.launch import guard
 from tools.measure import fold_scores, pair_agreement
 from tools.ranks import barrier
+from tools.rivals import refiner_examples
 from tools.rubric import LACKING, NESTED, without
 from tools.settings import read_arguments
 
@@ -53,7 +56,8 @@ class System:
 
 M_P = ("sft", "rp", "rlhf")
 PIT = M_P + ("pit_sft", "rpit", "stage0", "stage1")
-REFINER = M_P + ("refiner", "refiner-rl")
+TAUGHT = ("refiner",) + ("refiner-rl",) * (CHOSEN["refiner"] == "after RL")
+REFINER = M_P + TAUGHT
 SYSTEMS = {
     "y_0 ~ M_P^SFT": System(lambda r: r.of("M_P^SFT"), ("sft",)),
     "y_0 ~ M_P^RL": System(lambda r: r.of("M_P^RL"), M_P),
@@ -65,12 +69,12 @@ SYSTEMS = {
     "best of 8": System(lambda r: r.best_of(8), M_P),
     "Self-Refine, whole rubric": System(lambda r: r.refined(), REFINER),
     "Self-Refine, whole rubric, of its own drafts": System(
-        lambda r: r.refined(own=True), ("sft", "rp", "refiner", "refiner-rl")),
+        lambda r: r.refined(own=True), ("sft", "rp", *TAUGHT)),
     "Self-Refine, all but the total": System(lambda r: r.refined(without("total")), REFINER),
     "M_PIT^SFT": System(lambda r: r.improved("M_PIT^SFT", r.models.policies["M_PIT^SFT"]),
                         M_P + ("pit_sft",)),
     "PPO on R_P(x, y) - R_P(x, y_ref)": System(
-        lambda r: r.improved("difference", last_stage(r.lab.difference().models)),
+        lambda r: r.improved("difference of R_P", last_stage(r.lab.difference().models)),
         M_P + ("pit_sft", "difference-stage0", "difference-stage1")),
     "PIT": System(lambda r: r.pit(), PIT),
     "PIT, iteration 3": System(lambda r: r.pit(3), PIT),
@@ -91,21 +95,16 @@ def main_table(lab: Lab) -> dict:
     settings = settings_of(lab, {name: system.make for name, system in SYSTEMS.items()})
     return {"at": {place: compared(lab, setting) for place, setting in settings.items()},
             "best_temperatures": settings["best"],
-            "rl_samples": {name: rl_samples(lab, name) for name in SYSTEMS}}
+            "rl_samples": {name: rl_samples_of(lab, name) for name in SYSTEMS}}
 
 
-def rl_samples(lab: Lab, system: str) -> dict:
-    """Responses that RL scored for a system, and all that were sampled for it: stage 1 also samples
-    the references."""
-    config, long = lab.config, lab.equal_budget()[0].config
-    pit = {name + stage: getattr(config, stage) for name in ("", "difference-")
-           for stage in ("stage0", "stage1")}
-    stages = pit | {"rlhf": config.rlhf, "refiner-rl": config.rlhf, "rlhf-long": long.rlhf}
-    used = [name for name in SYSTEMS[system].trainings if name in stages]
-    scored = sum(stages[name].iterations for name in used)
-    drawn = sum(pit[name].iterations for name in used
-                if name in pit and pit[name].reference == "policy")
-    return {"scored": scored * config.ppo.batch, "sampled": (scored + drawn) * config.ppo.batch}
+def rl_samples_of(lab: Lab, system: str) -> dict:
+    """Responses that RL scored and sampled for a system."""
+    trainings = SYSTEMS[system].trainings
+    config = lab.equal_budget()[0].config if "rlhf-long" in trainings else lab.config
+    stages = [{"rlhf-long": "rlhf", "refiner-rl": "rlhf"}.get(
+        name, name.removeprefix("difference-")) for name in trainings]
+    return rl_samples(config, [name for name in stages if name in ("rlhf", "stage0", "stage1")])
 
 
 def compared(lab: Lab, setting: dict) -> dict:
@@ -137,20 +136,19 @@ def settings_of(lab: Lab, makers: dict[str, Callable]) -> dict:
 # ------------------------------------------------------------------- variants of PIT's training
 
 
-def variant(name: str, fields: dict) -> Callable:
-    """The function that makes what PIT of another training makes of y_0."""
-    def make(responses: Responses) -> list:
-        models = responses.lab.varied(name.replace(" ", "-"), **fields).models
-        return responses.improved(name, last_stage(models))
-    return make if fields else Responses.pit
+def compared_variants(lab: Lab, variants: dict[str, Trained]) -> dict:
+    """The worth of what other trainings of PIT make of y_0, their win - lose over y_0, and PIT's
+    over them; where each has its own best temperature, so have PIT and y_0."""
+    def maker(name: str) -> Callable:
+        return Responses.pit if variants[name] is lab.base() else lambda r: r.improved(
+            name, last_stage(variants[name].models))
 
-
-def compared_variants(lab: Lab, makers: dict[str, Callable]) -> dict:
-    """Each variant's worth, its win - lose over y_0, and PIT's over it; where each has its own best
-    temperature, so have PIT and y_0."""
+    makers = {name: maker(name) for name in variants}
     settings = settings_of(lab, makers | {
         name: SYSTEMS[name].make for name in ("PIT", "y_0 ~ M_P^RL")})
-    found = {"best_temperatures": settings["best"]}
+    found = {"best_temperatures": settings["best"], "rl_samples": {
+        name: rl_samples(trained.run.config, ("rlhf", *trained.run.config.pit.curriculum))
+        for name, trained in variants.items()}}
     for place, setting in settings.items():
         at = {name: lab.responses("test", t) for name, t in setting.items()}
         pit, y_0 = at["PIT"].pit(), at["y_0 ~ M_P^RL"].of("M_P^RL")
@@ -163,20 +161,24 @@ def compared_variants(lab: Lab, makers: dict[str, Callable]) -> dict:
 
 
 def curriculum(lab: Lab) -> dict:
-    """PIT's stages alone, both, and in the wrong order, with equal numbers of iterations and the
-    settings that were chosen for PIT."""
-    first, second = lab.config.stage0.iterations, lab.config.stage1.iterations
-    scale, total = lab.config.stage1.lr_scale, first + second
-    variants = {
-        "stage 0 alone": {"pit__curriculum": ["stage0"], "stage0__iterations": total},
-        "stage 1 alone": {"pit__curriculum": ["stage1"], "stage1__iterations": total,
-                          "stage1__lr_scale": 1.0},
-        "stage 0, then 1": {},
-        "stage 1, then 0": {"pit__curriculum": ["stage1", "stage0"],
-                            "stage1__iterations": first, "stage1__lr_scale": 1.0,
-                            "stage0__iterations": second, "stage0__lr_scale": scale}}
-    return compared_variants(
-        lab, {name: variant(name, fields) for name, fields in variants.items()})
+    """PIT's stages alone, both, and in the wrong order, with equal numbers of iterations; target KL
+    and learning rate are those chosen for PIT's first and second stage, whichever stands there."""
+    first, second = lab.config.stage0, lab.config.stage1
+    total = first.iterations + second.iterations
+
+    def placed(stage: str, settings, iterations: int) -> dict:
+        return {f"{stage}__iterations": iterations, f"{stage}__kl_target": settings.kl_target,
+                f"{stage}__lr_scale": settings.lr_scale}
+
+    return compared_variants(lab, {
+        "stage 0 alone": lab.varied("stage-0-alone", pit__curriculum=["stage0"],
+                                    **placed("stage0", first, total)),
+        "stage 1 alone": lab.varied("stage-1-alone", pit__curriculum=["stage1"],
+                                    **placed("stage1", first, total)),
+        "stage 0, then 1": lab.base(),
+        "stage 1, then 0": lab.varied("stage-1,-then-0", pit__curriculum=["stage1", "stage0"],
+                                      **placed("stage1", first, first.iterations),
+                                      **placed("stage0", second, second.iterations))})
 
 
 def terms(lab: Lab) -> dict:
@@ -185,15 +187,13 @@ def terms(lab: Lab) -> dict:
     kept = {"all five": COMPARISONS} | {
         f"without {term}": tuple(t for t in COMPARISONS if t != term) for term in COMPARISONS} | {
         "only wl>lw": ("wl>lw",)}
-    makers, found = {}, {}
-    for name, left in kept.items():
-        fields = {"reward__terms": list(left)} if len(left) < 5 else {}
-        trained = lab.varied(name.replace(" ", "-"), **fields) if fields else lab.base()
-        found[name] = agreements(lab, trained.models, "wl", "lw")
-        makers[name] = variant(name, fields)
+    variants = {name: lab.base() if left == COMPARISONS else lab.varied(
+        name.replace(" ", "-"), reward__terms=list(left)) for name, left in kept.items()}
+    found = {name: agreements(lab, trained.models, "wl", "lw")
+             for name, trained in variants.items()}
     found["difference of R_P"] = agreements(lab, lab.base().models, "w", "l")
-    makers["difference of R_P"] = SYSTEMS["PPO on R_P(x, y) - R_P(x, y_ref)"].make
-    return {"agreement": found, "pit": compared_variants(lab, makers)}
+    variants["difference of R_P"] = lab.difference()
+    return {"agreement": found, "pit": compared_variants(lab, variants)}
 
 
 def agreements(lab: Lab, models, better: str, worse: str) -> dict:
@@ -213,7 +213,7 @@ def agreements(lab: Lab, models, better: str, worse: str) -> dict:
 
 def temperatures(lab: Lab) -> dict:
     """PIT and Self-Refine at several temperatures, of drafts at T = 1 and of drafts at the same."""
-    drafts, found = lab.responses("test", 1.0).of("M_P^RL"), {}
+    drafts, found = lab.responses("test", 1.0), {}
     for temperature in GRID:
         for place, responses in (("drafts at 1", Responses(lab, "test", temperature, drafts)),
                                  ("drafts alike", lab.responses("test", temperature))):
@@ -225,16 +225,18 @@ def temperatures(lab: Lab) -> dict:
 
 
 def rubrics(lab: Lab) -> dict:
-    """Self-Refine by rubrics of the k weightiest aspects, and by those that lack one; the best
-    temperature is that of the whole rubric."""
-    settings = settings_of(lab, {"PIT": Responses.pit, "Self-Refine": Responses.refined})
+    """Self-Refine by rubrics of the k weightiest aspects, and by those that lack one."""
+    by = NESTED | LACKING
+    settings = settings_of(lab, {"PIT": Responses.pit} | {
+        name: partial(Responses.refined, aspects=aspects) for name, aspects in by.items()})
     found = {"best_temperatures": settings["best"]}
     for place, setting in settings.items():
-        at, responses = (lab.responses("test", t) for t in setting.values())
-        pit, y_0 = at.pit(), responses.of("M_P^RL")
-        found[place] = {"PIT": at.worth(pit)}
-        for name, aspects in (NESTED | LACKING).items():
-            y = responses.refined(aspects)
+        at = {name: lab.responses("test", t) for name, t in setting.items()}
+        pit = at["PIT"].pit()
+        found[place] = {"PIT": at["PIT"].worth(pit)}
+        for name, aspects in by.items():
+            responses = at[name]
+            y, y_0 = responses.refined(aspects), responses.of("M_P^RL")
             found[place][name] = responses.worth(y) | {"over y_0": responses.over(y, y_0),
                                                        "PIT over it": responses.over(pit, y)}
     return found
@@ -245,22 +247,35 @@ def rubrics(lab: Lab) -> dict:
 
 def iterations(lab: Lab, number: int = 8) -> dict:
     """Quality and Elo along a chain of improvements, what r_gap tells there, and when to stop."""
-    found = {}
+    settings = settings_of(lab, {
+        "y_0": lambda r: r.of("M_P^RL"), "PIT": Responses.pit, "Self-Refine": Responses.refined,
+        "best of 4": lambda r: r.best_of(4)})
+    found = {"best_temperatures": settings["best"]}
+    for place, setting in settings.items():
+        at = {name: lab.responses("test", t) for name, t in setting.items()}
+        found[place] = {"players": ranked(at, number)}
     for temperature in TEMPERATURES:
         responses = lab.responses("test", temperature)
         chain = chain_of(responses, number)
-        players = {f"PIT {i}" if i else "y_0": y for i, y in enumerate(chain)} | {
-            f"Self-Refine {i}": responses.refined(times=i) for i in (1, 2, 3)} | {
-            "best of 4": responses.best_of(4)}
-        ratings = elo([responses.gold(y) for y in players.values()])
-        found[str(temperature)] = {
-            "players": {name: responses.worth(y) | {"elo": rating}
-                        for (name, y), rating in zip(players.items(), ratings)},
+        found[str(temperature)] |= {
             "copies": [100 * float(np.mean([a == b for a, b in zip(*step)]))
                        for step in zip(chain, chain[1:])],
             "r_gap": what_gap_tells(responses, chain),
             "stopping": stopping(lab, temperature, responses, chain)}
     return found
+
+
+def ranked(at: dict[str, Responses], number: int) -> dict:
+    """Worth and Elo of y_0, PIT's iterations, Self-Refine's and best of 4, of the responses `at`
+    each system's temperature."""
+    pit, refine, best = at["PIT"], at["Self-Refine"], at["best of 4"]
+    players = {"y_0": (at["y_0"], at["y_0"].of("M_P^RL"))}
+    players |= {f"PIT {i}": (pit, pit.pit(i)) for i in range(1, number + 1)}
+    players |= {f"Self-Refine {i}": (refine, refine.refined(times=i)) for i in (1, 2, 3)}
+    players["best of 4"] = (best, best.best_of(4))
+    ratings = elo([responses.gold(y) for responses, y in players.values()])
+    return {name: responses.worth(y) | {"elo": rating}
+            for (name, (responses, y)), rating in zip(players.items(), ratings)}
 
 
 def chain_of(responses: Responses, number: int) -> list[list]:
@@ -316,10 +331,12 @@ def what_gap_tells(responses: Responses, chain: list[list]) -> dict:
 
 
 def gaps_of(responses: Responses, chain: list[list]) -> dict:
-    """r_gap of each step of a chain, [steps, questions], as it is and less that of a copy."""
+    """r_gap of each step of a chain, [steps, questions], as it is and less that of a copy (0 for
+    copies, which another batch would score otherwise in the last digit)."""
     gap = np.stack([responses.gaps(y, y_ref) for y_ref, y in zip(chain, chain[1:])])
     copy = np.stack([responses.gaps(y_ref, y_ref) for y_ref in chain[:-1]])
-    return {"gap": gap, "over_copy": gap - copy}
+    copied = np.array([[a == b for a, b in zip(*step)] for step in zip(chain, chain[1:])])
+    return {"gap": gap, "over_copy": np.where(copied, 0.0, gap - copy)}
 
 
 def kept(marks: np.ndarray, threshold: float) -> np.ndarray:
@@ -351,9 +368,9 @@ def stopping(lab: Lab, temperature: float, responses: Responses, chain: list[lis
 
 
 def cost(lab: Lab) -> dict:
-    """Of each system the seconds of all its trainings, and for an answer the tokens sampled and
-    read, the calls and the seconds (median of three, 256 questions at once, T = 1)."""
-    trainings, found = lab.seconds(), {}
+    """Of each system the seconds and tokens of its trainings, and for an answer the tokens sampled
+    and read, the calls and the seconds (median of three, 256 questions at once, T = 1)."""
+    trainings, tokens, found = lab.seconds(), training_tokens(lab), {}
     for name, system in SYSTEMS.items():
         if not system.trainings:
             continue
@@ -363,10 +380,56 @@ def cost(lab: Lab) -> dict:
             start = time.perf_counter()
             y = system.make(responses)
             times.append((time.perf_counter() - start) / len(y))
-        found[name] = responses.cost(y) | rl_samples(lab, name) | {
+        found[name] = responses.cost(y) | rl_samples_of(lab, name) | {
             "seconds": median(times[1:]),
-            "training": sum(trainings[part] for part in system.trainings)}
-    return {"systems": found, "trainings": trainings}
+            "training": sum(trainings[part] for part in system.trainings)} | {
+            f"tokens_{what}": sum(tokens[part][what] for part in system.trainings)
+            for what in ("learned", "drawn")}
+    return {"systems": found, "trainings": {
+        name: {"seconds": spent} | tokens[name] for name, spent in trainings.items()}}
+
+
+def training_tokens(lab: Lab) -> dict[str, dict]:
+    """Of each training the tokens that the model under training reads, prompts included, and those
+    that are sampled for it, references included; from mean lengths, ends left out."""
+    return supervised_tokens(lab) | ppo_tokens(lab)
+
+
+def supervised_tokens(lab: Lab) -> dict[str, dict]:
+    base, config = lab.base(), lab.config
+    data, length = base.data, mean_length
+    sft, pairs, taught = data.folds["sft"], data.folds["reward"], refiner_examples(base.run, data)
+    both = length(pairs.y_w) + length(pairs.y_l)
+    rows = {"sft": length(map(data.policy, sft.x)) + length(sft.y_w),
+            "pit_sft": length(map(data.pit, sft.x, sft.y_l)) + length(sft.y_w),
+            "rp": length(map(data.policy, pairs.x)) + both,
+            "rpit": 2 * both + sum(length(map(data.pit, pairs.x, y_ref))
+                                   for y_ref in (pairs.y_w, pairs.y_l))}
+    examples = {name: getattr(config, name).steps * getattr(config, name).batch for name in rows}
+    rows["refiner"] = length(taught.x) + length(taught.y_w)
+    examples["refiner"] = CHOSEN["lessons"] * examples["pit_sft"]
+    return {name: {"learned": examples[name] * rows[name], "drawn": 0} for name in rows}
+
+
+def ppo_tokens(lab: Lab) -> dict[str, dict]:
+    base, batch = lab.base(), lab.config.ppo.batch
+    data, fold, length = base.data, base.data.folds["rl"], mean_length
+    y_0 = length(lab.responses("test", 1.0).of("M_P^RL"))  # about as long as on the RL fold
+    x, empty = length(map(data.policy, fold.x)), length(data.pit(ids, []) for ids in fold.x)
+    references = {"data": (length(fold.y_w) + length(fold.y_l)) / 2, "policy": y_0}
+    runs = {"rlhf": (base.run, "rlhf"), "rlhf-long": (lab.equal_budget()[0], "rlhf"),
+            "refiner-rl": (base.run, f"refiner-{CHOSEN['lessons']}-rl")}
+    found = {}
+    for stage in lab.config.pit.curriculum:
+        runs |= {stage: (base.run, stage), f"difference-{stage}": (lab.difference().run, stage)}
+    for name, (run, stage) in runs.items():
+        lengths = [row["length"] for row in log_of(run, stage)]
+        source = getattr(lab.config, stage).reference if stage.startswith("stage") else ""
+        prompt = empty + references[source] if source else x
+        drawn = y_0 if source == "policy" else 0
+        found[name] = {"learned": batch * sum(prompt + y for y in lengths),
+                       "drawn": batch * sum(drawn + y for y in lengths)}
+    return found
 
 
 def optimisation(lab: Lab) -> dict:
@@ -379,8 +442,7 @@ def optimisation(lab: Lab) -> dict:
             run, policy = lab.one_stage(f"{stage}-beta-{beta}", stage, **{
                 f"{stage}__beta": beta, f"{stage}__kl_target": 1e9,  # it never moves beta
                 f"{stage}__iterations": TOO_MANY})
-            lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            rows = [row for row in map(json.loads, lines) if row["stage"] == stage and row["step"]]
+            rows = log_of(run, stage)
             make = responses.answers if stage == "rlhf" else responses.improved
             y = make(f"{stage}, beta {beta}", policy)
             found[f"{stage}, beta {beta}"] = {
@@ -408,7 +470,8 @@ def equal_budget_choices(lab: Lab) -> dict:
     """The same of RLHF with the budget of PIT."""
     at = at_validation(lab)
     return {f"kl_target {kl}, lr_scale {scale}": mean_gold(at, lambda r: r.answers(
-        f"long {kl} {scale}", lab.equal_budget(rlhf__kl_target=kl, rlhf__lr_scale=scale)[1]))
+        f"long {kl} {scale}", lab.equal_budget(rlhf__kl_target=kl, rlhf__lr_scale=scale)[1],
+        purpose="RLHF, equal budget"))
         for kl in KL_TARGETS for scale in LR_SCALES}
 
 
@@ -441,7 +504,8 @@ def of_stage(responses: Responses, stage: str, **fields) -> list:
     """The answers of another RLHF, or the improvements by another first stage of PIT."""
     name = label(stage, fields)
     policy = responses.lab.one_stage(name, stage, **fields)[1]
-    return (responses.answers if stage == "rlhf" else responses.improved)(name, policy)
+    make = responses.answers if stage == "rlhf" else responses.improved
+    return make(name, policy, purpose=stage)  # all settings get the same random numbers
 
 
 def of_first_stage(responses: Responses, score: str, **fields) -> list:
@@ -454,7 +518,7 @@ def of_both_stages(responses: Responses, score: str, stage1__kl_target: float) -
         responses.lab.config.stage0.kl_target)
     models = responses.lab.varied(name, pit__score=score, stage0__kl_target=stage0,
                                   stage1__kl_target=stage1__kl_target).models
-    return responses.improved(name, last_stage(models))
+    return responses.improved(name, last_stage(models), purpose="stage1")
 
 
 CHOICES = {"choices-rlhf": rlhf_choices, "choices-equal-budget": equal_budget_choices,
@@ -470,12 +534,13 @@ ROWS = CHOICES | {
 
 
 def finished(path: Path, settings: dict) -> bool:
-    """Whether the row is there. Raises UserError if it was made with other settings."""
+    """Whether the row is there. Raises UserError if it was made with other settings; fields that
+    are new since then do not count."""
     if not path.exists():
         return False
     before = json.loads(path.read_text(encoding="utf-8"))["settings"]
-    differ = sorted(name for name in before.keys() | settings
-                    if before.get(name) != json.loads(json.dumps(settings.get(name))))
+    differ = sorted(name for name in before.keys() & settings
+                    if before[name] != json.loads(json.dumps(settings[name])))
     if differ:
         raise UserError(f"{path}: was made with other values of {', '.join(differ)}; delete it, or "
                         "choose another folder with --results")
@@ -499,7 +564,8 @@ def make_row(row: str, lab: Lab, path: Path) -> None:
 def main() -> None:
     args, overrides = read_arguments(
         __doc__.splitlines()[0],
-        ("--rows", {"nargs": "+", "default": list(ROWS), "choices": list(ROWS)}),
+        ("--rows", {"nargs": "+", "choices": list(ROWS),
+                    "help": "all; the choices for the first seed only"}),
         ("--seeds", {"nargs": "+", "type": int, "default": SEEDS}),
         ("--results", {"default": str(ROOT / "benchmarks" / "results"),
                        "help": "the folder of finished rows"}),
@@ -509,16 +575,21 @@ def main() -> None:
     Path(args.results).mkdir(parents=True, exist_ok=True)
     todo = []  # before a rank makes any of it
     for seed in args.seeds:
-        for row in args.rows:
+        for row in args.rows or [r for r in ROWS if r not in CHOICES or seed == SEEDS[0]]:
             lab = Lab(args.config, overrides, seed, "last" if row == "control" else "first")
             path = Path(args.results) / f"{row}-{seed}.json"
-            chosen_before = row in CHOICES and seed != args.seeds[0]
-            if not chosen_before and not finished(path, lab.settings(row not in CHOICES)):
+            if not finished(path, lab.settings(row not in CHOICES)):
                 todo.append((row, lab, path))
-    labs = {}
+    labs, failed = {}, []
     for row, lab, path in todo:
         labs = {key: one for key, one in labs.items() if one.seed == lab.seed}  # memory
-        make_row(row, labs.setdefault(lab.name, lab), path)
+        try:
+            make_row(row, labs.setdefault(lab.name, lab), path)
+        except UserError as error:  # the other rows go on
+            failed.append(f"{row} of seed {lab.seed}: {error}")
+            print(failed[-1], flush=True)
+    if failed:
+        raise UserError("; ".join(failed))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ RUBRIC = rubric.ASPECTS
 
 # What was chosen on validation questions for what the config has no field for (rows "choices-...").
 CHOSEN = {
-    "RLHF, equal budget": {"rlhf__kl_target": 2.0},
+    "RLHF, equal budget": {"rlhf__kl_target": 2.0, "rlhf__lr_scale": 1.0},
     "difference": {"stage0__kl_target": 2.0, "stage1__kl_target": 2.0},
     "lessons": 3,            # steps of Self-Refine's policy, in those of M_PIT^SFT
     "refiner": "after RL",   # or "before RL"
@@ -116,11 +116,8 @@ class Lab:
     def equal_budget(self, **fields) -> tuple[Run, GPT]:
         """RLHF with as many sampled responses as M_P^RL and PIT's stages take together, those that
         stage 1 draws as references included."""
-        config = self.config
-        count = config.rlhf.iterations + sum(
-            getattr(config, stage).iterations * (1 + (getattr(config, stage).reference == "policy"))
-            for stage in config.pit.curriculum)
-        fields = fields or CHOSEN["RLHF, equal budget"]
+        count = rl_samples(self.config, ("rlhf", *self.config.pit.curriculum))["sampled"]
+        count, fields = count // self.config.ppo.batch, fields or CHOSEN["RLHF, equal budget"]
         return self.one_stage(label("rlhf-long", fields), "rlhf", rlhf__iterations=count, **fields)
 
     def refiners(self, lessons: int) -> dict[str, GPT]:
@@ -161,7 +158,9 @@ class Lab:
 
     def seconds(self) -> dict[str, float]:
         """Seconds of every training that a system stands on."""
-        found, lessons = stage_seconds(self.base().run), CHOSEN["lessons"]
+        lessons = CHOSEN["lessons"]
+        self.refiners(lessons)
+        found = stage_seconds(self.base().run)
         long, difference = self.equal_budget()[0], self.difference().run
         return {name: found[name] for name in (
             "sft", "pit_sft", "rp", "rpit", "rlhf", "stage0", "stage1")} | {
@@ -169,6 +168,23 @@ class Lab:
             "rlhf-long": stage_seconds(long)["rlhf"]} | {
             f"difference-{stage}": stage_seconds(difference)[stage]
             for stage in self.config.pit.curriculum}
+
+
+def log_of(run: Run, stage: str) -> list[dict]:
+    """What a PPO stage logged of its iterations."""
+    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if row["stage"] == stage and row["step"]]
+
+
+def rl_samples(config, stages) -> dict[str, int]:
+    """Responses that RL scored in these stages of a config, and all that were sampled for it: where
+    the policy gives a stage of PIT its references, these too."""
+    scored = sampled = 0
+    for name in stages:
+        stage = getattr(config, name)
+        scored += stage.iterations
+        sampled += stage.iterations * (1 + (name != "rlhf" and stage.reference == "policy"))
+    return {"scored": scored * config.ppo.batch, "sampled": sampled * config.ppo.batch}
 
 
 def with_models(opened: Trained) -> Trained:
@@ -182,13 +198,14 @@ def with_models(opened: Trained) -> Trained:
 class Responses:
     """Every system's responses to the first questions of a split, made when they are asked for.
 
-    PIT, Self-Refine and best of n begin with the same y_0 ~ M_P^RL; `drafts` are others to begin
-    with instead. Random numbers belong to the name of what is sampled and the temperature, so that
-    all rows of the evidence see the same samples.
+    PIT, Self-Refine and best of n begin with the same y_0 ~ M_P^RL; those of other responses,
+    `drafts`, may take their place. Random numbers belong to the temperature and the name of what is
+    sampled, or its `purpose`, so that all rows of the evidence see the same samples.
     """
 
-    def __init__(self, lab: Lab, split: str, temperature: float, drafts: list | None = None,
-                 lessons: int | None = None, number: int | None = None):
+    def __init__(self, lab: Lab, split: str, temperature: float,
+                 drafts: "Responses | None" = None, lessons: int | None = None,
+                 number: int | None = None):
         self.lab, self.temperature = lab, temperature
         self.lessons = lessons or CHOSEN["lessons"]
         base = lab.base()
@@ -197,34 +214,37 @@ class Responses:
         self.x = fold.x[:number or self.run.config.eval.prompts]
         self.judge = Judge(self.data, self.models, self.x)
         self.made, self.scored = {}, []
-        self.costs = {}  # by identity of a list: tokens sampled and read, and calls, an answer
+        self.costs = {}  # by identity of a list, an answer: tokens sampled, tokens read, calls
         for side in ("y_w", "y_l"):
             self.keep(side, lambda: getattr(fold, side)[:len(self.x)])
         if drafts is not None:
-            self.keep("M_P^RL", lambda: drafts)
+            self.keep("M_P^RL", lambda: drafts.of("M_P^RL"))
+            self.costs |= drafts.costs
 
-    def keep(self, name: str, make, *before: list, read: float | None = None) -> list:
-        """make(), made once, that cost what came `before`, and a call if tokens were `read`."""
+    def keep(self, name: str, make, *before: list, calls: int = 0, read: float = 0.0) -> list:
+        """make(), made once, that cost what came `before`, and calls and tokens `read`."""
         if name not in self.made:
             with self.run.precision():
                 y = self.made[name] = make()
-            own = 0 if read is None else (np.mean([len(ids) + 1 for ids in y]), read, 1)
-            self.costs[id(y)] = np.zeros(3) + own + sum(self.costs[id(b)] for b in before)
+            own = np.array([calls * (mean_length(y) + 1), read, calls])  # with their ends
+            self.costs[id(y)] = own + sum(self.costs[id(b)] for b in before)
         return self.made[name]
 
-    def sampled(self, name: str, policy: GPT, prompts: list[list[int]], *before: list) -> list:
+    def sampled(self, name: str, policy: GPT, prompts: list[list[int]], *before: list,
+                purpose: str = "") -> list:
         """What a policy writes after the prompts, in which `before` stands."""
-        generator = self.run.generator(f"{name}, {self.temperature}", self.run.device)
+        generator = self.run.generator(f"{purpose or name}, {self.temperature}", self.run.device)
         return self.keep(name, lambda: generate(
             self.run, self.data, policy, prompts, self.temperature, generator), *before,
-            read=float(np.mean([len(ids) for ids in prompts])))
+            calls=1, read=mean_length(prompts))
 
     def cost(self, y: list) -> dict:
-        """Tokens sampled (ends included), tokens read and calls for one answer."""
+        """Tokens sampled (ends included), tokens read (by R_P too) and calls for one answer."""
         return dict(zip(("tokens", "read", "calls"), self.costs[id(y)].tolist()))
 
-    def answers(self, name: str, policy: GPT) -> list:
-        return self.sampled(name, policy, [self.data.policy(ids) for ids in self.x])
+    def answers(self, name: str, policy: GPT, purpose: str = "") -> list:
+        prompts = [self.data.policy(ids) for ids in self.x]
+        return self.sampled(name, policy, prompts, purpose=purpose)
 
     def of(self, policy: str) -> list:
         """What a policy of the base run answers."""
@@ -235,14 +255,18 @@ class Responses:
         policy = self.models.policies["M_P^RL"]
         tries = [self.of("M_P^RL")] + [self.answers(f"M_P^RL, try {k}", policy)
                                        for k in range(2, number + 1)]
+        x = mean_length(map(self.data.policy, self.x))
         return self.keep(f"best of {number}", lambda: best_by(
-            self.run, self.data, self.models, self.x, tries), *tries)
+            self.run, self.data, self.models, self.x, tries), *tries,
+            read=sum(x + mean_length(y) + 1 for y in tries))
 
-    def improved(self, name: str, policy: GPT, times: int = 1, start: str = "M_P^RL") -> list:
+    def improved(self, name: str, policy: GPT, times: int = 1, start: str = "M_P^RL",
+                 purpose: str = "") -> list:
         """y_times of a policy that improves what `start` answers."""
         y_ref = self.improved(name, policy, times - 1, start) if times > 1 else self.of(start)
         prompts = [self.data.pit(*pair) for pair in zip(self.x, y_ref)]
-        return self.sampled(f"{name} {times} over {start}", policy, prompts, y_ref)
+        return self.sampled(f"{name} {times} over {start}", policy, prompts, y_ref,
+                            purpose=purpose)
 
     def pit(self, times: int = 1, start: str = "M_P^RL") -> list:
         return self.improved("PIT", last_stage(self.models), times, start)
@@ -255,11 +279,13 @@ class Responses:
         policy, data = self.lab.refiners(self.lessons)[kind], with_rubric(self.data, aspects)
         y_ref = (self.refined(aspects, times - 1, kind, own) if times > 1 else
                  self.answers(f"refiner {kind}", policy) if own else self.of("M_P^RL"))
-        name = f"Self-Refine {kind} {times} by {aspects}" + own * " of its own"
+        purpose = f"Self-Refine {times} by {aspects}" + own * " of its own"
+        name = f"{purpose}, {kind}"
         prompts = [data.feedback(*pair) for pair in zip(self.x, y_ref)]
-        notes = self.sampled(f"{name}, feedback", policy, prompts, y_ref)
+        notes = self.sampled(f"{name}, feedback", policy, prompts, y_ref,
+                             purpose=f"{purpose}, feedback")
         prompts = [data.rewrite(*triple) for triple in zip(self.x, y_ref, notes)]
-        return self.sampled(name, policy, prompts, notes)
+        return self.sampled(name, policy, prompts, notes, purpose=purpose)
 
     # ------------------------------------------------------------------------- what they are worth
 
@@ -292,6 +318,11 @@ class Responses:
         """win - lose of y against the other, in points, by both judges."""
         return {name: 100 * float(np.sign(judge(y) - judge(other)).mean())
                 for name, judge in (("gold", self.gold), ("outside", self.outside))}
+
+
+def mean_length(lists) -> float:
+    """Mean number of tokens."""
+    return float(np.mean([len(ids) for ids in lists]))
 
 
 def last_stage(models: Models) -> GPT:

@@ -137,17 +137,19 @@ def means_of_five(*lists: list[float]) -> list[list[float]]:
 
 
 def optimisation_plot(plt, seeds: list):
+    """Gold along training, and against the reward and the KL that it has then."""
     stages = list(dict.fromkeys(name.split(",")[0] for name in seeds[0]))
     figure, axes = plt.subplots(len(stages), 3, figsize=(10, 2.6 * len(stages)), squeeze=False)
     for row, stage in zip(axes, stages):
         for name, colour in zip((n for n in seeds[0] if n.startswith(stage)),
                                 ("tab:red", "tab:purple", "tab:blue", "tab:green")):
-            for axis, what in zip(row, ("gold", "reward", "kl")):
+            for axis, (what, words) in zip(row, (("step", "iteration"), ("kl", "KL (nats)"),
+                                                 ("reward", "reward (spreads)"))):
                 for content in seeds:
-                    axis.plot(*means_of_five(content[name]["step"], content[name][what]), lw=0.8,
+                    axis.plot(*means_of_five(content[name][what], content[name]["gold"]), lw=0.8,
                               color=colour, label=name if content is seeds[0] else None)
-                axis.set_xlabel("iteration")
-                axis.set_ylabel({"reward": "reward (spreads)", "kl": "KL (nats)"}.get(what, what))
+                axis.set_xlabel(words)
+                axis.set_ylabel("gold")
         row[0].legend()
     figure.tight_layout()
     return figure

@@ -62,16 +62,18 @@ def gold(seeds: list, *path) -> str:
 
 
 def present(values: list, form: str) -> str:
-    """A cell of those seeds that know the figure."""
-    return cell([v for v in values if v is not None], form) if any(
-        v is not None for v in values) else ""
+    """A cell of those seeds that know the figure, and how many these are if not all."""
+    known = [v for v in values if v is not None]
+    few = f" ({len(known)} of {len(values)} seeds)" if len(known) < len(values) else ""
+    return cell(known, form) + few if known else ""
 
 
 def costs(seeds: list, *path) -> list[str]:
     return [f"{mean(gathered(seeds, *path, what)):.0f}" for what in ("tokens", "calls")]
 
 
-COST_HEADS = ["tokens sampled an answer", "calls"]
+COST_HEADS = ["tokens sampled an answer, T = 1", "calls"]
+RL_HEADS = ["responses scored in RL", "sampled"]
 PLACES = {"1.0": "T = 1", "0.5": "T = 0.5", "best": "own best T"}
 EQUAL = ("1.0", "0.5")
 
@@ -95,7 +97,7 @@ def worth_table(seeds: list) -> str:
                       best if name not in ("y_w", "y_l") else "",
                       *(cell(gathered(seeds, "at", at, name, f"over {original}", "gold"))
                         for original in ("y_0 ~ M_P^SFT", "y_0 ~ M_P^RL") for at in PLACES)])
-    return markdown(["system", "responses scored in RL", "sampled", *COST_HEADS,
+    return markdown(["system", *RL_HEADS, *COST_HEADS,
                      *heads_at(["gold"]), "best T of each seed",
                      *heads_at(["over M_P^SFT", "over M_P^RL"])], lines)
 
@@ -118,14 +120,16 @@ def aspect_table(seeds: list) -> str:
 
 def variants_table(seeds: list) -> str:
     """Variants of PIT's training: what they are worth, and how they compare with y_0 and PIT."""
-    lines = [[name, costs(seeds, "1.0", name)[0], *(gold(seeds, at, name) for at in PLACES),
-              "/".join(str(t) for t in gathered(seeds, "best_temperatures", name)),
+    lines = [[name, *(str(n) for n in seeds[0]["rl_samples"][name].values()),
+              costs(seeds, "1.0", name)[0], *(gold(seeds, at, name) for at in PLACES), "/".join(
+                  str(t) for t in gathered(seeds, "best_temperatures", name)),
               *(cell(gathered(seeds, at, name, what, judge)) for what, judge in (
                   ("over y_0", "gold"), ("PIT over it", "gold"), ("PIT over it", "outside"))
                 for at in PLACES)] for name in seeds[0]["1.0"]]
-    return markdown(["PIT with", COST_HEADS[0], *heads_at(["gold"]), "best T of each seed",
-                     *heads_at(["over y_0", "PIT over it", "PIT over it by the other reward model"])
-                     ], lines)
+    return markdown(["PIT with", *RL_HEADS, COST_HEADS[0], *heads_at(["gold"]),
+                     "best T of each seed", *heads_at(
+                         ["over y_0", "PIT over it", "PIT over it by the other reward model"])],
+                    lines)
 
 
 def terms_table(seeds: list) -> str:
@@ -154,10 +158,11 @@ def temperatures_table(seeds: list) -> str:
 
 
 def rubrics_table(seeds: list) -> str:
-    lines = [[name, costs(seeds, "1.0", name)[0], *(gold(seeds, t, name) for t in PLACES), *(
+    lines = [[name, costs(seeds, "1.0", name)[0], *(gold(seeds, t, name) for t in PLACES),
+              "/".join(str(t) for t in gathered(seeds, "best_temperatures", name)), *(
         cell(gathered(seeds, t, name, "PIT over it", judge)) if name != "PIT" else ""
         for judge in JUDGES for t in PLACES)] for name in seeds[0]["1.0"]]
-    return markdown(["rubric", COST_HEADS[0], *heads_at(["gold"]),
+    return markdown(["rubric", COST_HEADS[0], *heads_at(["gold"]), "best T of each seed",
                      *heads_at([f"PIT over it, {judge}" for judge in JUDGES.values()])], lines)
 
 
@@ -170,12 +175,12 @@ def players_table(seeds: list) -> str:
     for i, name in enumerate(seeds[0]["1.0"]["players"]):
         chained = name.startswith("PIT")
         lines.append([name, costs(seeds, "1.0", "players", name)[0],
-                      *(gold(seeds, t, "players", name) for t in EQUAL),
-                      *(cell(gathered(seeds, t, "players", name, "elo"), ".0f") for t in EQUAL),
+                      *(gold(seeds, t, "players", name) for t in PLACES),
+                      *(cell(gathered(seeds, t, "players", name, "elo"), ".0f") for t in PLACES),
                       *(cell(gathered(seeds, t, "copies", i - 1), ".0f") if chained else ""
                         for t in EQUAL)])
-    return markdown(
-        ["response", COST_HEADS[0], *heads_at(["gold", "Elo", "copies in %"], EQUAL)], lines)
+    return markdown(["response", COST_HEADS[0], *heads_at(["gold", "Elo"]),
+                     *heads_at(["copies in %"], EQUAL)], lines)
 
 
 def told_table(seeds: list) -> str:
@@ -197,30 +202,38 @@ def stopping_table(seeds: list) -> str:
 
 
 def cost_table(seeds: list) -> str:
-    lines = [[name, *(f"{mean(gathered(seeds, 'systems', name, what)):.0f}" for what in (
-        "training", "scored", "sampled", "calls", "tokens", "read")),
-        cell([1000 * s for s in gathered(seeds, "systems", name, "seconds")], ".1f")]
-        for name in seeds[0]["systems"]]
-    trainings = markdown(["training", "seconds"], [
-        [name, cell(gathered(seeds, "trainings", name), ".0f")] for name in seeds[0]["trainings"]])
-    return markdown(["system", "seconds of training", "responses scored in RL", "sampled",
-                     "calls an answer", "tokens sampled", "tokens read", "milliseconds"],
-                    lines) + f"\n\n{trainings}"
+    lines = [[name, *(f"{mean(gathered(seeds, 'systems', name, what)) / unit:.{places}f}"
+                      for what, unit, places in (
+                          ("training", 1, 0), ("tokens_learned", 1e6, 1), ("tokens_drawn", 1e6, 1),
+                          ("scored", 1, 0), ("sampled", 1, 0), ("calls", 1, 0), ("tokens", 1, 0),
+                          ("read", 1, 0))),
+              cell([1000 * s for s in gathered(seeds, "systems", name, "seconds")], ".1f")]
+             for name in seeds[0]["systems"]]
+    trainings = [[name, cell(gathered(seeds, "trainings", name, "seconds"), ".0f"), *(
+        f"{mean(gathered(seeds, 'trainings', name, what)) / 1e6:.1f}" for what in (
+            "learned", "drawn"))] for name in seeds[0]["trainings"]]
+    heads = ["seconds of training", "millions of tokens read in training", "sampled in training"]
+    return "\n\n".join([
+        markdown(["system", *heads, *RL_HEADS, "calls an answer", "tokens sampled", "tokens read",
+                  "milliseconds"], lines),
+        markdown(["training", *heads], trainings)])
 
 
 def optimisation_table(seeds: list) -> str:
     lines = []
     for name in seeds[0]:
-        smooth = [[mean(g[max(0, i - 4):i + 1]) for i in range(len(g))]
-                  for g in gathered(seeds, name, "gold")]
-        lines.append([name, cell([max(g) for g in smooth], ".3f"),
-                      "/".join(str(g.index(max(g)) + 1) for g in smooth),
-                      cell([g[-1] for g in smooth], ".3f"),
-                      *(cell([mean(v[-5:]) for v in gathered(seeds, name, what)], ".1f")
+        golds = gathered(seeds, name, "gold")
+        n = len(golds[0])
+        early, middle, late = ([mean(g[max(0, end - 10):end]) for g in golds]
+                               for end in (n // 3, 2 * n // 3, n))
+        lines.append([name, *(cell(window, ".3f") for window in (early, middle, late)),
+                      cell([b - a for a, b in zip(early, late)], "+.3f"),
+                      *(cell([mean(v[-10:]) for v in gathered(seeds, name, what)], ".1f")
                         for what in ("reward", "kl")), gold(seeds, name, "test")])
-    return markdown(["stage, coefficient of the KL", "highest gold (means of 5)", "iteration",
-                     "gold at the end", "reward at the end (spreads)", "KL at the end (nats)",
-                     "gold, test questions"], lines)
+    return markdown(["stage, coefficient of the KL", *(
+        f"gold, ten iterations up to {end}" for end in (n // 3, 2 * n // 3, n)),
+        "last less first", "reward at the end (spreads)", "KL at the end (nats)",
+        "gold, test questions"], lines)
 
 
 def choices_table(seeds: list) -> str:

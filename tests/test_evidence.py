@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import evidence  # noqa: E402
 import tables  # noqa: E402
-from lab import Lab  # noqa: E402
+from lab import Lab, Responses, log_of  # noqa: E402
 
 
 # ------------------------------------------------------------------------------------ statistics
@@ -134,8 +134,12 @@ def made(tmp_path_factory):
     return folder / "results"
 
 
+def tiny_lab(made):
+    return Lab(str(ROOT / "configs" / "tiny.toml"), few_prompts(made.parent), 1)
+
+
 def test_a_finished_row_is_kept_and_one_with_other_settings_refused(made):
-    lab = Lab(str(ROOT / "configs" / "tiny.toml"), few_prompts(made.parent), 1)
+    lab = tiny_lab(made)
     assert not evidence.finished(made / "main-2.json", lab.settings(True))
     assert evidence.finished(made / "main-1.json", lab.settings(True))
     changed = Lab(lab.path, ["--eval.prompts=9"], 1)
@@ -167,6 +171,88 @@ def test_costs_are_of_all_that_was_sampled_for_an_answer(made):
     assert (found["PIT"]["scored"], found["PIT"]["sampled"]) == (
         9 * batch, 12 * batch) and found["y_0 ~ M_P^RL"]["scored"] == iterations * batch
     assert found["RLHF, equal budget"]["scored"] == found["PIT"]["sampled"]
+
+
+def test_tokens_of_a_training_are_those_that_its_model_reads_and_its_samples(made):
+    found = tables.read_rows(made)["cost"][0]["trainings"]
+    lab = tiny_lab(made)
+    base, config = lab.base(), lab.config
+    data, fit = base.data, config.sft
+    fold = data.folds["sft"]
+    rows = [len(data.policy(x)) + len(y) for x, y in zip(fold.x, fold.y_w)]
+    assert found["sft"]["learned"] == pytest.approx(fit.steps * fit.batch * np.mean(rows))
+    lengths = [row["length"] for row in log_of(base.run, "rlhf")]
+    assert len(lengths) == config.rlhf.iterations
+    assert found["rlhf"]["drawn"] == pytest.approx(config.ppo.batch * sum(lengths))
+    assert found["stage1"]["drawn"] > 1.5 * config.ppo.batch * sum(
+        row["length"] for row in log_of(base.run, "stage1")) * (config.stage1.reference == "policy")
+    assert found["rpit"]["learned"] > 2 * found["rp"]["learned"] * (
+        config.rpit.steps * config.rpit.batch) / (config.rp.steps * config.rp.batch)
+
+
+def test_drafts_of_another_temperature_cost_what_they_cost_there(made):
+    found = tables.read_rows(made)["temperatures"][0]
+    for system in ("y_0", "PIT", "Self-Refine"):
+        assert found["1.0, drafts at 1"][system] == found["1.0, drafts alike"][system]
+
+
+def test_settings_to_choose_from_are_sampled_with_the_same_random_numbers(made):
+    lab = tiny_lab(made)
+    responses, policy = Responses(lab, "valid", 1.0), lab.base().models.policies["M_P^SFT"]
+    one, two = (responses.answers(name, policy, purpose="choice") for name in ("one", "two"))
+    assert one == two and one is not two
+    assert one != responses.answers("three", policy)
+
+
+def test_a_copy_is_no_better_than_a_copy(made):
+    responses = Responses(tiny_lab(made), "valid", 1.0)
+    chain = [responses.of("M_P^RL"), responses.pit(), responses.pit()]
+    marks = evidence.gaps_of(responses, chain)["over_copy"]
+    assert (marks[1] == 0).all() and (marks[0] != 0).any()
+
+
+def test_stages_of_a_curriculum_take_the_settings_of_their_place(monkeypatch):
+    monkeypatch.setattr(evidence, "compared_variants", lambda lab, variants: variants)
+    stages = dict(stage0=SimpleNamespace(iterations=5, kl_target=1.5, lr_scale=1.0),
+                  stage1=SimpleNamespace(iterations=4, kl_target=3.0, lr_scale=0.5))
+    found = evidence.curriculum(SimpleNamespace(
+        config=SimpleNamespace(**stages), base=lambda: {}, varied=lambda name, **fields: fields))
+    assert found["stage 1 alone"] == {"pit__curriculum": ["stage1"], "stage1__iterations": 9,
+                                      "stage1__kl_target": 1.5, "stage1__lr_scale": 1.0}
+    assert found["stage 1, then 0"] == {
+        "pit__curriculum": ["stage1", "stage0"],
+        "stage1__iterations": 5, "stage1__kl_target": 1.5, "stage1__lr_scale": 1.0,
+        "stage0__iterations": 4, "stage0__kl_target": 3.0, "stage0__lr_scale": 0.5}
+
+
+def test_rows_go_on_where_one_fails(tmp_path, monkeypatch):
+    def failing(lab):
+        raise UserError("not finite")
+
+    monkeypatch.setattr(evidence, "ROWS", {"bad": failing, "good": lambda lab: {"seed": lab.seed}})
+    monkeypatch.setattr(sys, "argv", [
+        "evidence.py", "--config", str(ROOT / "configs" / "tiny.toml"), "--seeds", "1", "2",
+        "--results", str(tmp_path)])
+    with pytest.raises(UserError, match="bad of seed 1: not finite; bad of seed 2: not finite"):
+        evidence.main()
+    assert [json.loads((tmp_path / f"good-{seed}.json").read_text())["content"]["seed"]
+            for seed in (1, 2)] == [1, 2]
+
+
+def test_choices_are_made_for_the_first_seed_unless_asked_for(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(evidence, "make_row", lambda row, lab, path: made.append((row, lab.seed)))
+    command = ["evidence.py", "--config", str(ROOT / "configs" / "tiny.toml"),
+               "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command + ["--seeds", "11", "12"])
+    evidence.main()
+    rows = set(evidence.ROWS)
+    assert {row for row, seed in made if seed == 11} == rows
+    assert {row for row, seed in made if seed == 12} == rows - set(evidence.CHOICES)
+    made.clear()
+    monkeypatch.setattr(sys, "argv", command + ["--seeds", "12", "--rows", "choices-pit"])
+    evidence.main()
+    assert made == [("choices-pit", 12)]
 
 
 def test_judges_grade_the_same_responses_by_text(made):
