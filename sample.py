@@ -1,6 +1,6 @@
 """Answer a prompt and improve the answer: y_0 ~ M_P^RL(. | x), y_i ~ M_PIT^RL(. | x, y_{i-1}).
 
-    python sample.py --config configs/synthetic.toml --prompt "What is the bill for tea and a hat?"
+    python sample.py --config configs/synthetic.toml --prompt "How much is tea, a pen and a hat?"
     python sample.py --config configs/synthetic.toml --prompt "..." --ref "a response to improve"
     python sample.py --config configs/synthetic.toml              # asks for prompts
     python sample.py --config configs/synthetic.toml --eval       # writes the report again

@@ -41,6 +41,7 @@ TEMPERATURES = (1.0, 0.5)
 GRID = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 KL_TARGETS = (1.5, 2.0, 3.0)
 LR_SCALES = (1.0, 0.5)
+LR_TIMES = (1.0, 2.0, 4.0)
 LESSONS = (2, 3, 5)
 TOO_MANY = 120       # iterations of a stage
 COMPARISONS = ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw")  # of Eq. 2
@@ -75,7 +76,7 @@ SYSTEMS = {
                         M_P + ("pit_sft",)),
     "PPO on R_P(x, y) - R_P(x, y_ref)": System(
         lambda r: r.improved("difference of R_P", last_stage(r.lab.difference().models)),
-        M_P + ("pit_sft", "difference-stage0", "difference-stage1")),
+        M_P + ("pit_sft", "rpit", "difference-stage0", "difference-stage1")),  # R_PIT: the critic
     "PIT": System(lambda r: r.pit(), PIT),
     "PIT, iteration 3": System(lambda r: r.pit(3), PIT),
     "PIT of y_0 ~ M_P^SFT": System(lambda r: r.pit(start="M_P^SFT"), PIT),
@@ -475,18 +476,28 @@ def equal_budget_choices(lab: Lab) -> dict:
         for kl in KL_TARGETS for scale in LR_SCALES}
 
 
-def pit_choices(lab: Lab, score: str = "gap") -> dict:
-    """The same of PIT's improvements of y_0, of its stages one after the other."""
+def pit_choices(lab: Lab) -> dict:
+    """The same of PIT's improvements of y_0: by stage 0, and by stage 1 after the config's."""
     at = at_validation(lab)
     return {f"{stage}, kl_target {kl}": mean_gold(at, lambda r: make(
-        r, score, **{f"{stage}__kl_target": kl}))
+        r, pit__score="gap", **{f"{stage}__kl_target": kl}))
         for stage, make in (("stage0", of_first_stage), ("stage1", of_both_stages))
         for kl in KL_TARGETS}
 
 
 def difference_choices(lab: Lab) -> dict:
-    """The same with the difference of R_P as the score."""
-    return pit_choices(lab, "difference")
+    """The same with the difference of R_P as the score. Its KL stays below all of the targets, so
+    it is the learning rate that is tried: stage 0's, and then stage 1's after the best of these."""
+    at = at_validation(lab)
+    first, second = ([times * getattr(lab.config, stage).lr_scale for times in LR_TIMES]
+                     for stage in ("stage0", "stage1"))
+    tried = {scale: mean_gold(at, lambda r: of_first_stage(
+        r, pit__score="difference", stage0__lr_scale=scale)) for scale in first}
+    best = max(tried, key=tried.get)
+    return {f"stage0, lr_scale {scale}": gold for scale, gold in tried.items()} | {
+        f"stage1, lr_scale {scale}": mean_gold(at, lambda r: of_both_stages(
+            r, pit__score="difference", stage0__lr_scale=best, stage1__lr_scale=scale))
+        for scale in second}
 
 
 def refiner_choices(lab: Lab) -> dict:
@@ -508,16 +519,13 @@ def of_stage(responses: Responses, stage: str, **fields) -> list:
     return make(name, policy, purpose=stage)  # all settings get the same random numbers
 
 
-def of_first_stage(responses: Responses, score: str, **fields) -> list:
-    return of_stage(responses, "stage0", pit__score=score, **fields)
+def of_first_stage(responses: Responses, **fields) -> list:
+    return of_stage(responses, "stage0", **fields)
 
 
-def of_both_stages(responses: Responses, score: str, stage1__kl_target: float) -> list:
-    name = f"stage1-{score}-kl_target-{stage1__kl_target}"
-    stage0 = CHOSEN["difference"]["stage0__kl_target"] if score == "difference" else (
-        responses.lab.config.stage0.kl_target)
-    models = responses.lab.varied(name, pit__score=score, stage0__kl_target=stage0,
-                                  stage1__kl_target=stage1__kl_target).models
+def of_both_stages(responses: Responses, **fields) -> list:
+    name = label("both", fields)
+    models = responses.lab.varied(name, **fields).models
     return responses.improved(name, last_stage(models), purpose="stage1")
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/tables.py                  # evidence.py does it too, after each row
 
-Every figure is a mean over seeds with its 95 % interval (Student's, over seeds; `*`: it excludes
+Figures are means over seeds, most with their 95 % interval (Student's, over seeds; `*`: it excludes
 zero). The page's text is written by hand and stays as it is.
 """
 
@@ -248,11 +248,15 @@ TABLES |= {f"choices-{system}": choices_table
            for system in ("rlhf", "equal-budget", "pit", "difference", "refiner")}
 
 
+def counted(seeds: list) -> str:
+    return "One seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+
+
 def filled(page: str, rows: dict[str, list]) -> str:
     """The page with each row's table between `<!-- table: row -->` and `<!-- end -->`."""
     def table(match):
         seeds = rows.get(match[1])
-        made = f"Seeds: {len(seeds)}\n\n{TABLES[match[1]](seeds)}" if seeds else "Not made yet."
+        made = f"{counted(seeds)}:\n\n{TABLES[match[1]](seeds)}" if seeds else "Not made yet."
         return f"<!-- table: {match[1]} -->\n\n{made}\n\n<!-- end -->"
 
     return re.sub(r"<!-- table: ([\w-]+) -->.*?<!-- end -->", table, page, flags=re.DOTALL)

@@ -93,4 +93,5 @@ def shortage(config, vocab: int, device: torch.device, ranks: int, held: int = 0
     most = ", ".join(f"{name} {here * size / 1e9:.1f}" for name, size in parts.items())
     return (f"this training needs about {total / 1e9:.1f} GB of memory ({most}), but "
             f"{there / 1e9:.1f} GB are free on {device}; lower model.portion, ppo.batch or the "
-            "model's size, or share it out over more devices with run.shard = true")
+            "model's size" + (", or share it out over more devices with run.shard = true"
+                              if not config.lora.rank else ""))
