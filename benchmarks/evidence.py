@@ -59,6 +59,7 @@ M_P = ("sft", "rp", "rlhf")
 PIT = M_P + ("pit_sft", "rpit", "stage0", "stage1")
 TAUGHT = ("refiner",) + ("refiner-rl",) * (CHOSEN["refiner"] == "after RL")
 REFINER = M_P + TAUGHT
+OWN = ("sft",) + ("rp",) * (CHOSEN["refiner"] == "after RL") + TAUGHT
 SYSTEMS = {
     "y_0 ~ M_P^SFT": System(lambda r: r.of("M_P^SFT"), ("sft",)),
     "y_0 ~ M_P^RL": System(lambda r: r.of("M_P^RL"), M_P),
@@ -70,7 +71,7 @@ SYSTEMS = {
     "best of 8": System(lambda r: r.best_of(8), M_P),
     "Self-Refine, whole rubric": System(lambda r: r.refined(), REFINER),
     "Self-Refine, whole rubric, of its own drafts": System(
-        lambda r: r.refined(own=True), ("sft", "rp", *TAUGHT)),
+        lambda r: r.refined(own=True), OWN),
     "Self-Refine, all but the total": System(lambda r: r.refined(without("total")), REFINER),
     "M_PIT^SFT": System(lambda r: r.improved("M_PIT^SFT", r.models.policies["M_PIT^SFT"]),
                         M_P + ("pit_sft",)),
@@ -418,8 +419,9 @@ def ppo_tokens(lab: Lab) -> dict[str, dict]:
     y_0 = length(lab.responses("test", 1.0).of("M_P^RL"))  # about as long as on the RL fold
     x, empty = length(map(data.policy, fold.x)), length(data.pit(ids, []) for ids in fold.x)
     references = {"data": (length(fold.y_w) + length(fold.y_l)) / 2, "policy": y_0}
-    runs = {"rlhf": (base.run, "rlhf"), "rlhf-long": (lab.equal_budget()[0], "rlhf"),
-            "refiner-rl": (base.run, f"refiner-{CHOSEN['lessons']}-rl")}
+    runs = {"rlhf": (base.run, "rlhf"), "rlhf-long": (lab.equal_budget()[0], "rlhf")}
+    if "refiner-rl" in TAUGHT:
+        runs["refiner-rl"] = (base.run, f"refiner-{CHOSEN['lessons']}-rl")
     found = {}
     for stage in lab.config.pit.curriculum:
         runs |= {stage: (base.run, stage), f"difference-{stage}": (lab.difference().run, stage)}

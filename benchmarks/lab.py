@@ -35,8 +35,8 @@ RUBRIC = rubric.ASPECTS
 CHOSEN = {
     "RLHF, equal budget": {"rlhf__kl_target": 2.0, "rlhf__lr_scale": 1.0},
     "difference": {"stage0__lr_scale": 1.0, "stage1__lr_scale": 0.5},
-    "lessons": 3,            # steps of Self-Refine's policy, in those of M_PIT^SFT
-    "refiner": "after RL",   # or "before RL"
+    "lessons": 5,             # steps of Self-Refine's policy, in those of M_PIT^SFT
+    "refiner": "before RL",   # or "after RL"
 }
 
 
@@ -120,23 +120,24 @@ class Lab:
         count, fields = count // self.config.ppo.batch, fields or CHOSEN["RLHF, equal budget"]
         return self.one_stage(label("rlhf-long", fields), "rlhf", rlhf__iterations=count, **fields)
 
-    def refiners(self, lessons: int) -> dict[str, GPT]:
-        """A policy that is taught answers, feedback and rewrites, "before RL" and after RLHF of its
-        answers, as M_P^RL."""
+    def refiner(self, lessons: int, kind: str) -> GPT:
+        """A policy that is taught answers, feedback and rewrites, "before RL" or "after RL" of its
+        answers, as M_P^RL's."""
         def make():
             base, name = self.base(), f"refiner-{lessons}"
             run, data, models = base.run, base.data, base.models
             fit = dataclasses.replace(run.config.pit_sft, steps=lessons * run.config.pit_sft.steps)
-            before, after = new_gpt(run, data), new_gpt(run, data)
             with run.precision():
                 content = run.stage(name, BASE + ("sft", "pit_sft"), lambda: train_refiner(
                     run, data, name, models.policies["M_P^SFT"], fit))
-                before = run.placed(before, content["model"])
+                policy = run.placed(new_gpt(run, data), content["model"])
+                if kind == "before RL":
+                    return policy
                 content = run.stage(
                     f"{name}-rl", R_P + ("pit_sft", "ppo", "rlhf"),
-                    lambda: train_rlhf(run, data, f"{name}-rl", before, models.rp))
-            return {"before RL": before, "after RL": run.placed(after, content["model"])}
-        return self.once(f"refiners {lessons}", make)
+                    lambda: train_rlhf(run, data, f"{name}-rl", policy, models.rp))
+            return run.placed(new_gpt(run, data), content["model"])
+        return self.once(f"refiner {lessons} {kind}", make)
 
     def outside(self) -> Trained:
         """A reward model R_P of other pairs, which no training asks. (A fifth of its questions are
@@ -158,13 +159,16 @@ class Lab:
 
     def seconds(self) -> dict[str, float]:
         """Seconds of every training that a system stands on."""
-        lessons = CHOSEN["lessons"]
-        self.refiners(lessons)
+        lessons, kind = CHOSEN["lessons"], CHOSEN["refiner"]
+        self.refiner(lessons, kind)
+        stages = {name: name for name in (
+            "sft", "pit_sft", "rp", "rpit", "rlhf", "stage0", "stage1")}
+        stages["refiner"] = f"refiner-{lessons}"
+        if kind == "after RL":
+            stages["refiner-rl"] = f"refiner-{lessons}-rl"
         found = stage_seconds(self.base().run)
         long, difference = self.equal_budget()[0], self.difference().run
-        return {name: found[name] for name in (
-            "sft", "pit_sft", "rp", "rpit", "rlhf", "stage0", "stage1")} | {
-            "refiner": found[f"refiner-{lessons}"], "refiner-rl": found[f"refiner-{lessons}-rl"],
+        return {name: found[stage] for name, stage in stages.items()} | {
             "rlhf-long": stage_seconds(long)["rlhf"]} | {
             f"difference-{stage}": stage_seconds(difference)[stage]
             for stage in self.config.pit.curriculum}
@@ -276,7 +280,7 @@ class Responses:
         """Self-Refine by a rubric, `times` over: feedback, then a rewrite, of y_0 or of the
         policy's `own` answers."""
         kind = kind or CHOSEN["refiner"]
-        policy, data = self.lab.refiners(self.lessons)[kind], with_rubric(self.data, aspects)
+        policy, data = self.lab.refiner(self.lessons, kind), with_rubric(self.data, aspects)
         y_ref = (self.refined(aspects, times - 1, kind, own) if times > 1 else
                  self.answers(f"refiner {kind}", policy) if own else self.of("M_P^RL"))
         purpose = f"Self-Refine {times} by {aspects}" + own * " of its own"
