@@ -34,7 +34,7 @@ RUBRIC = rubric.ASPECTS
 # What was chosen on validation questions for what the config has no field for (rows "choices-...").
 CHOSEN = {
     "RLHF, equal budget": {"rlhf__kl_target": 3.0, "rlhf__lr_scale": 1.0},
-    "difference": {"stage0__lr_scale": 1.0, "stage1__lr_scale": 0.5},
+    "difference": {"stage0__lr_scale": 2.0, "stage1__lr_scale": 1.0},
     "lessons": 5,             # steps of Self-Refine's policy, in those of M_PIT^SFT
     "refiner": "before RL",   # or "after RL"
 }
@@ -94,7 +94,8 @@ class Lab:
 
     def difference(self) -> Trained:
         """PPO on R_P(x, y) - R_P(x, y_ref) instead of r_gap."""
-        return self.varied("difference", pit__score="difference", **CHOSEN["difference"])
+        fields = {"pit__score": "difference"} | CHOSEN["difference"]
+        return self.varied(label("both", fields), **fields)
 
     def one_stage(self, name: str, stage: str, **fields) -> tuple[Run, GPT]:
         """RLHF ("rlhf") or PIT's first stage ("stage0") alone with other settings."""
