@@ -260,8 +260,7 @@ def iterations(lab: Lab, number: int = 8) -> dict:
         responses = lab.responses("test", temperature)
         chain = chain_of(responses, number)
         found[str(temperature)] |= {
-            "copies": [100 * float(np.mean([a == b for a, b in zip(*step)]))
-                       for step in zip(chain, chain[1:])],
+            "copies": (100 * copied(chain).mean(1)).tolist(),
             "r_gap": what_gap_tells(responses, chain),
             "stopping": stopping(lab, temperature, responses, chain)}
     return found
@@ -283,6 +282,11 @@ def ranked(at: dict[str, Responses], number: int) -> dict:
 def chain_of(responses: Responses, number: int) -> list[list]:
     """y_0 and its improvements."""
     return [responses.of("M_P^RL")] + [responses.pit(i) for i in range(1, number + 1)]
+
+
+def copied(chain: list[list]) -> np.ndarray:
+    """Which improvements of a chain are copies, [steps, questions]."""
+    return np.array([[a == b for a, b in zip(*step)] for step in zip(chain, chain[1:])])
 
 
 def elo(grades: list[np.ndarray]) -> list[float]:
@@ -319,7 +323,7 @@ def what_gap_tells(responses: Responses, chain: list[list]) -> dict:
     sign of the gain."""
     over_copy = gaps_of(responses, chain)["over_copy"]
     gold = np.array([responses.gold(y) for y in chain])
-    changed = np.array([[a != b for a, b in zip(*step)] for step in zip(chain, chain[1:])])
+    changed = ~copied(chain)
     gained, found = np.diff(gold, axis=0), {}
     for low, high in DRAFTS:
         here = changed & (gold[:-1] >= low) & (gold[:-1] < high)
@@ -337,8 +341,7 @@ def gaps_of(responses: Responses, chain: list[list]) -> dict:
     copies, which another batch would score otherwise in the last digit)."""
     gap = np.stack([responses.gaps(y, y_ref) for y_ref, y in zip(chain, chain[1:])])
     copy = np.stack([responses.gaps(y_ref, y_ref) for y_ref in chain[:-1]])
-    copied = np.array([[a == b for a, b in zip(*step)] for step in zip(chain, chain[1:])])
-    return {"gap": gap, "over_copy": np.where(copied, 0.0, gap - copy)}
+    return {"gap": gap, "over_copy": np.where(copied(chain), 0.0, gap - copy)}
 
 
 def kept(marks: np.ndarray, threshold: float) -> np.ndarray:

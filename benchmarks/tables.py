@@ -83,6 +83,10 @@ def heads_at(heads: list[str], places=tuple(PLACES)) -> list[str]:
     return [f"{head}, {PLACES[at]}" for head in heads for at in places]
 
 
+def best_temperatures(seeds: list, name: str) -> str:
+    return "/".join(map(str, gathered(seeds, "best_temperatures", name)))
+
+
 def main_table(seeds: list) -> str:
     """Systems: what they are worth and cost, what PIT wins over them, and their aspects."""
     return "\n\n".join(table(seeds) for table in (worth_table, pit_table, aspect_table))
@@ -91,7 +95,7 @@ def main_table(seeds: list) -> str:
 def worth_table(seeds: list) -> str:
     lines = []
     for name, samples in seeds[0]["rl_samples"].items():
-        best = "/".join(str(t) for t in gathered(seeds, "best_temperatures", name))
+        best = best_temperatures(seeds, name)
         lines.append([name, *map(str, samples.values()), *costs(seeds, "at", "1.0", name),
                       *(gold(seeds, "at", at, name) for at in PLACES),
                       best if name not in ("y_w", "y_l") else "",
@@ -121,8 +125,8 @@ def aspect_table(seeds: list) -> str:
 def variants_table(seeds: list) -> str:
     """Variants of PIT's training: what they are worth, and how they compare with y_0 and PIT."""
     lines = [[name, *(str(n) for n in seeds[0]["rl_samples"][name].values()),
-              costs(seeds, "1.0", name)[0], *(gold(seeds, at, name) for at in PLACES), "/".join(
-                  str(t) for t in gathered(seeds, "best_temperatures", name)),
+              costs(seeds, "1.0", name)[0], *(gold(seeds, at, name) for at in PLACES),
+              best_temperatures(seeds, name),
               *(cell(gathered(seeds, at, name, what, judge)) for what, judge in (
                   ("over y_0", "gold"), ("PIT over it", "gold"), ("PIT over it", "outside"))
                 for at in PLACES)] for name in seeds[0]["1.0"]]
@@ -159,7 +163,7 @@ def temperatures_table(seeds: list) -> str:
 
 def rubrics_table(seeds: list) -> str:
     lines = [[name, costs(seeds, "1.0", name)[0], *(gold(seeds, t, name) for t in PLACES),
-              "/".join(str(t) for t in gathered(seeds, "best_temperatures", name)), *(
+              best_temperatures(seeds, name), *(
         cell(gathered(seeds, t, name, "PIT over it", judge)) if name != "PIT" else ""
         for judge in JUDGES for t in PLACES)] for name in seeds[0]["1.0"]]
     return markdown(["rubric", COST_HEADS[0], *heads_at(["gold"]), "best T of each seed",
