@@ -5,7 +5,7 @@ One code path serves Eq. 3 (RLHF) and Eqs. 4 and 5 (PIT's stages): they maximise
     E[ r - beta KL(pi || pi_ref) ],   y ~ pi(. | prompt)
 
 and differ only in how the prompt is made (x, or x and y_ref) and what r is (R_P or r_gap). An
-iteration: roll out, score, rewards with KL, advantages (GAE), clipped updates, adapt beta.
+iteration: roll out, score, rewards with KL, advantages (GAE), clipped updates, the next beta.
 
 Symbols, all on one grid [B, T] of tokens, right-padded; a mask marks the response's tokens:
 
@@ -95,13 +95,12 @@ def value_loss(values, old_values, returns, mask, clip: float):
     return 0.5 * (squares * mask).sum()
 
 
-def adapt_beta(beta: float, kl: float, target: float, count: int, horizon: float) -> float:
-    """Raise beta where the KL (nats a response) is above its target, lower it where it is below
-    (arXiv 1909.08593, section 2.2)."""
-    if horizon <= 0:
-        return beta
-    error = max(-0.2, min(0.2, kl / target - 1))
-    return beta * (1 + error * count / horizon)
+def kl_coefficient(beta: float, kl: float, target: float, power: float) -> float:
+    """beta, and (kl / target)^power of it where the KL (nats a response) is above its target.
+
+    A wall, which is there at once. A beta that adapts step by step (arXiv 1909.08593) lags behind
+    the policy: over the few dozen iterations of a stage the KL swings around its target."""
+    return beta * max(1.0, kl / target) ** power
 
 
 @dataclass
@@ -278,9 +277,7 @@ def train(run: Run, task: Task, learner: Learner, anchor: GPT, spread: list[floa
         train_policy = iteration > ppo.critic_warmup
         run.last_good = None  # from here on the learner changes; what was saved before is good
         figures |= update(learner, rollout, ppo, train_policy, shuffle)
-        if train_policy:  # the KL is always low at first: that must not wind beta down
-            learner.beta = max(stage.beta, adapt_beta(learner.beta, figures["kl"],
-                                                      stage.kl_target, ppo.batch, ppo.kl_horizon))
+        learner.beta = kl_coefficient(stage.beta, figures["kl"], stage.kl_target, ppo.kl_power)
         figures |= task.observe(iteration, prompts, rollout.rows, rollout.score, rollout.kl.sum(1))
         bar.set_postfix({k: figures[k] for k in ("reward", "kl", "gold") if k in figures})
         run.log("metrics.jsonl", {"stage": task.name, "step": iteration} | figures)

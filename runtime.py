@@ -143,15 +143,15 @@ class PPOSection:
     temperature: float = 1.0    # of rollouts, old and new log-probabilities alike
     no_eos_score: float = -5.0  # of a response that did not end, in spreads of the reward
     grad_clip: float = 1.0
-    kl_horizon: float = 500.0   # responses over which beta adapts; 0 keeps beta fixed
+    kl_power: float = 4.0       # of KL / target, by which beta rises above it; 0 keeps beta fixed
 
 
 @dataclass
 class StageSection:
     """One run of PPO."""
     iterations: int = 50
-    beta: float = 0.03          # first and least coefficient of the KL in the reward
-    kl_target: float = 2.0      # nats a response
+    beta: float = 0.03          # coefficient of the KL in the reward, below kl_target
+    kl_target: float = 2.0      # nats a response; see ppo.kl_coefficient
     reference: str = "policy"   # source of y_ref: "data" (y_l and y_w) or "policy" (M_P^RL)
     lr_scale: float = 1.0
 

@@ -9,8 +9,8 @@ In order: all of train_reward.py, then with one PPO (ppo.py)
     stage 1   Eq. 5: the same, y_ref ~ M_P^RL(. | x) drawn afresh; goes on from stage 0
 
 and the evaluation on held-out prompts: runs/<name>/report.md (of real data, by a judge that is
-trained for it: train_reward.train_judge). The paper leaves the RL algorithm,
-the steps and the KL open; here it is PPO with beta adapted to a target KL, in nats a response.
+trained for it: train_reward.train_judge). The paper leaves the RL algorithm, the steps and the KL
+open; here it is PPO, whose coefficient of the KL rises above a target in nats a response.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """The synthetic world: amounts by hand, the judge aspect by aspect, and pairs as documented."""
 
 import random
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 
@@ -111,6 +111,16 @@ def test_written_responses_are_of_the_order_and_of_every_quality(order):
         assert body.split(":")[0 if order == "first" else -1].endswith(" in all")
     assert 0.55 < sum(grades) / 400 < 0.85 and min(grades) < 0.3 and max(grades) == pytest.approx(1)
     assert 200 < forms < 400
+
+
+def test_some_writers_count_a_thing_twice():
+    rng, twice = random.Random(0), 0
+    for _ in range(2000):
+        response = write_response(["tea", "hat", "milk"], rng, "first")
+        lines = response.rstrip(".").split("in all: ")[1].split(", ")
+        if len(lines) > 3:
+            twice += any(one.split()[0] == other.split()[0] for one, other in pairwise(lines))
+    assert 40 < twice < 110  # 3 lines x 3 % of clumsiness, which is 0.4 in the mean: 72
 
 
 def test_a_slip_is_never_the_right_amount_nor_below_zero():

@@ -9,7 +9,7 @@ import torch
 import ppo
 from conftest import read_lines, tiny_gpt, tiny_run
 from model import pad_rows, sample, token_logprobs
-from ppo import (Critic, Prompts, Task, adapt_beta, compute_gae, k3, kl_penalty, policy_loss,
+from ppo import (Critic, Prompts, Task, compute_gae, k3, kl_coefficient, kl_penalty, policy_loss,
                  token_rewards, value_loss, whiten)
 from runtime import PPOSection, StageSection, UserError
 
@@ -139,12 +139,12 @@ def test_value_clip_is_around_the_old_value():
     assert value_loss(4 * one, 3 * one, 5 * one, one.bool(), 0.2).item() == pytest.approx(1.62)
 
 
-def test_adapt_beta_by_hand():
-    # twice the target: error 1, clipped to 0.2; 0.2 * 128 / 500 = 0.0512
-    assert adapt_beta(0.1, 4.0, 2.0, 128, 500.0) == pytest.approx(0.1 * 1.0512)
-    assert adapt_beta(0.1, 0.0, 2.0, 128, 500.0) == pytest.approx(0.1 * 0.9488)
-    assert adapt_beta(0.1, 2.2, 2.0, 50, 500.0) == pytest.approx(0.1 * 1.01)  # 0.1 * 50 / 500
-    assert adapt_beta(0.1, 4.0, 2.0, 128, 0.0) == 0.1
+def test_the_kl_costs_more_above_its_target():
+    assert kl_coefficient(0.1, 3.0, 2.0, 4.0) == pytest.approx(0.1 * 81 / 16)  # 1.5^4
+    assert kl_coefficient(0.1, 2.2, 2.0, 1.0) == pytest.approx(0.11)
+    for low in (-0.3, 0.0, 1.0, 2.0):
+        assert kl_coefficient(0.1, low, 2.0, 4.0) == 0.1
+    assert kl_coefficient(0.1, 9.0, 2.0, 0.0) == 0.1
 
 
 # -------------------------------------------------------------------------------- rolling out
@@ -352,7 +352,7 @@ def test_without_a_score_the_policy_goes_to_its_anchor(tmp_path):
     policy, anchor, critic, _, task = toy(32)  # two different models
     task.score = lambda prompts, rows: torch.zeros(len(rows.length))
     _, history = train(tmp_path, policy, anchor, critic, task, StageSection(
-        iterations=35, beta=1.0), ppo__lr=1e-2, ppo__kl_horizon=0.0, ppo__no_eos_score=0.0)
+        iterations=35, beta=1.0), ppo__lr=1e-2, ppo__kl_power=0.0, ppo__no_eos_score=0.0)
     assert history[0]["kl"] > 2 and history[-1]["k3"] < history[0]["k3"] / 3
     assert {figures["beta"] for figures in history} == {1.0}
 
@@ -363,14 +363,15 @@ def test_a_stage_warms_up_anneals_and_adapts(tmp_path):
     task.observe = lambda *_: seen.append(policy.embedding.weight.clone()) or {"gold": 0.5}
     stage = StageSection(iterations=4, beta=0.1, kl_target=1e-3, lr_scale=0.5)
     learner, history = train(tmp_path, policy, anchor, critic, task, stage, ppo__critic_warmup=2,
-                             ppo__lr=1e-3, ppo__critic_lr=4e-3, ppo__kl_horizon=64.0)
+                             ppo__lr=1e-3, ppo__critic_lr=4e-3, ppo__kl_power=2.0)
     assert [torch.equal(weight, start) for weight in seen] == [True, True, False, False]
     # in the last of 4 iterations 1 - 0.9 * 3 / 4 = 0.325 of the rate is left
     assert learner.policy_optimizer.param_groups[0]["lr"] == pytest.approx(0.5e-3 * 0.325)
     assert learner.critic_optimizer.param_groups[0]["lr"] == pytest.approx(2e-3 * 0.325)
-    # far above its target beta grows by 0.2 * 32 / 64 = a tenth an iteration after the warm-up
-    assert [h["beta"] for h in history] == pytest.approx([0.1, 0.1, 0.1, 0.11])
-    assert learner.beta == pytest.approx(0.121)
+    # above its target the KL of an iteration makes the beta of the next one
+    after = [0.1 * max(1.0, h["kl"] / 1e-3) ** 2 for h in history]
+    assert [h["beta"] for h in history] + [learner.beta] == pytest.approx([0.1] + after)
+    assert after[0] > 1  # the policy is far from this anchor from the start
     assert all(h["gold"] == 0.5 for h in history)
 
 

@@ -111,7 +111,7 @@ def test_a_wrong_field_is_refused_with_what_to_do(tmp_path, override, said):
 
 @pytest.mark.parametrize("override", [
     "--run.seed=0", "--sft.warmup=0", "--reward.lm_coef=0", "--ppo.critic_warmup=0",
-    "--rlhf.beta=0", "--ppo.kl_horizon=0", "--ppo.no_eos_score=-9", "--eval.temperatures=[0]",
+    "--rlhf.beta=0", "--ppo.kl_power=0", "--ppo.no_eos_score=-9", "--eval.temperatures=[0]",
     "--ppo.lam=0"])
 def test_values_that_mean_something_are_not_refused(tmp_path, override):
     section, key = override[2:].partition("=")[0].split(".")

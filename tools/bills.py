@@ -86,6 +86,9 @@ def write_response(things: list[str], rng: random.Random, order: str) -> str:
         if rng.random() < 0.08 * clumsiness:
             due = slip(due, rng)
         lines.append(f"{thing} {due}")
+        if rng.random() < 0.03 * clumsiness:
+            due = due_after(due, thing)  # a thing counted twice
+            lines.append(f"{thing} {due}")
     total = slip(due, rng) if rng.random() < 0.2 + 0.6 * clumsiness else due
     opening = [rng.choice(INSULTS)] if rng.random() < 0.4 * clumsiness else []
     opening += rng.choices(COURTESIES, k=rng.choices((0, 1, 2, 3), weights=(70, 20, 6, 4))[0])

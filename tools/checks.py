@@ -13,7 +13,7 @@ from tools.settings import UserError, nearest
 
 MAY_BE_ZERO = {"seed", "head_width", "model.vocab", "rank", "save_every", "portion", "look_every",
                "warmup", "weight_decay", "lm_coef",
-               "critic_warmup", "beta", "gamma", "lam", "kl_horizon", "temperatures"}
+               "critic_warmup", "beta", "gamma", "lam", "kl_power", "temperatures"}
 CHOICES = {"run.device": ("auto", "cuda", "mps", "cpu"), "run.amp": ("auto", "bf16", "off"),
            "run.compile": ("auto", "on", "off"), "data.total": ("first", "last"),
            "reward.pool": ("sum", "last"),
