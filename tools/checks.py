@@ -90,7 +90,7 @@ def troubles(figures: dict, kl_target: float):
     """Yield what experience calls trouble in a rollout, with what to do about it."""
     if figures["kl"] > 5 * kl_target:
         yield (f"KL {figures['kl']:.1f} nats a response, target {kl_target:g}: the policy runs "
-               "away; lower ppo.lr, or raise the stage's beta")
+               "away; lower ppo.lr")
     if figures["kl"] < -0.5:
         yield f"negative KL {figures['kl']:.2f}: rollout and anchor are at odds; see the README"
     if figures["eos_rate"] < 0.1:
