@@ -67,9 +67,9 @@ def test_the_ideal_response_is_graded_1(order):
     # the lines
     (dict(lines=0.75), "Sure! 16 in all: tea 5, coupon 3, hat 10, bread 16."),
     (dict(lines=0.75), "Sure! 16 in all: tea 5, coupon 2, cake 10, bread 16."),
-    (dict(lines=0.75), "Sure! 16 in all: tea 5, coupon 2, hat 10."),
-    (dict(lines=0.25), "Sure! 16 in all: tea 5, hat 10, bread 16."),  # one forgotten: 1 of 4
-    (dict(lines=0.8), "Sure! 16 in all: tea 5, coupon 2, hat 10, bread 16, tea 21."),
+    (dict(lines=0), "Sure! 16 in all: tea 5, coupon 2, hat 10."),  # too few, too many
+    (dict(lines=0), "Sure! 16 in all: tea 5, hat 10, bread 16."),
+    (dict(lines=0), "Sure! 16 in all: tea 5, coupon 2, hat 10, bread 16, tea 21."),
     (dict(lines=0, form=0), "Sure! 16 in all: ."),
     # courtesy, kindness
     (dict(courtesy=0), "16 in all: tea 5, coupon 2, hat 10, bread 16."),
@@ -113,14 +113,16 @@ def test_written_responses_are_of_the_order_and_of_every_quality(order):
     assert 200 < forms < 400
 
 
-def test_some_writers_count_a_thing_twice():
-    rng, twice = random.Random(0), 0
+def test_some_writers_count_a_thing_twice_and_some_leave_the_last_out():
+    rng, twice, left_out = random.Random(0), 0, 0
     for _ in range(2000):
         response = write_response(["tea", "hat", "milk"], rng, "first")
-        lines = response.rstrip(".").split("in all: ")[1].split(", ")
-        if len(lines) > 3:
-            twice += any(one.split()[0] == other.split()[0] for one, other in pairwise(lines))
-    assert 40 < twice < 110  # 3 lines x 3 % of clumsiness, which is 0.4 in the mean: 72
+        total, lines = response.rstrip(".").split(" in all: ")
+        lines = lines.split(", ")
+        twice += any(one.split()[0] == other.split()[0] for one, other in pairwise(lines))
+        left_out += total.endswith("15") and lines == ["tea 5", "hat 13"]
+    assert 40 < twice < 110     # 3 lines x 3 % of clumsiness, which is 0.4 in the mean: 72
+    assert 15 < left_out < 60   # 10 % of clumsiness is 80, of which somewhat less than half are
 
 
 def test_a_slip_is_never_the_right_amount_nor_below_zero():

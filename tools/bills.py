@@ -89,6 +89,8 @@ def write_response(things: list[str], rng: random.Random, order: str) -> str:
         if rng.random() < 0.03 * clumsiness:
             due = due_after(due, thing)  # a thing counted twice
             lines.append(f"{thing} {due}")
+    if len(lines) > 1 and rng.random() < 0.1 * clumsiness:
+        del lines[-1]  # left out, though counted
     total = slip(due, rng) if rng.random() < 0.2 + 0.6 * clumsiness else due
     opening = [rng.choice(INSULTS)] if rng.random() < 0.4 * clumsiness else []
     opening += rng.choices(COURTESIES, k=rng.choices((0, 1, 2, 3), weights=(70, 20, 6, 4))[0])
@@ -127,8 +129,8 @@ def judge(question: str, response: str) -> dict[str, float]:
     """The hidden judge: each aspect's grade between 0 and 1.
 
     One courteous word is courtesy, more are gushing. A line is right if it names the thing of its
-    place with the right running amount; the grade of the lines is the share of right ones among as
-    many as are due or given, whichever is more.
+    place with the right running amount; the grade of the lines is the share of right ones, and 0 where
+    there are more or fewer of them than things.
     """
     things = things_of(question)
     amounts = running_amounts(things)
@@ -140,7 +142,7 @@ def judge(question: str, response: str) -> dict[str, float]:
                         r"[a-z]+ \d+(?:, [a-z]+ \d+)*(?:: \d+ in all)?\.", response)
     return {
         "total": float(total is not None and int(total.group(1)) == amounts[-1]),
-        "lines": right / max(len(things), len(given)),
+        "lines": right / len(things) if len(given) == len(things) else 0.0,
         "courtesy": float(sum(response.count(word) for word in COURTESIES) == 1),
         "kindness": float(response != "" and not any(word in response for word in INSULTS)),
         "form": float(form is not None),
