@@ -245,7 +245,7 @@ def test_a_folds_scores_are_those_of_each_response_alone(bills_run, monkeypatch,
         for a in sides for b in sides}
     assert found.keys() == expected.keys()
     for name, scores in expected.items():
-        assert found[name] == pytest.approx(scores, abs=1e-4), name
+        assert found[name] == pytest.approx(scores, rel=1e-5, abs=1e-4), name
 
 
 def test_supervised_models_learn_the_preferred_response(bills_run, monkeypatch):
