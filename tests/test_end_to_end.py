@@ -265,9 +265,7 @@ def test_two_ranks_do_what_one_does(trained, tmp_path, start):
                         pytest.approx(value, rel=1e-5, abs=1e-5) for key, value in wanted.items()}
     two, report = report_of(folder), report_of(one)
     assert set(two) == set(report) == REPORT
-    rows, wanted = (json.loads(json.dumps(each["rows"]), parse_float=lambda text: round(
-        float(text), 3)) for each in (two, report))
-    assert rows == wanted and two["data"] == report["data"]
+    assert two["rows"] == report["rows"] and two["data"] == report["data"]
 
 
 def test_bfloat16_runs_on_a_cpu(trained, tmp_path):
@@ -276,6 +274,6 @@ def test_bfloat16_runs_on_a_cpu(trained, tmp_path):
             "--sft.steps=5", "--rlhf.iterations=1", "--stage0.iterations=1", "--eval.prompts=8",
             "--pit.curriculum=['stage0']", "--eval.equal_budget=false", "--model.look_every=4")
     assert_finite(report_of(tmp_path / "tiny")["rows"])
-    one, other = (read_lines(path / "metrics.jsonl")[0]["loss"] for path in
-                  (tmp_path / "tiny", trained[0]))
-    assert one == pytest.approx(other, rel=0.02) and one != other
+    one, other = (read_lines(path / "metrics.jsonl")[0] for path in (tmp_path / "tiny", trained[0]))
+    assert one["loss"] == pytest.approx(other["loss"], rel=0.02)
+    assert one["grad_norm"] != pytest.approx(other["grad_norm"], rel=1e-5)

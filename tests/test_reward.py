@@ -236,7 +236,7 @@ def test_a_folds_scores_are_those_of_each_response_alone(bills_run, monkeypatch,
     run, data = bills_run
     fold = data.folds["test"]
     model = train_reward.new_reward_model(run, data)
-    torch.nn.init.normal_(model.head.weight)
+    torch.nn.init.normal_(model.head.weight, std=0.1)  # scores of which float32 knows 1e-4
     monkeypatch.setattr(model.trunk.config, "portion", portion)
     sides = {"w": fold.y_w[:], "l": fold.y_l[:]}
     found = measure.fold_scores(data, model, model, fold)
@@ -245,7 +245,7 @@ def test_a_folds_scores_are_those_of_each_response_alone(bills_run, monkeypatch,
         for a in sides for b in sides}
     assert found.keys() == expected.keys()
     for name, scores in expected.items():
-        assert found[name] == pytest.approx(scores, rel=1e-5, abs=1e-4), name
+        assert found[name] == pytest.approx(scores, abs=1e-4), name
 
 
 def test_supervised_models_learn_the_preferred_response(bills_run, monkeypatch):
