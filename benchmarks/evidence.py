@@ -24,7 +24,7 @@ from statistics import median
 import numpy as np
 from lab import (CHOSEN, OUTSIDE_SEED, Lab, Responses, Trained, label, last_stage, log_of,
                  mean_length, rl_samples)
-from tables import fill_pages
+from tables import fill_page
 
 from runtime import UserError, rank
 from tools.files import write_whole
@@ -530,7 +530,7 @@ def of_first_stage(responses: Responses, **fields) -> list:
 
 def of_both_stages(responses: Responses, **fields) -> list:
     name = label("both", fields)
-    models = responses.lab.varied(name, **fields).models
+    models = responses.lab.both_stages(**fields).models
     return responses.improved(name, last_stage(models), purpose="stage1")
 
 
@@ -570,7 +570,7 @@ def make_row(row: str, lab: Lab, path: Path) -> None:
         text = json.dumps(kept_row, indent=1, allow_nan=False)
         write_whole(path, lambda file: file.write(text.encode()))
         print(f"written: {path}", flush=True)
-        fill_pages(path.parent)
+        fill_page(path.parent)
     barrier()
 
 

@@ -94,7 +94,10 @@ class Lab:
 
     def difference(self) -> Trained:
         """PPO on R_P(x, y) - R_P(x, y_ref) instead of r_gap."""
-        fields = {"pit__score": "difference"} | CHOSEN["difference"]
+        return self.both_stages(pit__score="difference", **CHOSEN["difference"])
+
+    def both_stages(self, **fields) -> Trained:
+        """PIT's stages with other settings."""
         return self.varied(label("both", fields), **fields)
 
     def one_stage(self, name: str, stage: str, **fields) -> tuple[Run, GPT]:

@@ -129,8 +129,8 @@ def judge(question: str, response: str) -> dict[str, float]:
     """The hidden judge: each aspect's grade between 0 and 1.
 
     One courteous word is courtesy, more are gushing. A line is right if it names the thing of its
-    place with the right running amount; the grade of the lines is the share of right ones, and 0 where
-    there are more or fewer of them than things.
+    place with the right running amount; the grade of the lines is the share of right ones, and 0
+    where there are more or fewer of them than things.
     """
     things = things_of(question)
     amounts = running_amounts(things)
