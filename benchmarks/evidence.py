@@ -227,7 +227,7 @@ def temperatures(lab: Lab) -> dict:
 
 
 def rubrics(lab: Lab) -> dict:
-    """Self-Refine by rubrics of the k weightiest aspects, and by those that lack one."""
+    """Self-Refine by rubrics of the k weightiest aspects, of the k lightest, and without one."""
     by = NESTED | LACKING
     settings = settings_of(lab, {"PIT": Responses.pit} | {
         name: partial(Responses.refined, aspects=aspects) for name, aspects in by.items()})

@@ -7,10 +7,15 @@ Points are means over seeds, bars and bands their 95 % intervals (Student's), th
 """
 
 import argparse
+import sys
 from pathlib import Path
 from statistics import mean
 
 from tables import gathered, half_width, read_rows
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.rubric import ASPECTS  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 COLOURS = {"1.0": "tab:blue", "0.5": "tab:orange"}
@@ -30,14 +35,23 @@ def pyplot():
     return plt
 
 
-def with_interval(axis, x, seeds: list[list[float]], label: str, colour: str) -> None:
+def with_interval(axis, x, seeds: list[list[float]], label: str, colour: str,
+                  style: str = "o-") -> None:
     """A line of means over seeds with a band; seeds are lists of the values at x."""
     means = [mean(values) for values in zip(*seeds)]
-    axis.plot(x, means, "o-", ms=3, color=colour, label=label)
+    axis.plot(x, means, style, ms=3, color=colour, label=label)
     if len(seeds) > 1:
         halves = [half_width(values) for values in zip(*seeds)]
         axis.fill_between(x, [m - h for m, h in zip(means, halves)],
                           [m + h for m, h in zip(means, halves)], color=colour, alpha=0.15, lw=0)
+
+
+def with_bars(axis, x, seeds: list[list[float]], label: str, colour: str) -> None:
+    """Points of means over seeds with bars."""
+    rows = list(zip(*seeds))
+    halves = [half_width(values) if len(seeds) > 1 else 0 for values in rows]
+    axis.errorbar(x, [mean(values) for values in rows], halves, fmt="o", ms=3, capsize=2,
+                  color=colour, label=label)
 
 
 def bars(plt, names: list[str], values: dict[str, list[list[float]]], label: str):
@@ -95,18 +109,27 @@ def temperatures_plot(plt, seeds: list):
 
 
 def rubrics_plot(plt, seeds: list):
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
-    names = [name for name in seeds[0]["1.0"] if name.startswith("first")]
-    for axis, t in zip(axes, COLOURS):
-        with_interval(axis, range(1, len(names) + 1),
-                      [[content[t][name]["gold"] for name in names] for content in seeds],
-                      "Self-Refine", "tab:green")
-        with_interval(axis, (1, len(names)), [[content[t]["PIT"]["gold"]] * 2 for content in seeds],
-                      "PIT", "tab:blue")
-        axis.set_xlabel(f"aspects in the rubric, T = {t}")
-        axis.set_xticks(range(1, len(names) + 1))
+    """Self-Refine by k aspects, the weightiest first or last, and by all but one; PIT beside it."""
+    names = list(seeds[0]["1.0"])
+    whole, without = f"first {len(ASPECTS)}", [f"without {aspect}" for aspect in ASPECTS]
+    panels = {"the k weightiest aspects": [n for n in names if n.startswith("first")],
+              "the k lightest aspects": [n for n in names if n.startswith("last")]
+              + [without[0], whole],
+              "all aspects but": without}
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3), sharey=True)
+    for axis, (words, rubrics) in zip(axes, panels.items()):
+        for t, colour in COLOURS.items():
+            refined, pit = ([[content[t][of or name]["gold"] for name in rubrics]
+                             for content in seeds] for of in ("", "PIT"))
+            draw, x = with_bars if rubrics is without else with_interval, range(len(rubrics))
+            draw(axis, x, refined, f"Self-Refine, T = {t}", colour)
+            with_interval(axis, x, pit, f"PIT, T = {t}", colour, "--")
+        axis.set_xticks(range(len(rubrics)), ASPECTS if rubrics is without else
+                        range(1, len(rubrics) + 1))
+        axis.set_xlabel(f"rubric: {words}")
     axes[0].set_ylabel("gold")
     axes[0].legend()
+    figure.tight_layout()
     return figure
 
 

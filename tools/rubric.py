@@ -79,8 +79,9 @@ def without(*missing: str) -> tuple[str, ...]:
     return tuple(aspect for aspect in ASPECTS if aspect not in missing)
 
 
-# Rubrics that are asked about: the weightiest aspects, or all but one.
-NESTED = {f"first {k}": ASPECTS[:k] for k in range(1, len(ASPECTS) + 1)}
+# Rubrics that are asked about: the weightiest aspects, the lightest, or all but one.
+NESTED = {f"first {k}": ASPECTS[:k] for k in range(1, len(ASPECTS) + 1)} | {
+    f"last {k}": ASPECTS[-k:] for k in range(1, len(ASPECTS) - 1)}
 LACKING = {f"without {aspect}": without(aspect) for aspect in ASPECTS}
 ASKED = tuple(dict.fromkeys([*NESTED.values(), *LACKING.values()]))
 ALL = [chosen for k in range(1, len(ASPECTS) + 1) for chosen in combinations(ASPECTS, k)]
