@@ -1,5 +1,6 @@
 """The evidence: its statistics, what Self-Refine is taught, its rows, tables and page."""
 
+import dataclasses
 import gc
 import json
 import subprocess
@@ -106,6 +107,17 @@ def test_the_refiner_is_taught_answers_notes_and_rewrites(tmp_path):
         assert rubric.notes(question.strip(), draft.strip(), aspects) == said.strip()
         assert rubric.mended(question.strip(), draft.strip(), aspects) == written
         assert all(bills.judge(question.strip(), written)[aspect] == 1 for aspect in aspects)
+
+
+def test_a_draft_with_an_unknown_character_is_no_lesson(tmp_path):
+    run = tiny_run(tmp_path, tokenizer__vocab=200, model__context=208)
+    data = load_data(run)
+    some = data.folds["sft"][range(4)]
+    few = dataclasses.replace(data, folds={"sft": some})
+    assert len(rivals.refiner_examples(run, few)) == 12
+    some.y_w[0] = some.y_l[0] = [0, *some.y_w[0]]
+    assert "⁇" in data.tokenizer.decode(some.y_w[0])
+    assert len(rivals.refiner_examples(run, few)) == 9
 
 
 # ------------------------------------------------------------------------------ rows and tables

@@ -64,8 +64,11 @@ def refiner_examples(run: Run, data: Data) -> Fold:
     for x, y_w, y_l in zip(fold.x, fold.y_w, fold.y_l):
         y_ref, aspects = rng.choice((y_w, y_l)), rubric.some_rubric(rng)
         question, draft = prompt_text(data, x), data.tokenizer.decode(y_ref)
-        notes, rewrite = encode([rubric.notes(question, draft, aspects),
-                                 rubric.mended(question, draft, aspects)])
+        try:
+            notes, rewrite = encode([rubric.notes(question, draft, aspects),
+                                     rubric.mended(question, draft, aspects)])
+        except ValueError:  # the draft has a character that the tokenizer does not know
+            continue
         reads += [data.policy(x), asked(aspects).feedback(x, y_ref),
                   asked(aspects).rewrite(x, y_ref, notes)]
         writes += [y_w, notes, rewrite]
