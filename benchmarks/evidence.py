@@ -491,8 +491,8 @@ def pit_choices(lab: Lab) -> dict:
 
 
 def difference_choices(lab: Lab) -> dict:
-    """The same with the difference of R_P as the score. Its KL stays below all of the targets, so
-    it is the learning rate that is tried: stage 0's, and then stage 1's after the best of these."""
+    """The same with the difference of R_P as the score, of learning rates, as its KL hardly exceeds
+    the config's targets: stage 0's, and then stage 1's after the best of these."""
     at = at_validation(lab)
     first, second = ([times * getattr(lab.config, stage).lr_scale for times in LR_TIMES]
                      for stage in ("stage0", "stage1"))
