@@ -24,7 +24,7 @@ from statistics import median
 import numpy as np
 from lab import (CHOSEN, OUTSIDE_SEED, Lab, Responses, Trained, label, last_stage, log_of,
                  mean_length, rl_samples)
-from tables import fill_page
+from tables import fill_pages
 
 from runtime import UserError, rank
 from tools.files import write_whole
@@ -570,7 +570,7 @@ def make_row(row: str, lab: Lab, path: Path) -> None:
         text = json.dumps(kept_row, indent=1, allow_nan=False)
         write_whole(path, lambda file: file.write(text.encode()))
         print(f"written: {path}", flush=True)
-        fill_page(path.parent)
+        fill_pages(path.parent)
     barrier()
 
 

@@ -1,9 +1,10 @@
-"""The finished rows of the evidence as tables, put into benchmarks/evidence.md between its marks.
+"""The finished rows of the evidence as tables, put into benchmarks/evidence.md and README.md between
+their marks.
 
     python benchmarks/tables.py                  # evidence.py does it too, after each row
 
 Figures are means over seeds, most with their 95 % interval (Student's, over seeds; `*`: it excludes
-zero). The page's text is written by hand and stays as it is.
+zero). The text of the pages is written by hand and stays as it is.
 """
 
 import json
@@ -120,6 +121,18 @@ def aspect_table(seeds: list) -> str:
     lines = [[system, *(f"{mean(gathered(seeds, 'at', '0.5', system, 'aspects', name)):.3f}"
                         for name in names)] for system in seeds[0]["at"]["0.5"]]
     return markdown(["aspects, T = 0.5", *names], lines)
+
+
+def headline_table(seeds: list) -> str:
+    """The main table in short, for the README."""
+    lines = [[name, str(samples["sampled"]), costs(seeds, "at", "1.0", name)[0],
+              *(gold(seeds, "at", at, name) for at in EQUAL),
+              *(cell(gathered(seeds, "at", at, name, "PIT over it", judge)) if name != "PIT" else ""
+                for judge, places in (("gold", PLACES), ("outside", EQUAL)) for at in places)]
+             for name, samples in seeds[0]["rl_samples"].items() if " of y_0" not in name]
+    return markdown(["system", "sampled in RL", "tokens an answer", *heads_at(["gold"], EQUAL),
+                     *heads_at(["PIT over it"]), *heads_at(["by the other reward model"], EQUAL)],
+                    lines)
 
 
 def variants_table(seeds: list) -> str:
@@ -250,6 +263,7 @@ TABLES = {"main": main_table, "control": main_table, "curriculum": variants_tabl
           "iterations": iterations_table, "cost": cost_table, "optimisation": optimisation_table}
 TABLES |= {f"choices-{system}": choices_table
            for system in ("rlhf", "equal-budget", "pit", "difference", "refiner")}
+TABLES |= {f"{row}-headline": headline_table for row in ("main", "control")}
 
 
 def counted(seeds: list) -> str:
@@ -259,20 +273,22 @@ def counted(seeds: list) -> str:
 def filled(page: str, rows: dict[str, list]) -> str:
     """The page with each row's table between `<!-- table: row -->` and `<!-- end -->`."""
     def table(match):
-        seeds = rows.get(match[1])
+        seeds = rows.get(match[1].removesuffix("-headline"))
         made = f"{counted(seeds)}:\n\n{TABLES[match[1]](seeds)}" if seeds else "Not made yet."
         return f"<!-- table: {match[1]} -->\n\n{made}\n\n<!-- end -->"
 
     return re.sub(r"<!-- table: ([\w-]+) -->.*?<!-- end -->", table, page, flags=re.DOTALL)
 
 
-def fill_page(results: Path) -> None:
-    """Put the tables into the page beside the folder of results, if there is one."""
-    page = results.parent / "evidence.md"
-    if page.exists():
-        page.write_text(filled(page.read_text(encoding="utf-8"), read_rows(results)), "utf-8")
-        print(f"written: {page}", flush=True)
+def fill_pages(results: Path) -> None:
+    """Put the tables into the page beside the folder of results and the README above it, if they are
+    there and have the marks."""
+    for page in (results.parent / "evidence.md", results.parent.parent / "README.md"):
+        text = page.read_text(encoding="utf-8") if page.exists() else ""
+        if "<!-- table: " in text:
+            page.write_text(filled(text, read_rows(results)), "utf-8")
+            print(f"written: {page}", flush=True)
 
 
 if __name__ == "__main__":
-    fill_page(HERE / "results")
+    fill_pages(HERE / "results")
