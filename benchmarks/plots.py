@@ -67,7 +67,7 @@ def bars(plt, names: list[str], values: dict[str, list[list[float]]], label: str
     axis.invert_yaxis()
     axis.axvline(0, color="black", lw=0.8)
     axis.set_xlabel(label)
-    axis.legend(loc="best")
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)  # above, clear of the bars
     return figure
 
 
