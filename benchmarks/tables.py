@@ -1,5 +1,5 @@
-"""The finished rows of the evidence as tables, put into benchmarks/evidence.md and README.md between
-their marks.
+"""The finished rows of the evidence as tables, between their marks in benchmarks/evidence.md and
+README.md.
 
     python benchmarks/tables.py                  # evidence.py does it too, after each row
 
@@ -281,8 +281,8 @@ def filled(page: str, rows: dict[str, list]) -> str:
 
 
 def fill_pages(results: Path) -> None:
-    """Put the tables into the page beside the folder of results and the README above it, if they are
-    there and have the marks."""
+    """Put the tables into the page beside the folder of results and the README above it, if they
+    are there and have the marks."""
     for page in (results.parent / "evidence.md", results.parent.parent / "README.md"):
         text = page.read_text(encoding="utf-8") if page.exists() else ""
         if "<!-- table: " in text:
