@@ -17,7 +17,7 @@ from tools.settings import UserError
 
 
 def train_tokenizer(texts, markers: list[str], config, path: Path) -> None:
-    """Train a BPE tokenizer as [tokenizer] says, whose markers are single pieces; text is kept as it
+    """Train a BPE tokenizer as [tokenizer] says, whose markers are single pieces; text stays as it
     is.
 
     Punctuation stays apart, so a number is the same piece whatever stands behind it."""
