@@ -35,23 +35,25 @@ def pyplot():
     return plt
 
 
+def intervals(rows) -> tuple[list[float], list[float]]:
+    """Of each point's values over seeds the means and half widths, 0 where there is one seed."""
+    rows = list(rows)
+    return [mean(row) for row in rows], [half_width(row) if len(row) > 1 else 0 for row in rows]
+
+
 def with_interval(axis, x, seeds: list[list[float]], label: str, colour: str,
                   style: str = "o-") -> None:
     """A line of means over seeds with a band; seeds are lists of the values at x."""
-    means = [mean(values) for values in zip(*seeds)]
+    means, halves = intervals(zip(*seeds))
     axis.plot(x, means, style, ms=3, color=colour, label=label)
     if len(seeds) > 1:
-        halves = [half_width(values) for values in zip(*seeds)]
         axis.fill_between(x, [m - h for m, h in zip(means, halves)],
                           [m + h for m, h in zip(means, halves)], color=colour, alpha=0.15, lw=0)
 
 
 def with_bars(axis, x, seeds: list[list[float]], label: str, colour: str) -> None:
     """Points of means over seeds with bars."""
-    rows = list(zip(*seeds))
-    halves = [half_width(values) if len(seeds) > 1 else 0 for values in rows]
-    axis.errorbar(x, [mean(values) for values in rows], halves, fmt="o", ms=3, capsize=2,
-                  color=colour, label=label)
+    axis.errorbar(x, *intervals(zip(*seeds)), fmt="o", ms=3, capsize=2, color=colour, label=label)
 
 
 def bars(plt, names: list[str], values: dict[str, list[list[float]]], label: str):
@@ -59,10 +61,9 @@ def bars(plt, names: list[str], values: dict[str, list[list[float]]], label: str
     figure, axis = plt.subplots(figsize=(7, 0.36 * len(names) + 1))
     for k, (temperature, rows) in enumerate(values.items()):
         places = [i + 0.18 * (2 * k - 1) for i in range(len(names))]
-        widths = [half_width(row) if len(row) > 1 else 0 for row in rows]
-        axis.barh(places, [mean(row) for row in rows], 0.34, xerr=widths,
-                  color=COLOURS[temperature], label=f"T = {temperature}",
-                  error_kw={"lw": 0.8, "capsize": 2})
+        means, halves = intervals(rows)
+        axis.barh(places, means, 0.34, xerr=halves, color=COLOURS[temperature],
+                  label=f"T = {temperature}", error_kw={"lw": 0.8, "capsize": 2})
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.axvline(0, color="black", lw=0.8)
@@ -110,22 +111,21 @@ def temperatures_plot(plt, seeds: list):
 
 def rubrics_plot(plt, seeds: list):
     """Self-Refine by k aspects, the weightiest first or last, and by all but one; PIT beside it."""
-    names = list(seeds[0]["1.0"])
-    whole, without = f"first {len(ASPECTS)}", [f"without {aspect}" for aspect in ASPECTS]
-    panels = {"the k weightiest aspects": [n for n in names if n.startswith("first")],
-              "the k lightest aspects": [n for n in names if n.startswith("last")]
-              + [without[0], whole],
-              "all aspects but": without}
+    x, k = range(len(ASPECTS)), range(1, len(ASPECTS) + 1)
+    first, last = ([f"{end} {number}" for number in k] for end in ("first", "last"))
+    lacking = [f"without {aspect}" for aspect in ASPECTS]
+    last[-2:] = lacking[0], first[-1]  # the same rubrics by their names in the row
+    panels = (("the k weightiest aspects", first, k, with_interval),
+              ("the k lightest aspects", last, k, with_interval),
+              ("all aspects but", lacking, ASPECTS, with_bars))
     figure, axes = plt.subplots(1, 3, figsize=(10, 3), sharey=True)
-    for axis, (words, rubrics) in zip(axes, panels.items()):
+    for axis, (words, rubrics, ticks, draw) in zip(axes, panels):
         for t, colour in COLOURS.items():
-            refined, pit = ([[content[t][of or name]["gold"] for name in rubrics]
-                             for content in seeds] for of in ("", "PIT"))
-            draw, x = with_bars if rubrics is without else with_interval, range(len(rubrics))
-            draw(axis, x, refined, f"Self-Refine, T = {t}", colour)
-            with_interval(axis, x, pit, f"PIT, T = {t}", colour, "--")
-        axis.set_xticks(range(len(rubrics)), ASPECTS if rubrics is without else
-                        range(1, len(rubrics) + 1))
+            draw(axis, x, [[content[t][name]["gold"] for name in rubrics] for content in seeds],
+                 f"Self-Refine, T = {t}", colour)
+            with_interval(axis, x, [[content[t]["PIT"]["gold"]] * len(x) for content in seeds],
+                          f"PIT, T = {t}", colour, "--")
+        axis.set_xticks(x, ticks)
         axis.set_xlabel(f"rubric: {words}")
     axes[0].set_ylabel("gold")
     axes[0].legend()

@@ -283,10 +283,11 @@ def filled(page: str, rows: dict[str, list]) -> str:
 def fill_pages(results: Path) -> None:
     """Put the tables into the page beside the folder of results and the README above it, if they
     are there and have the marks."""
+    rows = read_rows(results)
     for page in (results.parent / "evidence.md", results.parent.parent / "README.md"):
         text = page.read_text(encoding="utf-8") if page.exists() else ""
         if "<!-- table: " in text:
-            page.write_text(filled(text, read_rows(results)), "utf-8")
+            page.write_text(filled(text, rows), "utf-8")
             print(f"written: {page}", flush=True)
 
 

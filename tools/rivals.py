@@ -65,10 +65,10 @@ def refiner_examples(run: Run, data: Data) -> Fold:
         y_ref, aspects = rng.choice((y_w, y_l)), rubric.some_rubric(rng)
         question, draft = prompt_text(data, x), data.tokenizer.decode(y_ref)
         try:
-            notes, rewrite = encode([rubric.notes(question, draft, aspects),
-                                     rubric.mended(question, draft, aspects)])
+            rewrite = rubric.mended(question, draft, aspects)
         except ValueError:  # the draft has a character that the tokenizer does not know
             continue
+        notes, rewrite = encode([rubric.notes(question, draft, aspects), rewrite])
         reads += [data.policy(x), asked(aspects).feedback(x, y_ref),
                   asked(aspects).rewrite(x, y_ref, notes)]
         writes += [y_w, notes, rewrite]
