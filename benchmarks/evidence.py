@@ -139,11 +139,12 @@ def settings_of(lab: Lab, makers: dict[str, Callable]) -> dict:
 
 
 def compared_variants(lab: Lab, variants: dict[str, Trained]) -> dict:
-    """The worth of what other trainings of PIT make of y_0, their win - lose over y_0, and PIT's
-    over them; where each has its own best temperature, so have PIT and y_0."""
+    """What other trainings of PIT make of y_0 in one iteration and in three: the worth, its win -
+    lose over y_0, and PIT's over it; where each has its own best temperature, so have PIT and y_0.
+    """
     def maker(name: str) -> Callable:
-        return Responses.pit if variants[name] is lab.base() else lambda r: r.improved(
-            name, last_stage(variants[name].models))
+        return Responses.pit if variants[name] is lab.base() else lambda r, times=1: r.improved(
+            name, last_stage(variants[name].models), times)
 
     makers = {name: maker(name) for name in variants}
     settings = settings_of(lab, makers | {
@@ -153,12 +154,13 @@ def compared_variants(lab: Lab, variants: dict[str, Trained]) -> dict:
         for name, trained in variants.items()}}
     for place, setting in settings.items():
         at = {name: lab.responses("test", t) for name, t in setting.items()}
-        pit, y_0 = at["PIT"].pit(), at["y_0 ~ M_P^RL"].of("M_P^RL")
-        found[place] = {}
-        for name, make in makers.items():
-            y = make(at[name])
-            found[place][name] = at[name].worth(y) | {
-                "over y_0": at[name].over(y, y_0), "PIT over it": at[name].over(pit, y)}
+        y_0, found[place] = at["y_0 ~ M_P^RL"].of("M_P^RL"), {}
+        for times, stem in ((1, ""), (3, ", iteration 3")):
+            pit = at["PIT"].pit(times)
+            for name, make in makers.items():
+                y = make(at[name], times)
+                found[place][name + stem] = at[name].worth(y) | {
+                    "over y_0": at[name].over(y, y_0), "PIT over it": at[name].over(pit, y)}
     return found
 
 

@@ -136,10 +136,14 @@ def headline_table(seeds: list) -> str:
 
 
 def variants_table(seeds: list) -> str:
-    """Variants of PIT's training: what they are worth, and how they compare with y_0 and PIT."""
-    lines = [[name, *(str(n) for n in seeds[0]["rl_samples"][name].values()),
+    """Variants of PIT's training: what they are worth, and how they compare with y_0 and PIT, after
+    as many iterations as they."""
+    def variant(name: str) -> str:
+        return name.removesuffix(", iteration 3")
+
+    lines = [[name, *(str(n) for n in seeds[0]["rl_samples"][variant(name)].values()),
               costs(seeds, "1.0", name)[0], *(gold(seeds, at, name) for at in PLACES),
-              best_temperatures(seeds, name),
+              best_temperatures(seeds, variant(name)),
               *(cell(gathered(seeds, at, name, what, judge)) for what, judge in (
                   ("over y_0", "gold"), ("PIT over it", "gold"), ("PIT over it", "outside"))
                 for at in PLACES)] for name in seeds[0]["1.0"]]

@@ -274,7 +274,10 @@ def test_judges_grade_the_same_responses_by_text(made):
     assert main["PIT"]["PIT over it"] == {"gold": 0, "outside": 0}
     curriculum = tables.read_rows(made)["curriculum"][0]
     for at in tables.PLACES:
-        assert curriculum[at]["stage 0, then 1"]["PIT over it"] == {"gold": 0, "outside": 0}
+        for name in ("stage 0, then 1", "stage 0, then 1, iteration 3"):
+            assert curriculum[at][name]["PIT over it"] == {"gold": 0, "outside": 0}
+    assert curriculum["1.0"]["stage 0, then 1, iteration 3"]["gold"] == main[
+        "PIT, iteration 3"]["gold"]
 
 
 def test_tables_go_between_their_marks_and_leave_the_text(made):
