@@ -31,6 +31,7 @@ from tools.files import write_whole
 from tools.launch import guard
 from tools.measure import fold_scores, pair_agreement
 from tools.ranks import barrier
+from tools.report import Judge
 from tools.rivals import refiner_examples
 from tools.rubric import LACKING, NESTED, without
 from tools.settings import read_arguments
@@ -44,6 +45,7 @@ LR_SCALES = (1.0, 0.5)
 LR_TIMES = (1.0, 2.0, 4.0)
 LESSONS = (3, 5, 8)
 TOO_MANY = 120       # iterations of a stage
+MORE = 3             # times the pairs
 COMPARISONS = ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw")  # of Eq. 2
 ORIGINALS = ("y_0 ~ M_P^SFT", "y_0 ~ M_P^RL")
 
@@ -193,23 +195,32 @@ def terms(lab: Lab) -> dict:
         "only wl>lw": ("wl>lw",)}
     variants = {name: lab.base() if left == COMPARISONS else lab.varied(
         name.replace(" ", "-"), reward__terms=list(left)) for name, left in kept.items()}
-    found = {name: agreements(lab, trained.models, "wl", "lw")
-             for name, trained in variants.items()}
-    found["difference of R_P"] = agreements(lab, lab.base().models, "w", "l")
+    found = {name: agreements(trained)["R_PIT"] for name, trained in variants.items()}
+    found["difference of R_P"] = agreements(lab.base())["R_P"]
     variants["difference of R_P"] = lab.difference()
     return {"agreement": found, "pit": compared_variants(lab, variants)}
 
 
-def agreements(lab: Lab, models, better: str, worse: str) -> dict:
-    """How often scores of held-out pairs agree with labels and judge; and how often the judge
-    agrees with the labels, where it calls a tie in half of the cases: the ceiling of the first."""
-    responses = lab.responses("test", 1.0)
-    fold = lab.base().data.folds["test"][range(len(responses.x))]
-    scores = fold_scores(lab.base().data, models.rp, models.rpit, fold)
-    judged = np.sign(responses.gold(fold.y_w) - responses.gold(fold.y_l))
-    return {"labels": float((scores[better] > scores[worse]).mean()),
-            "judge": pair_agreement(scores[better], scores[worse], judged)["accuracy"],
-            "ceiling": float((judged + 1).mean() / 2)}
+def agreements(trained: Trained) -> dict:
+    """How often the scores of R_P ("w" against "l") and R_PIT ("wl" against "lw") agree with labels
+    and judge on held-out pairs; and how often the judge agrees with the labels, where it calls a
+    tie in half of the cases: the ceiling of the first."""
+    data, models = trained.data, trained.models
+    fold = data.folds["test"]
+    scores = fold_scores(data, models.rp, models.rpit, fold)
+    judge = Judge(data, models, fold.x)
+    judged = np.sign(judge.grades(fold.y_w) - judge.grades(fold.y_l))
+    return {name: {"labels": float((scores[better] > scores[worse]).mean()),
+                   "judge": pair_agreement(scores[better], scores[worse], judged)["accuracy"],
+                   "ceiling": float((judged + 1).mean() / 2)}
+            for name, better, worse in (("R_P", "w", "l"), ("R_PIT", "wl", "lw"))}
+
+
+def pairs(lab: Lab) -> dict:
+    """The agreement of R_P and R_PIT after once over their pairs, and after once over three times
+    as many, of as many more bills: how far more data would bring them."""
+    return {len(trained.data.folds["reward"]): agreements(trained)
+            for trained in (lab.base(), lab.more_pairs(MORE))}
 
 
 # ------------------------------------------------------------------------- PIT and Self-Refine
@@ -541,8 +552,8 @@ CHOICES = {"choices-rlhf": rlhf_choices, "choices-equal-budget": equal_budget_ch
            "choices-refiner": refiner_choices}
 ROWS = CHOICES | {
     "main": main_table, "control": main_table, "rubrics": rubrics, "temperatures": temperatures,
-    "iterations": iterations, "curriculum": curriculum, "terms": terms, "cost": cost,
-    "optimisation": optimisation}
+    "iterations": iterations, "curriculum": curriculum, "terms": terms, "pairs": pairs,
+    "cost": cost, "optimisation": optimisation}
 
 
 # --------------------------------------------------------------------------------- files of rows

@@ -169,6 +169,19 @@ def terms_table(seeds: list) -> str:
         variants_table(gathered(seeds, "pit"))])
 
 
+def pairs_table(seeds: list) -> str:
+    lines = []
+    for model in ("R_P", "R_PIT"):
+        for number in zip(*seeds):  # about as many in each seed
+            found = [seed[n][model] for seed, n in zip(seeds, number)]
+            labels, ceiling = (gathered(found, what) for what in ("labels", "ceiling"))
+            lines.append([model, f"{mean(map(int, number)):.0f}", cell(labels, ".3f"),
+                          cell([100 * (a - b) for a, b in zip(labels, ceiling)]),
+                          cell(gathered(found, "judge"), ".3f")])
+    return markdown(["reward model", "pairs", "agrees with labels", "less the ceiling, points",
+                     "with the judge"], lines)
+
+
 def temperatures_table(seeds: list) -> str:
     lines = [[key, *(gold(seeds, key, name) for name in ("y_0", "PIT", "Self-Refine")), *(
         cell(gathered(seeds, key, name, "over y_0", "gold")) for name in ("PIT", "Self-Refine")), *(
@@ -263,8 +276,9 @@ def choices_table(seeds: list) -> str:
 
 
 TABLES = {"main": main_table, "control": main_table, "curriculum": variants_table,
-          "terms": terms_table, "temperatures": temperatures_table, "rubrics": rubrics_table,
-          "iterations": iterations_table, "cost": cost_table, "optimisation": optimisation_table}
+          "terms": terms_table, "pairs": pairs_table, "temperatures": temperatures_table,
+          "rubrics": rubrics_table, "iterations": iterations_table, "cost": cost_table,
+          "optimisation": optimisation_table}
 TABLES |= {f"choices-{system}": choices_table
            for system in ("rlhf", "equal-budget", "pit", "difference", "refiner")}
 TABLES |= {f"{row}-headline": headline_table for row in ("main", "control")}

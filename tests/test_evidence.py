@@ -280,6 +280,18 @@ def test_judges_grade_the_same_responses_by_text(made):
         "PIT, iteration 3"]["gold"]
 
 
+def test_reward_models_of_more_pairs_read_each_pair_as_often(made):
+    lab = tiny_lab(made)
+    runs = [lab.base(), lab.more_pairs(evidence.MORE)]
+    passes = [one.run.config.rp.steps / len(one.data.folds["reward"]) for one in runs]
+    assert passes[1] == pytest.approx(passes[0], rel=0.2)  # valid and test are of one size
+    found = tables.read_rows(made)["pairs"][0]
+    assert [int(n) for n in found] == [len(one.data.folds["reward"]) for one in runs]
+    terms = tables.read_rows(made)["terms"][0]["agreement"]
+    assert list(found.values())[0] == {"R_PIT": terms["all five"],
+                                       "R_P": terms["difference of R_P"]}
+
+
 def test_tables_go_between_their_marks_and_leave_the_text(made):
     page = "# Title\n" + "".join(
         f"<!-- table: {row} --> old <!-- end -->\nText of {row}.\n" for row in tables.TABLES)
