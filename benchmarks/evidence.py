@@ -168,7 +168,8 @@ def compared_variants(lab: Lab, variants: dict[str, Trained]) -> dict:
 
 def curriculum(lab: Lab) -> dict:
     """PIT's stages alone, both, and in the wrong order, with equal numbers of iterations; target KL
-    and learning rate are those chosen for PIT's first and second stage, whichever stands there."""
+    and learning rate are those chosen for PIT's first and second stage, whichever stands there. And
+    both with the first stage's rate all along, which is what a stage alone has."""
     first, second = lab.config.stage0, lab.config.stage1
     total = first.iterations + second.iterations
 
@@ -176,15 +177,21 @@ def curriculum(lab: Lab) -> dict:
         return {f"{stage}__iterations": iterations, f"{stage}__kl_target": settings.kl_target,
                 f"{stage}__lr_scale": settings.lr_scale}
 
+    def reversed_order(name: str, lr_scale: float) -> Trained:
+        second_place = placed("stage0", second, second.iterations)
+        return lab.varied(name, pit__curriculum=["stage1", "stage0"],
+                          **placed("stage1", first, first.iterations),
+                          **second_place | {"stage0__lr_scale": lr_scale})
+
     return compared_variants(lab, {
         "stage 0 alone": lab.varied("stage-0-alone", pit__curriculum=["stage0"],
                                     **placed("stage0", first, total)),
         "stage 1 alone": lab.varied("stage-1-alone", pit__curriculum=["stage1"],
                                     **placed("stage1", first, total)),
         "stage 0, then 1": lab.base(),
-        "stage 1, then 0": lab.varied("stage-1,-then-0", pit__curriculum=["stage1", "stage0"],
-                                      **placed("stage1", first, first.iterations),
-                                      **placed("stage0", second, second.iterations))})
+        "stage 1, then 0": reversed_order("stage-1,-then-0", second.lr_scale),
+        "stage 0, then 1, one rate": lab.varied("one-rate", stage1__lr_scale=first.lr_scale),
+        "stage 1, then 0, one rate": reversed_order("stage-1,-then-0,-one-rate", first.lr_scale)})
 
 
 def terms(lab: Lab) -> dict:

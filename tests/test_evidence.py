@@ -235,6 +235,9 @@ def test_stages_of_a_curriculum_take_the_settings_of_their_place(monkeypatch):
         "pit__curriculum": ["stage1", "stage0"],
         "stage1__iterations": 5, "stage1__kl_target": 1.5, "stage1__lr_scale": 1.0,
         "stage0__iterations": 4, "stage0__kl_target": 3.0, "stage0__lr_scale": 0.5}
+    assert found["stage 1, then 0, one rate"] == found["stage 1, then 0"] | {
+        "stage0__lr_scale": 1.0}
+    assert found["stage 0, then 1, one rate"] == {"stage1__lr_scale": 1.0}
 
 
 def test_rows_go_on_where_one_fails(tmp_path, monkeypatch):
