@@ -223,11 +223,19 @@ def agreements(trained: Trained) -> dict:
             for name, better, worse in (("R_P", "w", "l"), ("R_PIT", "wl", "lw"))}
 
 
-def pairs(lab: Lab) -> dict:
-    """The agreement of R_P and R_PIT after once over their pairs, and after once over three times
-    as many, of as many more bills: how far more data would bring them."""
-    return {len(trained.data.folds["reward"]): agreements(trained)
-            for trained in (lab.base(), lab.more_pairs(MORE))}
+def reward_models(lab: Lab) -> dict:
+    """What the parts of R_P and R_PIT bring to their agreement, and what more pairs would, of as
+    many more bills, each read as often."""
+    more = {"data__bills": MORE * lab.config.data.bills} | {
+        f"{name}__steps": MORE * getattr(lab.config, name).steps for name in ("rp", "rpit")}
+    variants = {"as it is": lab.base()} | {
+        name: lab.supervised(name.replace(" ", "-"), **fields) for name, fields in {
+            "without log-probabilities": {"reward__logp_feature": False},
+            "without the language-model loss": {"reward__lm_coef": 0.0},
+            "score of the last token": {"reward__pool": "last"},
+            f"{MORE} times the pairs": more}.items()}
+    return {name: agreements(trained) | {"pairs": len(trained.data.folds["reward"])}
+            for name, trained in variants.items()}
 
 
 # ------------------------------------------------------------------------- PIT and Self-Refine
@@ -559,8 +567,8 @@ CHOICES = {"choices-rlhf": rlhf_choices, "choices-equal-budget": equal_budget_ch
            "choices-refiner": refiner_choices}
 ROWS = CHOICES | {
     "main": main_table, "control": main_table, "rubrics": rubrics, "temperatures": temperatures,
-    "iterations": iterations, "curriculum": curriculum, "terms": terms, "pairs": pairs,
-    "cost": cost, "optimisation": optimisation}
+    "iterations": iterations, "curriculum": curriculum, "terms": terms,
+    "reward-models": reward_models, "cost": cost, "optimisation": optimisation}
 
 
 # --------------------------------------------------------------------------------- files of rows

@@ -100,18 +100,15 @@ class Lab:
         """PIT's stages with other settings."""
         return self.varied(label("both", fields), **fields)
 
-    def more_pairs(self, times: int) -> Trained:
-        """The supervised models and the reward models of `times` the bills, R_P and R_PIT trained
-        `times` as long."""
+    def supervised(self, name: str, **fields) -> Trained:
+        """The supervised models and the reward models with other settings."""
         def make():
-            more = {"data__bills": self.config.data.bills * times} | {
-                f"{name}__steps": getattr(self.config, name).steps * times
-                for name in ("rp", "rpit")}
-            opened = self.opened(f"{times}-times-the-pairs", **more)
+            opened = self.opened(name, **fields)
             with opened.run.precision():
                 opened.models = train_start(opened.run, opened.data)
             return opened
-        return self.once(f"{times} times the pairs", make)
+        self.base()
+        return self.once(name, make)
 
     def one_stage(self, name: str, stage: str, **fields) -> tuple[Run, GPT]:
         """RLHF ("rlhf") or PIT's first stage ("stage0") alone with other settings."""

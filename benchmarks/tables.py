@@ -153,33 +153,37 @@ def variants_table(seeds: list) -> str:
                     lines)
 
 
+AGREEMENT_HEADS = ["agrees with labels", "less the ceiling, points", "with the judge"]
+
+
+def agreement_cells(found: list[dict]) -> list[str]:
+    """A reward model's agreement, a dict for each seed."""
+    labels, ceiling, judge = (gathered(found, what) for what in ("labels", "ceiling", "judge"))
+    return [cell(labels, ".3f"), cell([100 * (a - b) for a, b in zip(labels, ceiling)]),
+            cell(judge, ".3f")]
+
+
 def terms_table(seeds: list) -> str:
     found = gathered(seeds, "agreement")
     lines, ceiling = [], gathered(found, "all five", "ceiling")
     r_p = gathered(found, "difference of R_P", "judge")
     for name in found[0]:
-        labels, judge = (gathered(found, name, what) for what in ("labels", "judge"))
-        lines.append([
-            name, cell(labels, ".3f"), cell([100 * (a - b) for a, b in zip(labels, ceiling)]),
-            cell(judge, ".3f"), cell([100 * (a - b) for a, b in zip(judge, r_p)])])
+        judge = gathered(found, name, "judge")
+        lines.append([name, *agreement_cells(gathered(found, name)),
+                      cell([100 * (a - b) for a, b in zip(judge, r_p)])])
     return "\n\n".join([
-        markdown(["Eq. 2", "agrees with labels", "less the ceiling, points", "with the judge",
-                  "less R_P, points"], lines),
+        markdown(["Eq. 2", *AGREEMENT_HEADS, "less R_P's, points"], lines),
         f"The ceiling: the judge agrees with {cell(ceiling, '.3f')} of the labels, ties half.",
         variants_table(gathered(seeds, "pit"))])
 
 
-def pairs_table(seeds: list) -> str:
-    lines = []
-    for model in ("R_P", "R_PIT"):
-        for number in zip(*seeds):  # about as many in each seed
-            found = [seed[n][model] for seed, n in zip(seeds, number)]
-            labels, ceiling = (gathered(found, what) for what in ("labels", "ceiling"))
-            lines.append([model, f"{mean(map(int, number)):.0f}", cell(labels, ".3f"),
-                          cell([100 * (a - b) for a, b in zip(labels, ceiling)]),
-                          cell(gathered(found, "judge"), ".3f")])
-    return markdown(["reward model", "pairs", "agrees with labels", "less the ceiling, points",
-                     "with the judge"], lines)
+def reward_models_table(seeds: list) -> str:
+    models = ("R_P", "R_PIT")
+    lines = [[name, f"{mean(gathered(seeds, name, 'pairs')):.0f}", *(
+        text for model in models for text in agreement_cells(gathered(seeds, name, model)))]
+        for name in seeds[0]]
+    return markdown(["reward models", "pairs", *(
+        f"{model} {what}" for model in models for what in AGREEMENT_HEADS)], lines)
 
 
 def temperatures_table(seeds: list) -> str:
@@ -276,9 +280,9 @@ def choices_table(seeds: list) -> str:
 
 
 TABLES = {"main": main_table, "control": main_table, "curriculum": variants_table,
-          "terms": terms_table, "pairs": pairs_table, "temperatures": temperatures_table,
-          "rubrics": rubrics_table, "iterations": iterations_table, "cost": cost_table,
-          "optimisation": optimisation_table}
+          "terms": terms_table, "reward-models": reward_models_table,
+          "temperatures": temperatures_table, "rubrics": rubrics_table,
+          "iterations": iterations_table, "cost": cost_table, "optimisation": optimisation_table}
 TABLES |= {f"choices-{system}": choices_table
            for system in ("rlhf", "equal-budget", "pit", "difference", "refiner")}
 TABLES |= {f"{row}-headline": headline_table for row in ("main", "control")}

@@ -283,16 +283,23 @@ def test_judges_grade_the_same_responses_by_text(made):
         "PIT, iteration 3"]["gold"]
 
 
-def test_reward_models_of_more_pairs_read_each_pair_as_often(made):
-    lab = tiny_lab(made)
-    runs = [lab.base(), lab.more_pairs(evidence.MORE)]
-    passes = [one.run.config.rp.steps / len(one.data.folds["reward"]) for one in runs]
-    assert passes[1] == pytest.approx(passes[0], rel=0.2)  # valid and test are of one size
-    found = tables.read_rows(made)["pairs"][0]
-    assert [int(n) for n in found] == [len(one.data.folds["reward"]) for one in runs]
+def test_reward_models_are_compared_part_by_part(made, monkeypatch):
+    found = tables.read_rows(made)["reward-models"][0]
     terms = tables.read_rows(made)["terms"][0]["agreement"]
-    assert list(found.values())[0] == {"R_PIT": terms["all five"],
-                                       "R_P": terms["difference of R_P"]}
+    assert {name: found["as it is"][name] for name in ("R_PIT", "R_P")} == {
+        "R_PIT": terms["all five"], "R_P": terms["difference of R_P"]}
+    assert found["3 times the pairs"]["pairs"] > 2.9 * found["as it is"]["pairs"]
+
+    def trained(name="", **fields):
+        return SimpleNamespace(data=SimpleNamespace(folds={"reward": []}), fields=fields)
+
+    monkeypatch.setattr(evidence, "agreements", lambda one: {"fields": one.fields})
+    config = tiny_lab(made).config
+    asked = evidence.reward_models(SimpleNamespace(config=config, base=trained, supervised=trained))
+    assert [one["fields"] for one in asked.values()] == [
+        {}, {"reward__logp_feature": False}, {"reward__lm_coef": 0.0}, {"reward__pool": "last"},
+        {"data__bills": 3 * config.data.bills, "rp__steps": 3 * config.rp.steps,
+         "rpit__steps": 3 * config.rpit.steps}]
 
 
 def test_tables_go_between_their_marks_and_leave_the_text(made):
