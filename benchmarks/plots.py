@@ -149,7 +149,7 @@ def iterations_plot(plt, seeds: list):
     for axis, label in zip(axes, ("gold", "Elo", "r_gap has the sign of the gain")):
         axis.set_xlabel("iteration" if axis is not axes[2] else "gold of y_ref")
         axis.set_ylabel(label)
-    axes[2].set_xticks(range(len(drafts)), drafts)
+    axes[2].set_xticks(range(len(drafts)), [d.replace(" to ", "–") for d in drafts], fontsize=8)
     axes[0].legend()
     figure.tight_layout()
     return figure
