@@ -91,12 +91,15 @@ def write_response(things: list[str], rng: random.Random, order: str) -> str:
             lines.append(f"{thing} {due}")
     if len(lines) > 1 and rng.random() < 0.1 * clumsiness:
         del lines[-1]  # left out, though counted
+    if not lines:  # who would have forgotten everything names the first thing
+        due = due_after(due, things[0])
+        lines = [f"{things[0]} {due}"]
     total = slip(due, rng) if rng.random() < 0.2 + 0.6 * clumsiness else due
     opening = [rng.choice(INSULTS)] if rng.random() < 0.4 * clumsiness else []
     opening += rng.choices(COURTESIES, k=rng.choices((0, 1, 2, 3), weights=(70, 20, 6, 4))[0])
     rng.shuffle(opening)
     end = "" if rng.random() < 0.4 * clumsiness else "."
-    return compose(opening, total, lines or ["nothing 0"], end, order)
+    return compose(opening, total, lines, end, order)
 
 
 def right_answer(question: str) -> tuple[list[str], int]:
