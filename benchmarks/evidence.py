@@ -40,9 +40,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SEEDS = [11, 12, 13]  # whose test questions nobody saw when the config was made
 TEMPERATURES = (1.0, 0.5)
 GRID = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
-KL_TARGETS = (2.0, 3.0, 4.5)
-LR_SCALES = (1.0, 0.5)
-LR_TIMES = (1.0, 2.0, 4.0)
+KL_TARGETS = (1.5, 3.0)
+LR_TIMES = (1.0, 2.0, 4.0)  # a learning rate
 LESSONS = (3, 5, 8)
 TOO_MANY = 120       # iterations of a stage
 MORE = 3             # times the pairs
@@ -497,7 +496,7 @@ def rlhf_choices(lab: Lab) -> dict:
     at = at_validation(lab)
     return {f"kl_target {kl}, lr_scale {scale}": mean_gold(at, lambda r: of_stage(
         r, "rlhf", rlhf__kl_target=kl, rlhf__lr_scale=scale))
-        for kl in KL_TARGETS for scale in LR_SCALES}
+        for kl in KL_TARGETS for scale in LR_TIMES}
 
 
 def equal_budget_choices(lab: Lab) -> dict:
@@ -506,30 +505,29 @@ def equal_budget_choices(lab: Lab) -> dict:
     return {f"kl_target {kl}, lr_scale {scale}": mean_gold(at, lambda r: r.answers(
         f"long {kl} {scale}", lab.equal_budget(rlhf__kl_target=kl, rlhf__lr_scale=scale)[1],
         purpose="RLHF, equal budget"))
-        for kl in KL_TARGETS for scale in LR_SCALES}
+        for kl in KL_TARGETS for scale in LR_TIMES}
 
 
 def pit_choices(lab: Lab) -> dict:
-    """The same of PIT's improvements of y_0: by stage 0, and by stage 1 after the config's."""
-    at = at_validation(lab)
-    return {f"{stage}, kl_target {kl}": mean_gold(at, lambda r: make(
-        r, pit__score="gap", **{f"{stage}__kl_target": kl}))
-        for stage, make in (("stage0", of_first_stage), ("stage1", of_both_stages))
-        for kl in KL_TARGETS}
+    """The same of PIT's improvements of y_0, of learning rates, as its KL hardly reaches the
+    config's targets: stage 0's, and then stage 1's after the best of these."""
+    return rates_tried(lab, "gap")
 
 
 def difference_choices(lab: Lab) -> dict:
-    """The same with the difference of R_P as the score, of learning rates, as its KL hardly exceeds
-    the config's targets: stage 0's, and then stage 1's after the best of these."""
+    """The same with the difference of R_P as the score."""
+    return rates_tried(lab, "difference")
+
+
+def rates_tried(lab: Lab, score: str) -> dict:
     at = at_validation(lab)
-    first, second = ([times * getattr(lab.config, stage).lr_scale for times in LR_TIMES]
-                     for stage in ("stage0", "stage1"))
+    first, second = ([times * scale for times in LR_TIMES] for scale in (1.0, 0.5))
     tried = {scale: mean_gold(at, lambda r: of_first_stage(
-        r, pit__score="difference", stage0__lr_scale=scale)) for scale in first}
+        r, pit__score=score, stage0__lr_scale=scale)) for scale in first}
     best = max(tried, key=tried.get)
     return {f"stage0, lr_scale {scale}": gold for scale, gold in tried.items()} | {
         f"stage1, lr_scale {scale}": mean_gold(at, lambda r: of_both_stages(
-            r, pit__score="difference", stage0__lr_scale=best, stage1__lr_scale=scale))
+            r, pit__score=score, stage0__lr_scale=best, stage1__lr_scale=scale))
         for scale in second}
 
 

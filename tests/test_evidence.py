@@ -133,7 +133,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evidence")
     (folder / "results").mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        for name, few in {"GRID": (0.0, 1.0), "KL_TARGETS": (2.0,), "LR_TIMES": (1.0,),
+        for name, few in {"GRID": (0.0, 1.0), "KL_TARGETS": (3.0,), "LR_TIMES": (1.0,),
                           "LESSONS": (3,), "TOO_MANY": 6}.items():
             patch.setattr(evidence, name, few)
         labs = {place: Lab(str(ROOT / "configs" / "tiny.toml"), few_prompts(folder), 1, place)
