@@ -60,10 +60,13 @@ class Lab:
 
     def settings(self, chosen: bool) -> dict:
         """All that decides what the rows come to but the code and the seed; with what was `chosen`
-        for systems that the config knows nothing of."""
-        return {f"{section}.{key}": value
-                for section, keys in dataclasses.asdict(self.config).items() if section != "run"
-                for key, value in keys.items()} | ({"chosen": CHOSEN} if chosen else {})
+        in the config and for systems that it knows nothing of, or without."""
+        fields = {(section, key): value
+                  for section, keys in dataclasses.asdict(self.config).items() if section != "run"
+                  for key, value in keys.items()}
+        return {".".join(name): value for name, value in fields.items()
+                if chosen or name[1] not in ("kl_target", "lr_scale")} | (
+                    {"chosen": CHOSEN} if chosen else {})
 
     def opened(self, name: str = "", seed: int | None = None, **fields) -> Trained:
         """A run of this lab with its data, before any training. `fields` are section__key=value."""

@@ -154,6 +154,11 @@ def test_a_finished_row_is_kept_and_one_with_other_settings_refused(made):
     lab = tiny_lab(made)
     assert not evidence.finished(made / "main-2.json", lab.settings(True))
     assert evidence.finished(made / "main-1.json", lab.settings(True))
+    choice, chosen = made / "choices-rlhf-1.json", Lab(lab.path, [
+        *few_prompts(made.parent), "--rlhf.lr_scale=7", "--rlhf.kl_target=7"], 1)
+    assert evidence.finished(choice, chosen.settings(False))  # what was chosen by it
+    with pytest.raises(UserError, match="other values of rlhf.kl_target, rlhf.lr_scale; delete"):
+        evidence.finished(made / "main-1.json", chosen.settings(True))
     changed = Lab(lab.path, ["--eval.prompts=9"], 1)
     with pytest.raises(UserError, match="other values of eval.prompts; delete it"):
         evidence.finished(made / "main-1.json", changed.settings(True))
@@ -254,16 +259,16 @@ def test_rows_go_on_where_one_fails(tmp_path, monkeypatch):
             for seed in (1, 2)] == [1, 2]
 
 
-def test_choices_are_made_for_the_first_seed_unless_asked_for(tmp_path, monkeypatch):
+def test_choices_are_made_for_the_first_two_seeds_unless_asked_for(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(evidence, "make_row", lambda row, lab, path: made.append((row, lab.seed)))
     command = ["evidence.py", "--config", str(ROOT / "configs" / "tiny.toml"),
                "--results", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", command + ["--seeds", "11", "12"])
+    monkeypatch.setattr(sys, "argv", command + ["--seeds", "11", "12", "13"])
     evidence.main()
     rows = set(evidence.ROWS)
-    assert {row for row, seed in made if seed == 11} == rows
-    assert {row for row, seed in made if seed == 12} == rows - set(evidence.CHOICES)
+    assert all({row for row, seed in made if seed == chosen} == rows for chosen in (11, 12))
+    assert {row for row, seed in made if seed == 13} == rows - set(evidence.CHOICES)
     made.clear()
     monkeypatch.setattr(sys, "argv", command + ["--seeds", "12", "--rows", "choices-pit"])
     evidence.main()
