@@ -105,13 +105,8 @@ class Lab:
 
     def supervised(self, name: str, **fields) -> Trained:
         """The supervised models and the reward models with other settings."""
-        def make():
-            opened = self.opened(name, **fields)
-            with opened.run.precision():
-                opened.models = train_start(opened.run, opened.data)
-            return opened
         self.base()
-        return self.once(name, make)
+        return self.once(name, lambda: with_models(self.opened(name, **fields), train_start))
 
     def one_stage(self, name: str, stage: str, **fields) -> tuple[Run, GPT]:
         """RLHF ("rlhf") or PIT's first stage ("stage0") alone with other settings."""
@@ -208,10 +203,10 @@ def rl_samples(config, stages) -> dict[str, int]:
     return {"scored": scored * config.ppo.batch, "sampled": sampled * config.ppo.batch}
 
 
-def with_models(opened: Trained) -> Trained:
-    """All models of a run, trained or restored."""
+def with_models(opened: Trained, train=train_all) -> Trained:
+    """The models of a run, all unless said, trained or restored."""
     with opened.run.precision():
-        opened.models = train_all(opened.run, opened.data)
+        opened.models = train(opened.run, opened.data)
     opened.run.write_config()
     return opened
 
