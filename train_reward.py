@@ -103,7 +103,7 @@ def new_gpt(run: Run, data: Data, seed: int | None = None) -> GPT:
     torch.manual_seed(run.config.run.seed if seed is None else seed)
     model = (adapted(data.trunk, run.config.lora) if data.trunk else
              GPT(run.config.model, data.vocab))
-    return model.compile_blocks() if run.config.run.compile == "on" else model
+    return model.compile_blocks() if run.config.run.compile else model
 
 
 def new_reward_model(run: Run, data: Data, seed: int | None = None) -> RewardModel:

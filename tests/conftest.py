@@ -1,4 +1,4 @@
-"""Shared by the tests: one thread, the repository on the path, tiny models, runs and data."""
+"""Shared by the tests: a CPU, one thread, the repository on the path, tiny models, runs, data."""
 
 import json
 import os
@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import torch
+GPUS = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests are of a CPU, but for test_gpu.py
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -60,9 +63,9 @@ def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
-def command(*arguments, stdin: str = "") -> subprocess.CompletedProcess:
+def command(*arguments, stdin: str = "", **environment: str) -> subprocess.CompletedProcess:
     """Run a script of the repository as a user does, on one thread."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, env=environment,
                           input=stdin, capture_output=True, text=True, timeout=300)
 

@@ -15,7 +15,7 @@ MAY_BE_ZERO = {"seed", "head_width", "model.vocab", "rank", "save_every", "porti
                "warmup", "weight_decay", "lm_coef",
                "critic_warmup", "beta", "gamma", "lam", "kl_power", "temperatures"}
 CHOICES = {"run.device": ("auto", "cuda", "mps", "cpu"), "run.amp": ("auto", "bf16", "off"),
-           "run.compile": ("auto", "on", "off"), "data.total": ("first", "last"),
+           "data.total": ("first", "last"),
            "reward.pool": ("sum", "last"),
            "reward.terms": ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw"),
            "lora.linears": ("qkv", "out", "gate_up", "down"),

@@ -61,7 +61,6 @@ def choose_for(device: torch.device, config) -> None:
     model.portion = model.portion or (65_536 if gpu else 2048)
     model.look_every = model.look_every or (16 if gpu else 1)
     run.amp = ("bf16" if gpu else "off") if run.amp == "auto" else run.amp
-    run.compile = ("on" if gpu else "off") if run.compile == "auto" else run.compile
 
 
 def start_ranks(count: int, device: torch.device) -> None:

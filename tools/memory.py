@@ -2,7 +2,7 @@
 
 The greatest need is that of PPO: policy and critic with gradients and Adam's two moments, beside
 the anchor, both reward models and the other policies; and either the activations of a portion,
-forward and backward, or the cache of a batch that is sampled.
+forward and backward, or a batch that is sampled: the largest layer over all prompts, and the cache.
 """
 
 from pathlib import Path
@@ -36,26 +36,45 @@ def adapters(config) -> int:
 
 
 def needed(config, vocab: int, ranks: int) -> dict[str, float]:
-    """Bytes that a rank needs at most, by what they hold; activations are a rough count."""
-    model, data = config.model, config.data
+    """Bytes that a rank needs at most, by what they hold."""
     shares = ranks if config.run.shard else 1
-    trunk = 4 * parameters(model, vocab) / shares
+    trunk = 4 * parameters(config.model, vocab) / shares
     weight = 4 * adapters(config) if config.lora.rank else trunk  # what each model has of its own
-    short = 1 if config.run.amp == "off" else 2  # bfloat16 takes half of float32
-    shared = trunk / short if config.lora.rank else 0
-    rows = config.ppo.batch  # that are sampled at once
-    read = 3 if config.refine.rewrite else 2  # responses in the longest row
-    columns = data.max_prompt + read * data.max_response + 16
-    kv_width = head_width(model) * model.kv_heads
-    portion = max(model.portion, columns)
-    layer = 12 * model.width + 5 * model.hidden + 2 * model.heads * min(columns, 128)
-    reading = rows * columns * 2 * model.hidden / short  # the largest layer, over all prompts
-    answers = portion * data.max_response / columns  # positions whose logits are computed
+    shared = trunk / narrow(config) if config.lora.rank else 0
     return {"weights": shared + (2 + WEIGHTS_ONLY) * weight,
             "gradients and optimisers": 2 * 3 * weight + weight,
-            "activations and logits": 4 * (portion * layer * model.layers + 4 * answers * vocab),
-            "prompts that are read": 4 * reading,
-            "cache": 4 * rows * (2 * columns * kv_width * model.layers / short + 4 * vocab)}
+            **max(training(config, vocab), sampling(config, vocab),
+                  key=lambda parts: sum(parts.values()))}
+
+
+def narrow(config) -> int:
+    """How many numbers take the place of one in float32 where products are made."""
+    return 1 if config.run.amp == "off" else 2
+
+
+def longest(config) -> int:
+    """Tokens of the longest row, about: a prompt, the responses that it shows, the new one."""
+    shown = 2 if config.refine.rewrite else 1
+    return config.data.max_prompt + (shown + 1) * config.data.max_response + 16
+
+
+def training(config, vocab: int) -> dict[str, float]:
+    """Bytes of a portion, forward and backward."""
+    model, columns = config.model, longest(config)
+    portion = max(model.portion, columns)
+    layer = (9 * model.width + 4 * model.hidden) / narrow(config)  # that are kept, a position
+    logits = 4 * vocab * portion * config.data.max_response / columns
+    return {"activations and logits": 4 * (portion * layer * model.layers + logits)}
+
+
+def sampling(config, vocab: int) -> dict[str, float]:
+    """Bytes of a batch whose prompts are read, in the largest layer, and of its cache."""
+    model, rows, columns = config.model, config.ppo.batch, longest(config)
+    copies = 3 if config.lora.rank else 2  # of gate and up: what adapters add is another
+    layer = 3 * model.width + copies * 2 * model.hidden / narrow(config)
+    kept = 2 * columns * head_width(model) * model.kv_heads * model.layers / narrow(config)
+    return {"prompts that are read": 4 * rows * (columns - config.data.max_response) * layer,
+            "cache": 4 * rows * (kept + 4 * vocab)}
 
 
 def free(device: torch.device) -> float:

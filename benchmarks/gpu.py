@@ -1,0 +1,106 @@
+"""A training step and sampling on a GPU, with and without torch.compile, against transformers.
+
+    python benchmarks/gpu.py                           # SmolLM2-135M's shape, bfloat16 products
+    python benchmarks/gpu.py --device cpu --batch 2 --layers 1        # does it run
+
+The step: log-probabilities of 128 responses of 64 tokens to prompts of 96, backward, AdamW.
+Sampling: 64 new tokens to each of the prompts, none ends before. Weights are float32 on all sides.
+"""
+
+import argparse
+import random
+from dataclasses import replace
+
+import torch
+from common import alternate, random_lists, report
+from lora import SHAPE, VOCAB
+
+from model import GPT, pad_rows, sample, token_logprobs
+
+PROMPT, NEW = 96, 64
+
+
+class Side:
+    """What is the same on all sides; a side has its loss of `rows` and its way to sample."""
+
+    def __init__(self, model, loss, draw, device: str):
+        self.model, self.loss, self.draw, self.device = model, loss, draw, device
+        self.optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def wait(self):
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def train(self):
+        with torch.autocast(self.device, torch.bfloat16, cache_enabled=False):
+            loss = self.loss()
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.wait()
+
+    def sample(self):
+        with torch.no_grad(), torch.autocast(self.device, torch.bfloat16, cache_enabled=False):
+            self.draw()
+        self.wait()
+
+    def peak(self) -> float:
+        """GB that a training step takes at most; its own, without what others hold."""
+        if self.device != "cuda":
+            return 0.0
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        self.train()
+        return (torch.cuda.max_memory_allocated() - held) / 1e9
+
+
+def our_side(shape, compiled: bool, rows, prompts, device: str) -> Side:
+    torch.manual_seed(0)
+    model = GPT(shape, VOCAB).to(device)
+    chances = torch.rand(len(prompts), NEW, device=device)
+    return Side(model.compile_blocks() if compiled else model,
+                lambda: -token_logprobs(model, rows).mean(),
+                lambda: sample(model, prompts, chances, 1.0, -1), device)
+
+
+def their_side(shape, rows, prompts, device: str) -> Side:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=VOCAB, hidden_size=shape.width, intermediate_size=shape.hidden,
+        num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads, max_position_embeddings=shape.context,
+        tie_word_embeddings=True, bos_token_id=None, eos_token_id=None, pad_token_id=0)).to(device)
+    labels = rows.tokens.masked_fill(~rows.mask, -100)
+    ids = torch.tensor(prompts, device=device)
+    return Side(model, lambda: model(input_ids=rows.tokens, labels=labels).loss,
+                lambda: model.generate(
+                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW,
+                    min_new_tokens=NEW, do_sample=True, top_k=0, top_p=1.0), device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=SHAPE.layers)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    shape = replace(SHAPE, layers=args.layers, portion=65_536, look_every=16)
+    chance = random.Random(0)
+    prompts, responses = (random_lists(chance, args.batch, n, n, VOCAB) for n in (PROMPT, NEW))
+    rows = pad_rows(prompts, responses, args.device)
+    sides = {"ours": our_side(shape, False, rows, prompts, args.device),
+             "compiled": our_side(shape, True, rows, prompts, args.device),
+             "transformers": their_side(shape, rows, prompts, args.device)}
+    device = torch.cuda.get_device_name() if args.device == "cuda" else args.device
+    step = alternate({name: side.train for name, side in sides.items()}, args.repeats)
+    draw = alternate({name: side.sample for name, side in sides.items()}, args.repeats)
+    for name, side in sides.items():
+        report(f"{name}, {args.batch} rows", device=device, step_ms=1000 * step[name],
+               tokens_a_second=args.batch * (PROMPT + NEW) / step[name], step_gb=side.peak(),
+               sampling_ms_a_token=1000 * draw[name] / NEW)
+
+
+if __name__ == "__main__":
+    main()
