@@ -21,10 +21,12 @@ PROMPT, NEW = 96, 64
 
 
 class Side:
-    """What is the same on all sides; a side has its loss of `rows` and its way to sample."""
+    """What is the same on all sides; a side has its loss of `rows` and its way to sample.
+    `keep_casts`: whether autocast keeps the bfloat16 copies of weights, its default."""
 
-    def __init__(self, model, loss, draw, device: str):
+    def __init__(self, model, loss, draw, device: str, keep_casts: bool):
         self.model, self.loss, self.draw, self.device = model, loss, draw, device
+        self.keep_casts = keep_casts
         self.optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
     def wait(self):
@@ -32,7 +34,7 @@ class Side:
             torch.cuda.synchronize()
 
     def train(self):
-        with torch.autocast(self.device, torch.bfloat16, cache_enabled=False):
+        with torch.autocast(self.device, torch.bfloat16, cache_enabled=self.keep_casts):
             loss = self.loss()
         loss.backward()
         self.optimizer.step()
@@ -40,12 +42,13 @@ class Side:
         self.wait()
 
     def sample(self):
-        with torch.no_grad(), torch.autocast(self.device, torch.bfloat16, cache_enabled=False):
+        with torch.no_grad(), torch.autocast(self.device, torch.bfloat16,
+                                             cache_enabled=self.keep_casts):
             self.draw()
         self.wait()
 
     def peak(self) -> float:
-        """GB that a training step takes at most; its own, without what others hold."""
+        """GB that a training step takes at most, beside weights and optimisers."""
         if self.device != "cuda":
             return 0.0
         torch.cuda.reset_peak_memory_stats()
@@ -60,7 +63,7 @@ def our_side(shape, compiled: bool, rows, prompts, device: str) -> Side:
     chances = torch.rand(len(prompts), NEW, device=device)
     return Side(model.compile_blocks() if compiled else model,
                 lambda: -token_logprobs(model, rows).mean(),
-                lambda: sample(model, prompts, chances, 1.0, -1), device)
+                lambda: sample(model, prompts, chances, 1.0, -1), device, keep_casts=False)
 
 
 def their_side(shape, rows, prompts, device: str) -> Side:
@@ -76,7 +79,8 @@ def their_side(shape, rows, prompts, device: str) -> Side:
     return Side(model, lambda: model(input_ids=rows.tokens, labels=labels).loss,
                 lambda: model.generate(
                     ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW,
-                    min_new_tokens=NEW, do_sample=True, top_k=0, top_p=1.0), device)
+                    min_new_tokens=NEW, do_sample=True, top_k=0, top_p=1.0),
+                device, keep_casts=True)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-GPUS = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+GPUS = os.environ.setdefault("PIT_TEST_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests are of a CPU, but for test_gpu.py
 
 import pytest  # noqa: E402

@@ -216,7 +216,7 @@ def test_shards_need_less(tmp_path):
     config.run.shard = True
     shard = memory.needed(config, 32000, 4)
     name = "activations and logits"
-    assert shard["weights"] == whole["weights"] / 4 and shard[name] == whole[name]
+    assert shard["weights"] == whole["weights"] / 4 and shard[name] == whole[name] > 0
 
 
 def test_the_memory_of_a_container_counts(monkeypatch):

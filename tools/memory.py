@@ -1,8 +1,8 @@
 """How much memory a training will take, against what is free: an error now, not after hours.
 
-The greatest need is that of PPO: policy and critic with gradients and Adam's two moments, beside
-the anchor, both reward models and the other policies; and either the activations of a portion,
-forward and backward, or a batch that is sampled: the largest layer over all prompts, and the cache.
+PPO holds the most: policy and critic with gradients and Adam's two moments, beside the anchor, both
+reward models and the other policies. To that comes either a portion, forward and backward, of which
+R_PIT's is the largest, or a batch that is sampled: a layer over all prompts, and the cache.
 """
 
 from pathlib import Path
@@ -35,46 +35,45 @@ def adapters(config) -> int:
         sum(linears(config.model)[name]) for name in config.lora.linears)
 
 
-def needed(config, vocab: int, ranks: int) -> dict[str, float]:
+def needed(config, vocab: int, ranks: int, gpu: bool = False) -> dict[str, float]:
     """Bytes that a rank needs at most, by what they hold."""
     shares = ranks if config.run.shard else 1
     trunk = 4 * parameters(config.model, vocab) / shares
     weight = 4 * adapters(config) if config.lora.rank else trunk  # what each model has of its own
-    shared = trunk / narrow(config) if config.lora.rank else 0
+    shared = trunk / per_float32(config) if config.lora.rank else 0
     return {"weights": shared + (2 + WEIGHTS_ONLY) * weight,
             "gradients and optimisers": 2 * 3 * weight + weight,
-            **max(training(config, vocab), sampling(config, vocab),
+            **max(training(config, vocab, gpu), sampling(config, vocab),
                   key=lambda parts: sum(parts.values()))}
 
 
-def narrow(config) -> int:
-    """How many numbers take the place of one in float32 where products are made."""
+def per_float32(config) -> int:
+    """How many of the numbers that products are made of take the place of one in float32."""
     return 1 if config.run.amp == "off" else 2
 
 
-def longest(config) -> int:
-    """Tokens of the longest row, about: a prompt, the responses that it shows, the new one."""
-    shown = 2 if config.refine.rewrite else 1
-    return config.data.max_prompt + (shown + 1) * config.data.max_response + 16
-
-
-def training(config, vocab: int) -> dict[str, float]:
-    """Bytes of a portion, forward and backward."""
-    model, columns = config.model, longest(config)
-    portion = max(model.portion, columns)
-    layer = (9 * model.width + 4 * model.hidden) / narrow(config)  # that are kept, a position
-    logits = 4 * vocab * portion * config.data.max_response / columns
-    return {"activations and logits": 4 * (portion * layer * model.layers + logits)}
+def training(config, vocab: int, gpu: bool) -> dict[str, float]:
+    """Bytes of R_PIT's portion, forward and backward: x and y_ref with two responses in a row. They
+    need a mask, with which a GPU keeps the weights of the attention."""
+    model, data = config.model, config.data
+    columns = data.max_prompt + 3 * data.max_response + 16
+    portion = max(model.portion, 2 * columns)
+    layer = 9 * model.width + 4 * model.hidden + gpu * model.heads * columns  # kept, of a position
+    logits = 3 * vocab * portion * 2 * data.max_response / columns
+    cast = 0 if config.lora.rank else parameters(model, vocab) * (per_float32(config) - 1) / 2
+    return {"activations and logits":
+            4 * (portion * layer * model.layers / per_float32(config) + logits + cast)}
 
 
 def sampling(config, vocab: int) -> dict[str, float]:
     """Bytes of a batch whose prompts are read, in the largest layer, and of its cache."""
-    model, rows, columns = config.model, config.ppo.batch, longest(config)
+    model, data, rows = config.model, config.data, config.ppo.batch
+    read = data.max_prompt + (2 if config.refine.rewrite else 1) * data.max_response + 16
     copies = 3 if config.lora.rank else 2  # of gate and up: what adapters add is another
-    layer = 3 * model.width + copies * 2 * model.hidden / narrow(config)
-    kept = 2 * columns * head_width(model) * model.kv_heads * model.layers / narrow(config)
-    return {"prompts that are read": 4 * rows * (columns - config.data.max_response) * layer,
-            "cache": 4 * rows * (kept + 4 * vocab)}
+    layer = 3 * model.width + copies * 2 * model.hidden / per_float32(config)  # of a position
+    kept = 2 * head_width(model) * model.kv_heads * model.layers / per_float32(config)
+    return {"prompts that are read": 4 * rows * read * layer,
+            "cache": 4 * rows * ((read + data.max_response) * kept + 4 * vocab)}
 
 
 def free(device: torch.device) -> float:
@@ -104,7 +103,7 @@ def size(model: torch.nn.Module) -> int:
 def shortage(config, vocab: int, device: torch.device, ranks: int, held: int = 0) -> str:
     """What is wrong where the training needs more memory than is free; else nothing. Of what it
     needs each rank has `held` bytes already."""
-    parts = needed(config, vocab, ranks)
+    parts = needed(config, vocab, ranks, device.type == "cuda")
     here = 1 if device.type == "cuda" else ranks  # a CPU's ranks share its memory
     total, there = here * sum(parts.values()), free(device) + here * held
     if total <= there:
