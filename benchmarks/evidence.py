@@ -167,8 +167,7 @@ def compared_variants(lab: Lab, variants: dict[str, Trained]) -> dict:
 
 def curriculum(lab: Lab) -> dict:
     """PIT's stages alone, both, and in the wrong order, with equal numbers of iterations; target KL
-    and learning rate are those chosen for PIT's first and second stage, whichever stands there. And
-    both with the first stage's rate all along, which is what a stage alone has."""
+    and learning rate are those chosen for PIT's first and second stage, whichever stands there."""
     first, second = lab.config.stage0, lab.config.stage1
     total = first.iterations + second.iterations
 
@@ -176,19 +175,16 @@ def curriculum(lab: Lab) -> dict:
         return {f"{stage}__iterations": iterations, f"{stage}__kl_target": settings.kl_target,
                 f"{stage}__lr_scale": settings.lr_scale}
 
-    wrong_order = {"pit__curriculum": ["stage1", "stage0"],
-                   **placed("stage1", first, first.iterations),
-                   **placed("stage0", second, second.iterations)}
     return compared_variants(lab, {
         "stage 0 alone": lab.varied("stage-0-alone", pit__curriculum=["stage0"],
                                     **placed("stage0", first, total)),
         "stage 1 alone": lab.varied("stage-1-alone", pit__curriculum=["stage1"],
                                     **placed("stage1", first, total)),
         "stage 0, then 1": lab.base(),
-        "stage 1, then 0": lab.varied("stage-1,-then-0", **wrong_order),
-        "stage 0, then 1, one rate": lab.varied("one-rate", stage1__lr_scale=first.lr_scale),
-        "stage 1, then 0, one rate": lab.varied(
-            "stage-1,-then-0,-one-rate", **wrong_order | {"stage0__lr_scale": first.lr_scale})})
+        "stage 1, then 0": lab.varied(
+            "stage-1,-then-0", pit__curriculum=["stage1", "stage0"],
+            **placed("stage1", first, first.iterations),
+            **placed("stage0", second, second.iterations))})
 
 
 def terms(lab: Lab) -> dict:

@@ -279,6 +279,68 @@ def choices_table(seeds: list) -> str:
         [setting, cell(gathered(seeds, setting), ".3f")] for setting in seeds[0]])
 
 
+def over(system: str, ours: str = "PIT"):
+    """What PIT wins over a system of the main table, in a seed's row, at a temperature."""
+    return lambda content, at: content["at"][at][system][f"{ours} over it"]["gold"]
+
+
+def over_variant(name: str):
+    """What PIT wins over what another rubric, or another curriculum, brings."""
+    return lambda content, at: content[at][name]["PIT over it"]["gold"]
+
+
+def less(other: str):
+    """By how many points r_gap agrees with labels more often than another model, or the ceiling."""
+    def points(content, _):
+        r_gap = content["agreement"]["all five"]
+        rival = r_gap["ceiling"] if other == "ceiling" else content["agreement"][other]["labels"]
+        return 100 * (r_gap["labels"] - rival)
+    return points
+
+
+# What was hoped for: the row, where it is found, and at a temperature the least that is enough.
+TARGETS = {
+    "PIT over y_0 ~ M_P^SFT": ("main", over("y_0 ~ M_P^SFT"), {"1.0": 45}),
+    "PIT over y_0 ~ M_P^RL": ("main", over("y_0 ~ M_P^RL"), {"1.0": 15, "0.5": 20}),
+    "PIT's third iteration over its first, not lower": (
+        "main", over("PIT", "PIT, iteration 3"), dict.fromkeys(EQUAL, 0)),
+} | {f"PIT over {system}": ("main", over(system), dict.fromkeys(EQUAL, 0))
+     for system in ("RLHF, equal budget", "best of 4")
+} | {f"PIT over Self-Refine without {aspect}": (
+        "rubrics", over_variant(f"without {aspect}"), dict.fromkeys(EQUAL, 0))
+     for aspect in ("total", "lines", "kindness", "courtesy", "form")
+} | {f"both stages over {name}": ("curriculum", over_variant(name), dict.fromkeys(EQUAL, 0))
+     for name in ("stage 0 alone", "stage 1 alone", "stage 1, then 0")
+} | {"r_gap's agreement with labels less the ceiling": ("terms", less("ceiling"), {"1.0": -2}),
+     "r_gap's less R_P's, not lower": ("terms", less("difference of R_P"), {"1.0": 0})}
+
+
+def verdict(name: str, values: list[float], aim: float) -> str:
+    """Whether a target is met: enough on average, and where PIT is to win by an interval without
+    zero."""
+    if len(values) < 2:
+        return "one seed"
+    if mean(values) < aim:
+        return "missed" + ", within the interval" * (mean(values) + half_width(values) >= aim)
+    sure = mean(values) > half_width(values) or "less" in name or "not lower" in name
+    return "met" if sure else "not shown"
+
+
+def targets_table(rows: dict[str, list]) -> str:
+    """Targets of all rows that there are. Agreement does not depend on a temperature: it stands
+    under the first."""
+    lines = []
+    for name, (row, found, aims) in TARGETS.items():
+        cells = []
+        for at in EQUAL:
+            values = [found(content, at) for content in rows.get(row, [])] if at in aims else []
+            cells += [f"{cell(values)} ({aims[at]:+d})", verdict(name, values, aims[at])
+                      ] if values else ["", ""]
+        lines.append([name, *cells])
+    return markdown(["points", *(head for at in EQUAL for head in (f"{PLACES[at]} (aim)", ""))],
+                    lines)
+
+
 TABLES = {"main": main_table, "control": main_table, "curriculum": variants_table,
           "terms": terms_table, "reward-models": reward_models_table,
           "temperatures": temperatures_table, "rubrics": rubrics_table,
@@ -295,6 +357,8 @@ def counted(seeds: list) -> str:
 def filled(page: str, rows: dict[str, list]) -> str:
     """The page with each row's table between `<!-- table: row -->` and `<!-- end -->`."""
     def table(match):
+        if match[1] == "targets":
+            return f"<!-- table: targets -->\n\n{targets_table(rows)}\n\n<!-- end -->"
         seeds = rows.get(match[1].removesuffix("-headline"))
         made = f"{counted(seeds)}:\n\n{TABLES[match[1]](seeds)}" if seeds else "Not made yet."
         return f"<!-- table: {match[1]} -->\n\n{made}\n\n<!-- end -->"

@@ -240,9 +240,6 @@ def test_stages_of_a_curriculum_take_the_settings_of_their_place(monkeypatch):
         "pit__curriculum": ["stage1", "stage0"],
         "stage1__iterations": 5, "stage1__kl_target": 1.5, "stage1__lr_scale": 1.0,
         "stage0__iterations": 4, "stage0__kl_target": 3.0, "stage0__lr_scale": 0.5}
-    assert found["stage 1, then 0, one rate"] == found["stage 1, then 0"] | {
-        "stage0__lr_scale": 1.0}
-    assert found["stage 0, then 1, one rate"] == {"stage1__lr_scale": 1.0}
 
 
 def test_rows_go_on_where_one_fails(tmp_path, monkeypatch):
@@ -317,6 +314,24 @@ def test_tables_go_between_their_marks_and_leave_the_text(made):
         assert len({line.replace("\\|", "").count("|") for line in table}) == 1
     assert tables.filled(filled, tables.read_rows(made)) == filled
     assert "Not made yet." in tables.filled(page, {})
+
+
+def test_targets_are_met_on_average_and_beyond_the_interval():
+    sure, unsure = [19.0, 20.0, 21.0], [0.0, 20.0, 40.0]
+    assert tables.verdict("PIT over y_0", sure, 15) == "met"
+    assert tables.verdict("PIT over y_0", unsure, 15) == "not shown"
+    assert tables.verdict("third iteration, not lower", unsure, 15) == "met"
+    assert tables.verdict("PIT over y_0", sure, 30) == "missed"
+    assert tables.verdict("PIT over y_0", unsure, 30) == "missed, within the interval"
+    assert tables.verdict("PIT over y_0", [50.0], 30) == "one seed"
+
+
+def test_the_table_of_targets_has_them_all_and_is_filled_in(made):
+    page = tables.filled("<!-- table: targets --> <!-- end -->", tables.read_rows(made))
+    lines = [line.split("|") for line in page.splitlines() if line.startswith("|")][2:]
+    assert [line[1].strip() for line in lines] == list(tables.TARGETS)
+    for line, (_, _, aims) in zip(lines, tables.TARGETS.values()):
+        assert [bool(cell.strip()) for cell in line[2:6:2]] == [t in aims for t in tables.EQUAL]
 
 
 def test_every_row_has_a_table_and_the_curves_have_plots(made):
