@@ -275,8 +275,12 @@ def optimisation_table(seeds: list) -> str:
 
 
 def choices_table(seeds: list) -> str:
-    return markdown(["setting", "gold, validation questions"], [
-        [setting, cell(gathered(seeds, setting), ".3f")] for setting in seeds[0]])
+    def each(setting: str) -> str:
+        golds = gathered(seeds, setting)
+        return f"{mean(golds):.3f} ({', '.join(f'{gold:.3f}' for gold in golds)})"
+
+    return markdown(["setting", "gold, validation questions (of each seed)"],
+                    [[setting, each(setting)] for setting in seeds[0]])
 
 
 def over(system: str, ours: str = "PIT"):
