@@ -30,16 +30,21 @@ from train_reward import Models
 STAGES = {"stage0": "PIT stage 0", "stage1": "PIT stage 1"}  # in the config, in the report
 
 
+def in_batches(run: Run, data: Data, policy: GPT, prompts: list, chances, temperature: float):
+    """A response to each of this rank's prompts as token ids, ends included; ppo.batch at once."""
+    responses = []
+    for some in torch.arange(len(prompts)).chunk(in_step(-(-len(prompts) // run.config.ppo.batch))):
+        responses += sample(policy, [prompts[i] for i in some], chances[some.to(chances.device)],
+                            temperature, data.tokenizer.eos).responses()
+    return responses
+
+
 def generate(run: Run, data: Data, policy: GPT, prompts: list[list[int]], temperature: float,
              generator) -> list[list[int]]:
     """A response to each prompt as token ids without their end, shared among the ranks."""
-    own, responses = mine(prompts), []
     chances = random_numbers(len(prompts), run.config.data.max_response, generator)
-    for some in torch.arange(len(own)).chunk(in_step(-(-len(own) // run.config.ppo.batch))):
-        rows = sample(policy, [own[i] for i in some], chances[some.to(chances.device)],
-                      temperature, data.tokenizer.eos)
-        responses += [data.bare(ids) for ids in rows.responses()]
-    return gather(responses)
+    responses = in_batches(run, data, policy, mine(prompts), chances, temperature)
+    return gather([data.bare(ids) for ids in responses])
 
 
 def answer(run: Run, data: Data, policy: GPT, x: list, temperature: float, generator) -> list:

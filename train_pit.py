@@ -21,11 +21,11 @@ import numpy as np
 import ppo
 import reward
 from data import Data, Fold, load_data
-from model import GPT, Rows, pad_rows, sample
+from model import GPT, Rows, pad_rows
 from ppo import Critic, Prompts, Task
 from reward import RewardModel
-from runtime import Run, StageSection, command_line, gather, mine, random_numbers, ranks
-from sample import STAGES, answer
+from runtime import Run, StageSection, command_line, gather, mine, random_numbers
+from sample import STAGES, answer, in_batches
 from tools import report
 from tools.launch import guard
 from tools.show import observe
@@ -85,15 +85,11 @@ def measure_spread(run: Run, data: Data, task: Task, anchor: GPT, model: RewardM
     zero or unit. The shift changes no advantage (they are whitened) but lets the critic start near
     0. Logged beside: the lowest score, below which ppo.no_eos_score should lie, and the mean score
     of (x, y_ref, y_ref), for RLHF of an empty response."""
-    batch = run.config.ppo.batch
-    number = batch * max(1, min(4, 256 // batch))
+    number = run.config.ppo.batch * max(1, min(4, 256 // run.config.ppo.batch))
     prompts = task.draw(0, number)
     chances = random_numbers(number, run.config.data.max_response,
                              run.generator(f"{task.name} spread", run.device))
-    size, responses = batch // ranks(), []
-    for at in range(0, len(prompts.ids), size):  # as many at once as in training
-        responses += sample(anchor, prompts.ids[at:at + size], chances[at:at + size],
-                            run.config.ppo.temperature, data.tokenizer.eos).responses()
+    responses = in_batches(run, data, anchor, prompts.ids, chances, run.config.ppo.temperature)
     rows = pad_rows(prompts.ids, responses, run.device)
     copies = pad_rows(prompts.ids, [data.ended(ids) for ids in prompts.y_ref], run.device)
     scores = np.array(gather(task.score(prompts, rows).tolist()))

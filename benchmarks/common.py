@@ -36,9 +36,12 @@ def ours(workload: str) -> GPT:
 
 def hf_config(workload: str):
     """The same model as a LlamaConfig of transformers."""
+    return llama_config(*WORKLOADS[workload])
+
+
+def llama_config(model: ModelSection, vocab: int):
     from transformers import LlamaConfig
 
-    model, vocab = WORKLOADS[workload]
     return LlamaConfig(
         vocab_size=vocab, hidden_size=model.width, intermediate_size=model.hidden,
         num_hidden_layers=model.layers, num_attention_heads=model.heads,

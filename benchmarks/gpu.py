@@ -12,7 +12,7 @@ import random
 from dataclasses import replace
 
 import torch
-from common import alternate, random_lists, report
+from common import alternate, llama_config, random_lists, report
 from lora import SHAPE, VOCAB
 
 from model import GPT, pad_rows, sample, token_logprobs
@@ -67,19 +67,15 @@ def our_side(shape, compiled: bool, rows, prompts, device: str) -> Side:
 
 
 def their_side(shape, rows, prompts, device: str) -> Side:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=VOCAB, hidden_size=shape.width, intermediate_size=shape.hidden,
-        num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads, max_position_embeddings=shape.context,
-        tie_word_embeddings=True, bos_token_id=None, eos_token_id=None, pad_token_id=0)).to(device)
+    model = LlamaForCausalLM(llama_config(shape, VOCAB)).to(device)
     labels = rows.tokens.masked_fill(~rows.mask, -100)
     ids = torch.tensor(prompts, device=device)
     return Side(model, lambda: model(input_ids=rows.tokens, labels=labels).loss,
                 lambda: model.generate(
                     ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW,
-                    min_new_tokens=NEW, do_sample=True, top_k=0, top_p=1.0),
+                    min_new_tokens=NEW, do_sample=True, top_k=0, top_p=1.0, pad_token_id=0),
                 device, keep_casts=True)
 
 
