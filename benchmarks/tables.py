@@ -11,6 +11,8 @@ import json
 import math
 import re
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -302,44 +304,55 @@ def less(other: str):
     return points
 
 
-# What was hoped for: the row, where it is found, and at a temperature the least that is enough.
+@dataclass
+class Target:
+    """What was hoped for: the row, where a seed's points are found in it, the least that is enough
+    at a temperature, and whether PIT is to win, by an interval without zero."""
+    row: str
+    points: Callable[[dict, str], float]
+    aims: dict[str, float]
+    wins: bool = True
+
+
+LEVEL = dict.fromkeys(EQUAL, 0)
 TARGETS = {
-    "PIT over y_0 ~ M_P^SFT": ("main", over("y_0 ~ M_P^SFT"), {"1.0": 45}),
-    "PIT over y_0 ~ M_P^RL": ("main", over("y_0 ~ M_P^RL"), {"1.0": 15, "0.5": 20}),
-    "PIT's third iteration over its first, not lower": (
-        "main", over("PIT", "PIT, iteration 3"), dict.fromkeys(EQUAL, 0)),
-} | {f"PIT over {system}": ("main", over(system), dict.fromkeys(EQUAL, 0))
+    "PIT over y_0 ~ M_P^SFT": Target("main", over("y_0 ~ M_P^SFT"), {"1.0": 45}),
+    "PIT over y_0 ~ M_P^RL": Target("main", over("y_0 ~ M_P^RL"), {"1.0": 15, "0.5": 20}),
+    "PIT's third iteration over its first, not lower": Target(
+        "main", over("PIT", "PIT, iteration 3"), LEVEL, wins=False),
+} | {f"PIT over {system}": Target("main", over(system), LEVEL)
      for system in ("RLHF, equal budget", "best of 4")
-} | {f"PIT over Self-Refine without {aspect}": (
-        "rubrics", over_variant(f"without {aspect}"), dict.fromkeys(EQUAL, 0))
+} | {f"PIT over Self-Refine without {aspect}": Target(
+        "rubrics", over_variant(f"without {aspect}"), LEVEL)
      for aspect in ("total", "lines", "kindness", "courtesy", "form")
-} | {f"both stages over {name}": ("curriculum", over_variant(name), dict.fromkeys(EQUAL, 0))
+} | {f"both stages over {name}": Target("curriculum", over_variant(name), LEVEL)
      for name in ("stage 0 alone", "stage 1 alone", "stage 1, then 0")
-} | {"r_gap's agreement with labels less the ceiling": ("terms", less("ceiling"), {"1.0": -2}),
-     "r_gap's less R_P's, not lower": ("terms", less("difference of R_P"), {"1.0": 0})}
+} | {"r_gap's agreement with labels less the ceiling": Target(
+        "terms", less("ceiling"), {"1.0": -2}, wins=False),
+     "r_gap's less R_P's, not lower": Target(
+        "terms", less("difference of R_P"), {"1.0": 0}, wins=False)}
 
 
-def verdict(name: str, values: list[float], aim: float) -> str:
+def verdict(values: list[float], aim: float, wins: bool) -> str:
     """Whether a target is met: enough on average, and where PIT is to win by an interval without
     zero."""
     if len(values) < 2:
         return "one seed"
     if mean(values) < aim:
         return "missed" + ", within the interval" * (mean(values) + half_width(values) >= aim)
-    sure = mean(values) > half_width(values) or "less" in name or "not lower" in name
-    return "met" if sure else "not shown"
+    return "met" if not wins or mean(values) > half_width(values) else "not shown"
 
 
 def targets_table(rows: dict[str, list]) -> str:
     """Targets of all rows that there are. Agreement does not depend on a temperature: it stands
     under the first."""
     lines = []
-    for name, (row, found, aims) in TARGETS.items():
-        cells = []
+    for name, target in TARGETS.items():
+        cells, seeds = [], rows.get(target.row, [])
         for at in EQUAL:
-            values = [found(content, at) for content in rows.get(row, [])] if at in aims else []
-            cells += [f"{cell(values)} ({aims[at]:+d})", verdict(name, values, aims[at])
-                      ] if values else ["", ""]
+            values = [target.points(seed, at) for seed in seeds] if at in target.aims else []
+            cells += [f"{cell(values)} ({target.aims[at]:+d})",
+                      verdict(values, target.aims[at], target.wins)] if values else ["", ""]
         lines.append([name, *cells])
     return markdown(["points", *(head for at in EQUAL for head in (f"{PLACES[at]} (aim)", ""))],
                     lines)

@@ -318,20 +318,21 @@ def test_tables_go_between_their_marks_and_leave_the_text(made):
 
 def test_targets_are_met_on_average_and_beyond_the_interval():
     sure, unsure = [19.0, 20.0, 21.0], [0.0, 20.0, 40.0]
-    assert tables.verdict("PIT over y_0", sure, 15) == "met"
-    assert tables.verdict("PIT over y_0", unsure, 15) == "not shown"
-    assert tables.verdict("third iteration, not lower", unsure, 15) == "met"
-    assert tables.verdict("PIT over y_0", sure, 30) == "missed"
-    assert tables.verdict("PIT over y_0", unsure, 30) == "missed, within the interval"
-    assert tables.verdict("PIT over y_0", [50.0], 30) == "one seed"
+    assert tables.verdict(sure, 15, wins=True) == "met"
+    assert tables.verdict(unsure, 15, wins=True) == "not shown"
+    assert tables.verdict(unsure, 15, wins=False) == "met"
+    assert tables.verdict(sure, 30, wins=True) == "missed"
+    assert tables.verdict(unsure, 30, wins=True) == "missed, within the interval"
+    assert tables.verdict([50.0], 30, wins=True) == "one seed"
 
 
 def test_the_table_of_targets_has_them_all_and_is_filled_in(made):
     page = tables.filled("<!-- table: targets --> <!-- end -->", tables.read_rows(made))
     lines = [line.split("|") for line in page.splitlines() if line.startswith("|")][2:]
     assert [line[1].strip() for line in lines] == list(tables.TARGETS)
-    for line, (_, _, aims) in zip(lines, tables.TARGETS.values()):
-        assert [bool(cell.strip()) for cell in line[2:6:2]] == [t in aims for t in tables.EQUAL]
+    for line, target in zip(lines, tables.TARGETS.values()):
+        assert [bool(cell.strip()) for cell in line[2:6:2]] == [
+            at in target.aims for at in tables.EQUAL]
 
 
 def test_every_row_has_a_table_and_the_curves_have_plots(made):
