@@ -367,7 +367,7 @@ def sample(model: GPT, prompts: list, chances, temperature: float, eos: int) -> 
     with packed_weights(model, len(prompts)):
         last = model(rows.tokens[:, :start], cache=cache,
                      at=columns[:start] == rows.prompt[:, None] - 1)              # [B, D]
-        for column, chance in enumerate(chances.unbind(1), start):
+        for column, chance in enumerate(chances.to(device).unbind(1), start):
             token = draw(model.logits(last), temperature, chance[live])
             at = rows.length[live]
             rows.tokens[live, at] = torch.where(going, token, 0)

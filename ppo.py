@@ -260,7 +260,7 @@ def train(run: Run, task: Task, learner: Learner, anchor: GPT, spread: list[floa
     """The PPO loop of one stage; changes the learner."""
     ppo = run.config.ppo
     for iteration in (bar := run.steps(task.name, stage.iterations, learner)):
-        generator = run.generator(f"{task.name} {iteration}", run.device)
+        generator = run.generator(f"{task.name} {iteration}")
         shuffle = run.generator(f"{task.name} minibatches {iteration}")
         prompts = task.draw(iteration, ppo.batch)
         rollout = roll_out(learner, anchor, prompts, task, ppo, max_new, eos, spread, generator)

@@ -297,10 +297,10 @@ class Run:
         step_together()
         return state.shard(model, self.device.type, ranks())
 
-    def generator(self, purpose: str, device="cpu", seed: int | None = None) -> torch.Generator:
-        """A generator for one purpose, the same on all ranks; no draws depend on another's."""
+    def generator(self, purpose: str, seed: int | None = None) -> torch.Generator:
+        """For one purpose, the same on all ranks and devices; no draws depend on another's."""
         text = f"{self.config.run.seed if seed is None else seed}/{purpose}"
-        return torch.Generator(device).manual_seed(zlib.crc32(text.encode()))
+        return torch.Generator().manual_seed(zlib.crc32(text.encode()))
 
     def stage(self, name: str, sections: tuple[str, ...], make) -> dict:
         """The checkpoint of a stage: reused if it is there, else made, saved and returned.

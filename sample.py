@@ -34,8 +34,8 @@ def in_batches(run: Run, data: Data, policy: GPT, prompts: list, chances, temper
     """A response to each of this rank's prompts as token ids, ends included; ppo.batch at once."""
     responses = []
     for some in torch.arange(len(prompts)).chunk(in_step(-(-len(prompts) // run.config.ppo.batch))):
-        responses += sample(policy, [prompts[i] for i in some], chances[some.to(chances.device)],
-                            temperature, data.tokenizer.eos).responses()
+        responses += sample(policy, [prompts[i] for i in some], chances[some], temperature,
+                            data.tokenizer.eos).responses()
     return responses
 
 
@@ -86,7 +86,7 @@ def show_improvements(run: Run, data: Data, models: Models, prompt: str, ref: st
 
 def respond(run: Run, data: Data, models: Models, args) -> None:
     """Improve the response to --prompt, or to each prompt that is typed in."""
-    settings = (args.iters, args.temperature, run.generator("sample", run.device))
+    settings = (args.iters, args.temperature, run.generator("sample"))
     if args.prompt is not None:
         show_improvements(run, data, models, args.prompt, args.ref, *settings)
         return

@@ -67,7 +67,7 @@ def draw_policy_references(run: Run, data: Data, name: str, policy: GPT, iterati
                            number: int) -> Prompts:
     """Eq. 5: PIT reads x with a response that M_P^RL gives now."""
     x = draw_pairs(run, data, name, iteration, number).x
-    generator = run.generator(f"{name} references {iteration}", run.device)
+    generator = run.generator(f"{name} references {iteration}")
     y_ref = answer(run, data, policy, x, run.config.ppo.temperature, generator)
     ids = [data.pit(*pair) for pair in zip(x, y_ref)]
     return Prompts(*map(mine, (ids, x, y_ref, ["M_P^RL"] * number)))
@@ -88,7 +88,7 @@ def measure_spread(run: Run, data: Data, task: Task, anchor: GPT, model: RewardM
     number = run.config.ppo.batch * max(1, min(4, 256 // run.config.ppo.batch))
     prompts = task.draw(0, number)
     chances = random_numbers(number, run.config.data.max_response,
-                             run.generator(f"{task.name} spread", run.device))
+                             run.generator(f"{task.name} spread"))
     responses = in_batches(run, data, anchor, prompts.ids, chances, run.config.ppo.temperature)
     rows = pad_rows(prompts.ids, responses, run.device)
     copies = pad_rows(prompts.ids, [data.ended(ids) for ids in prompts.y_ref], run.device)

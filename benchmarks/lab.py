@@ -249,7 +249,7 @@ class Responses:
     def sampled(self, name: str, policy: GPT, prompts: list[list[int]], *before: list,
                 purpose: str = "") -> list:
         """What a policy writes after the prompts, in which `before` stands."""
-        generator = self.run.generator(f"{purpose or name}, {self.temperature}", self.run.device)
+        generator = self.run.generator(f"{purpose or name}, {self.temperature}")
         return self.keep(name, lambda: generate(
             self.run, self.data, policy, prompts, self.temperature, generator), *before,
             calls=1, read=mean_length(prompts))

@@ -22,7 +22,7 @@ def mine(items):
 
 def random_numbers(count: int, length: int, generator: torch.Generator) -> torch.Tensor:
     """This rank's share of `count` rows of numbers in [0, 1), the same for any number of ranks."""
-    return mine(torch.rand(count, length, generator=generator, device=generator.device))
+    return mine(torch.rand(count, length, generator=generator))
 
 
 def all_sum(tensor: torch.Tensor) -> torch.Tensor:

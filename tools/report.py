@@ -78,13 +78,13 @@ class Table:
 def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperature) -> dict:
     """All rows at one temperature. Returns the responses that the examples are drawn from."""
     setting, policies = run.config.eval, models.policies
-    generator = run.generator(f"evaluation {temperature}", run.device, setting.seed)
+    generator = run.generator(f"evaluation {temperature}", setting.seed)
     sft = answer(run, data, policies["M_P^SFT"], x, temperature, generator)
     y_0 = answer(run, data, policies["M_P^RL"], x, temperature, generator)
     table.add("M_P^SFT", sft, "M_P^RL", y_0, temperature)
     table.add("M_P^RL", y_0, "M_P^SFT", sft, temperature)
     if "pretrained" in policies:
-        own = run.generator(f"pretrained {temperature}", run.device, setting.seed)
+        own = run.generator(f"pretrained {temperature}", setting.seed)
         table.add("pretrained", answer(run, data, policies["pretrained"], x, temperature, own),
                   "M_P^RL", y_0, temperature)
     best = best_of(run, data, models, x, temperature, generator)
@@ -95,7 +95,7 @@ def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperatu
         table.add("RLHF equal budget", more, "M_P^RL", y_0, temperature)
     chains, refined = {}, []
     if run.config.refine.rewrite:
-        own = run.generator(f"Self-Refine {temperature}", run.device, setting.seed)
+        own = run.generator(f"Self-Refine {temperature}", setting.seed)
         refined = self_refine(run, data, policies["M_P^RL"], x, y_0, temperature, own)
         table.add("Self-Refine", refined, "M_P^RL", y_0, temperature, 1, y_0)
     for name in [n for n in ("M_PIT^SFT", "PIT stage 0", "PIT stage 1") if n in policies]:
@@ -119,7 +119,7 @@ def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperatu
 
 def sample_agreements(run: Run, data: Data, models: Models, judge: Judge, x: list) -> dict:
     """How often the reward models order two samples as the judge does, at temperature 1."""
-    generator = run.generator("agreements", run.device, run.config.eval.seed)
+    generator = run.generator("agreements", run.config.eval.seed)
     policies, found = models.policies, {}
 
     def compare(kind, a, b, gap_a, gap_b):
