@@ -33,7 +33,7 @@ RUBRIC = rubric.ASPECTS
 
 # What was chosen on validation questions for what the config has no field for (rows "choices-...").
 CHOSEN = {
-    "RLHF, equal budget": {"rlhf__kl_target": 3.0, "rlhf__lr_scale": 2.0},
+    "RLHF, equal budget": {"rlhf__kl_target": 1.5, "rlhf__lr_scale": 4.0},
     "difference": {"stage0__lr_scale": 4.0, "stage1__lr_scale": 2.0},
     "lessons": 8,             # steps of Self-Refine's policy, in those of M_PIT^SFT
     "refiner": "before RL",   # or "after RL"
