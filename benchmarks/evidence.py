@@ -563,6 +563,9 @@ ROWS = CHOICES | {
     "main": main_table, "control": main_table, "rubrics": rubrics, "temperatures": temperatures,
     "iterations": iterations, "curriculum": curriculum, "terms": terms,
     "reward-models": reward_models, "cost": cost, "optimisation": optimisation}
+USED = dict.fromkeys(("main", "control", "cost"), tuple(CHOSEN)) | dict.fromkeys(
+    ("rubrics", "temperatures", "iterations"), ("lessons", "refiner")) | {
+    "terms": ("difference",)} | dict.fromkeys(CHOICES)  # of what was chosen, by rows
 
 
 # --------------------------------------------------------------------------------- files of rows
@@ -586,7 +589,7 @@ def make_row(row: str, lab: Lab, path: Path) -> None:
     """Answer a row's question with one seed, and keep the answer."""
     start = time.perf_counter()
     content = ROWS[row](lab)
-    kept_row = {"row": row, "seed": lab.seed, "settings": lab.settings(row not in CHOICES),
+    kept_row = {"row": row, "seed": lab.seed, "settings": lab.settings(USED.get(row, ())),
                 "seconds": time.perf_counter() - start, "content": content}
     if rank() == 0:
         text = json.dumps(kept_row, indent=1, allow_nan=False)
@@ -613,7 +616,7 @@ def main() -> None:
         for row in args.rows or [r for r in ROWS if r not in CHOICES or seed in SEEDS[:2]]:
             lab = Lab(args.config, overrides, seed, "last" if row == "control" else "first")
             path = Path(args.results) / f"{row}-{seed}.json"
-            if not finished(path, lab.settings(row not in CHOICES)):
+            if not finished(path, lab.settings(USED.get(row, ()))):
                 todo.append((row, lab, path))
     labs, failed = {}, []
     for row, lab, path in todo:

@@ -150,18 +150,26 @@ def tiny_lab(made):
     return Lab(str(ROOT / "configs" / "tiny.toml"), few_prompts(made.parent), 1)
 
 
-def test_a_finished_row_is_kept_and_one_with_other_settings_refused(made):
-    lab = tiny_lab(made)
-    assert not evidence.finished(made / "main-2.json", lab.settings(True))
-    assert evidence.finished(made / "main-1.json", lab.settings(True))
-    choice, chosen = made / "choices-rlhf-1.json", Lab(lab.path, [
-        *few_prompts(made.parent), "--rlhf.lr_scale=7", "--rlhf.kl_target=7"], 1)
-    assert evidence.finished(choice, chosen.settings(False))  # what was chosen by it
+def test_a_finished_row_is_kept_and_one_with_other_settings_refused(made, monkeypatch):
+    def finished(row: str, *fields: str, seed: int = 1) -> bool:
+        lab = Lab(str(ROOT / "configs" / "tiny.toml"), [*few_prompts(made.parent), *fields], 1,
+                  "last" if row == "control" else "first")
+        return evidence.finished(made / f"{row}-{seed}.json",
+                                 lab.settings(evidence.USED.get(row, ())))
+
+    assert not finished("main", seed=2)
+    assert all(map(finished, evidence.ROWS))
+    chosen = ("--rlhf.lr_scale=7", "--rlhf.kl_target=7")
+    assert finished("choices-rlhf", *chosen)  # by this row
     with pytest.raises(UserError, match="other values of rlhf.kl_target, rlhf.lr_scale; delete"):
-        evidence.finished(made / "main-1.json", chosen.settings(True))
-    changed = Lab(lab.path, ["--eval.prompts=9"], 1)
+        finished("main", *chosen)
     with pytest.raises(UserError, match="other values of eval.prompts; delete it"):
-        evidence.finished(made / "main-1.json", changed.settings(True))
+        finished("main", "--eval.prompts=9")
+    monkeypatch.setitem(evidence.CHOSEN, "difference", {"stage0__lr_scale": 7.0})
+    assert finished("curriculum") and finished("rubrics")  # which do not stand on it
+    for row in ("main", "control", "cost", "terms"):
+        with pytest.raises(UserError, match="other values of chosen.difference; delete it"):
+            finished(row)
 
 
 def test_rows_are_made_by_name_and_not_again(made):
