@@ -565,10 +565,15 @@ ROWS = CHOICES | {
     "reward-models": reward_models, "cost": cost, "optimisation": optimisation}
 USED = dict.fromkeys(("main", "control", "cost"), tuple(CHOSEN)) | dict.fromkeys(
     ("rubrics", "temperatures", "iterations"), ("lessons", "refiner")) | {
-    "terms": ("difference",)} | dict.fromkeys(CHOICES)  # of what was chosen, by rows
+    "terms": ("difference",)}  # of CHOSEN, by rows
 
 
 # --------------------------------------------------------------------------------- files of rows
+
+
+def stands_on(row: str, lab: Lab) -> dict:
+    """The settings that a row's content depends on."""
+    return lab.settings(None if row in CHOICES else USED.get(row, ()))
 
 
 def finished(path: Path, settings: dict) -> bool:
@@ -589,7 +594,7 @@ def make_row(row: str, lab: Lab, path: Path) -> None:
     """Answer a row's question with one seed, and keep the answer."""
     start = time.perf_counter()
     content = ROWS[row](lab)
-    kept_row = {"row": row, "seed": lab.seed, "settings": lab.settings(USED.get(row, ())),
+    kept_row = {"row": row, "seed": lab.seed, "settings": stands_on(row, lab),
                 "seconds": time.perf_counter() - start, "content": content}
     if rank() == 0:
         text = json.dumps(kept_row, indent=1, allow_nan=False)
@@ -616,7 +621,7 @@ def main() -> None:
         for row in args.rows or [r for r in ROWS if r not in CHOICES or seed in SEEDS[:2]]:
             lab = Lab(args.config, overrides, seed, "last" if row == "control" else "first")
             path = Path(args.results) / f"{row}-{seed}.json"
-            if not finished(path, lab.settings(USED.get(row, ()))):
+            if not finished(path, stands_on(row, lab)):
                 todo.append((row, lab, path))
     labs, failed = {}, []
     for row, lab, path in todo:

@@ -136,8 +136,7 @@ def made(tmp_path_factory):
         for name, few in {"GRID": (0.0, 1.0), "KL_TARGETS": (3.0,), "LR_TIMES": (1.0,),
                           "LESSONS": (3,), "TOO_MANY": 6}.items():
             patch.setattr(evidence, name, few)
-        labs = {place: Lab(str(ROOT / "configs" / "tiny.toml"), few_prompts(folder), 1, place)
-                for place in ("first", "last")}
+        labs = {place: tiny_lab(folder, place=place) for place in ("first", "last")}
         for row in evidence.ROWS:
             evidence.make_row(row, labs["last" if row == "control" else "first"],
                               folder / "results" / f"{row}-1.json")
@@ -146,16 +145,14 @@ def made(tmp_path_factory):
     return folder / "results"
 
 
-def tiny_lab(made):
-    return Lab(str(ROOT / "configs" / "tiny.toml"), few_prompts(made.parent), 1)
+def tiny_lab(folder, *fields: str, place: str = "first") -> Lab:
+    return Lab(str(ROOT / "configs" / "tiny.toml"), [*few_prompts(folder), *fields], 1, place)
 
 
 def test_a_finished_row_is_kept_and_one_with_other_settings_refused(made, monkeypatch):
     def finished(row: str, *fields: str, seed: int = 1) -> bool:
-        lab = Lab(str(ROOT / "configs" / "tiny.toml"), [*few_prompts(made.parent), *fields], 1,
-                  "last" if row == "control" else "first")
-        return evidence.finished(made / f"{row}-{seed}.json",
-                                 lab.settings(evidence.USED.get(row, ())))
+        lab = tiny_lab(made.parent, *fields, place="last" if row == "control" else "first")
+        return evidence.finished(made / f"{row}-{seed}.json", evidence.stands_on(row, lab))
 
     assert not finished("main", seed=2)
     assert all(map(finished, evidence.ROWS))
@@ -200,7 +197,7 @@ def test_costs_are_of_all_that_was_sampled_for_an_answer(made):
 
 def test_tokens_of_a_training_are_those_that_its_model_reads_and_its_samples(made):
     found = tables.read_rows(made)["cost"][0]["trainings"]
-    lab = tiny_lab(made)
+    lab = tiny_lab(made.parent)
     base, config = lab.base(), lab.config
     data, fit = base.data, config.sft
     fold = data.folds["sft"]
@@ -222,7 +219,7 @@ def test_drafts_of_another_temperature_cost_what_they_cost_there(made):
 
 
 def test_settings_to_choose_from_are_sampled_with_the_same_random_numbers(made):
-    lab = tiny_lab(made)
+    lab = tiny_lab(made.parent)
     responses, policy = Responses(lab, "valid", 1.0), lab.base().models.policies["M_P^SFT"]
     one, two = (responses.answers(name, policy, purpose="choice") for name in ("one", "two"))
     assert one == two and one is not two
@@ -230,7 +227,7 @@ def test_settings_to_choose_from_are_sampled_with_the_same_random_numbers(made):
 
 
 def test_a_copy_is_no_better_than_a_copy(made):
-    responses = Responses(tiny_lab(made), "valid", 1.0)
+    responses = Responses(tiny_lab(made.parent), "valid", 1.0)
     chain = [responses.of("M_P^RL"), responses.pit(), responses.pit()]
     marks = evidence.gaps_of(responses, chain)["over_copy"]
     assert (marks[1] == 0).all() and (marks[0] != 0).any()
@@ -304,7 +301,7 @@ def test_reward_models_are_compared_part_by_part(made, monkeypatch):
         return SimpleNamespace(data=SimpleNamespace(folds={"reward": []}), fields=fields)
 
     monkeypatch.setattr(evidence, "agreements", lambda one: {"fields": one.fields})
-    config = tiny_lab(made).config
+    config = tiny_lab(made.parent).config
     asked = evidence.reward_models(SimpleNamespace(config=config, base=trained, supervised=trained))
     assert [one["fields"] for one in asked.values()] == [
         {}, {"reward__logp_feature": False}, {"reward__lm_coef": 0.0}, {"reward__pool": "last"},
