@@ -32,8 +32,8 @@ STAGES = {"stage0": "PIT stage 0", "stage1": "PIT stage 1"}  # in the config, in
 
 def in_batches(run: Run, data: Data, policy: GPT, prompts: list, chances, temperature: float):
     """A response to each of this rank's prompts as token ids, ends included; ppo.batch at once."""
-    responses = []
-    for some in torch.arange(len(prompts)).chunk(in_step(-(-len(prompts) // run.config.ppo.batch))):
+    responses, parts = [], in_step(-(-len(prompts) // run.config.ppo.batch))
+    for some in torch.arange(len(prompts)).tensor_split(parts):
         responses += sample(policy, [prompts[i] for i in some], chances[some], temperature,
                             data.tokenizer.eos).responses()
     return responses

@@ -192,6 +192,19 @@ def test_responses_are_those_of_each_prompt_without_their_end(bills_run, models)
     assert better == [data.bare(ids) for ids in rows.responses()]
 
 
+def test_ranks_with_unequal_shares_sample_as_many_batches(bills_run, models, monkeypatch):
+    """Where weights are sharded a rank that is left with a batch more waits for ever."""
+    run, data = bills_run
+    sizes = []
+    monkeypatch.setattr(run.config.ppo, "batch", 2)
+    monkeypatch.setattr(sample, "in_step", lambda count: max(count, 4))  # another rank has 7
+    monkeypatch.setattr(sample, "sample", lambda policy, prompts, *rest: sizes.append(
+        len(prompts)) or SimpleNamespace(responses=lambda: prompts))
+    prompts = [[i] for i in range(6)]
+    assert sample.in_batches(run, data, None, prompts, torch.zeros(6, 3), 1.0) == prompts
+    assert sizes == [2, 2, 1, 1]
+
+
 def test_new_words_are_marked_on_a_terminal(monkeypatch):
     before, after = "tea 5, hat 9.", "Sure! tea 5, hat 13."
     assert show.marked(before, after) == after
