@@ -170,7 +170,7 @@ class EvalSection:
     iterations: int = 4
     best_of: int = 4
     examples: int = 8           # prompts that are shown with all their responses
-    equal_budget: bool = False  # also let RLHF go on for as long as PIT's stages
+    equal_budget: bool = False  # let RLHF go on, for the samples of PIT's stages
     seed: int = 1               # of the evaluation's samples and of the examples that are shown
 
 

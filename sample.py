@@ -8,8 +8,7 @@
     python sample.py --config configs/synthetic.toml --export DIR # as a Hugging Face folder
 
 Each step shows its r_gap, how much better R_PIT finds it than the one before, on a scale of its own
-for each x and y_ref: nothing makes it 0 for a copy. There is no rule for the number of steps:
-quality need not rise for ever.
+for each x and y_ref: nothing makes it 0 for a copy. Quality need not rise with every step.
 """
 
 import sys

@@ -80,11 +80,11 @@ def difference_score(data: Data, rp: RewardModel, prompts: Prompts, rows: Rows):
             - reward.score(rp, data.policy_rows(prompts.x, prompts.y_ref)))
 
 
-def measure_spread(run: Run, data: Data, task: Task, anchor: GPT, model: RewardModel) -> list:
+def measure_spread(run: Run, data: Data, task: Task, anchor: GPT) -> list:
     """Mean and spread of the raw score on the anchor's samples, before RL: r_gap has no natural
-    zero or unit. The shift changes no advantage (they are whitened) but lets the critic start near
-    0. Logged beside: the lowest score, below which ppo.no_eos_score should lie, and the mean score
-    of (x, y_ref, y_ref), for RLHF of an empty response."""
+    zero or unit. The shift lets the critic, whose head starts at 0, begin near the returns. Logged
+    beside: the lowest score, below which ppo.no_eos_score should lie, and the mean of (x, y_ref,
+    y_ref), for RLHF of an empty response."""
     number = run.config.ppo.batch * max(1, min(4, 256 // run.config.ppo.batch))
     prompts = task.draw(0, number)
     chances = random_numbers(number, run.config.data.max_response,
@@ -93,7 +93,7 @@ def measure_spread(run: Run, data: Data, task: Task, anchor: GPT, model: RewardM
     rows = pad_rows(prompts.ids, responses, run.device)
     copies = pad_rows(prompts.ids, [data.ended(ids) for ids in prompts.y_ref], run.device)
     scores = np.array(gather(task.score(prompts, rows).tolist()))
-    same = np.array(gather(reward.score(model, copies).tolist()))
+    same = np.array(gather(task.score(prompts, copies).tolist()))
     mean, spread = float(scores.mean()), max(float(scores.std()), 1e-6)
     run.log("metrics.jsonl", {"stage": task.name, "step": 0, "score_mean": mean,
                               "score_spread": spread, "same_mean": float(same.mean()),
@@ -107,13 +107,12 @@ def fresh_start(run: Run, data: Data, task: Task, anchor: GPT, model: RewardMode
     critic = Critic(new_gpt(run, data))
     put(critic.trunk, weights(model.trunk))
     return {"model": weights(anchor), "critic": weights(critic),
-            "spread": measure_spread(run, data, task, anchor, model)}
+            "spread": measure_spread(run, data, task, anchor)}
 
 
 def train_stage(run: Run, data: Data, task: Task, stage: StageSection, start: dict,
                 anchor: GPT) -> dict:
-    """One run of PPO, from a fresh start or from another stage's checkpoint: the content of its own
-    checkpoint."""
+    """One run of PPO from a fresh start or from another stage's checkpoint; what its own holds."""
     policy = run.placed(new_gpt(run, data), start["model"])
     critic = run.placed(Critic(new_gpt(run, data)), start["critic"])
     learner = ppo.make_learner(policy, critic, run.config.ppo, stage)
@@ -125,13 +124,14 @@ def train_stage(run: Run, data: Data, task: Task, stage: StageSection, start: di
 
 def train_rlhf(run: Run, data: Data, name: str, sft: GPT, rp: RewardModel,
                before: dict | None = None) -> dict:
-    """M_P^RL, Eq. 3; or, from its checkpoint `before`, as many more iterations as PIT's stages."""
+    """M_P^RL, Eq. 3; from its checkpoint `before`, as many more samples as PIT's stages take."""
     stage = run.config.rlhf
     task = Task(name, partial(draw_prompts, run, data, name),
                 lambda _, rows: reward.score(rp, rows), partial(observe, run, data, name))
     if before is None:
         return train_stage(run, data, task, stage, fresh_start(run, data, task, sft, rp), sft)
-    budget = sum(getattr(run.config, one).iterations for one in run.config.pit.curriculum)
+    others = [getattr(run.config, one) for one in run.config.pit.curriculum]
+    budget = sum(one.iterations * (1 + (one.reference == "policy")) for one in others)
     stage = dataclasses.replace(stage, iterations=budget)
     return train_stage(run, data, task, stage, before, sft)
 
@@ -162,8 +162,9 @@ def train_all(run: Run, data: Data) -> Models:
         before = run.stage(name, inputs, lambda: train_pit_stage(run, data, name, models, before))
         models.policies[STAGES[name]] = run.placed(new_gpt(run, data), before["model"])
     if run.config.eval.equal_budget:
-        content = run.stage("rlhf_more", rlhf_inputs + tuple(
-            f"{name}.iterations" for name in run.config.pit.curriculum),
+        budget = tuple(f"{name}.{what}" for name in run.config.pit.curriculum
+                       for what in ("iterations", "reference"))
+        content = run.stage("rlhf_more", rlhf_inputs + budget,
                             lambda: train_rlhf(run, data, "rlhf_more", sft, rp, rlhf))
         models.policies["RLHF equal budget"] = run.placed(new_gpt(run, data), content["model"])
     if run.config.data.files:

@@ -26,7 +26,8 @@ from lab import (CHOSEN, OUTSIDE_SEED, Lab, Responses, Trained, label, last_stag
                  mean_length, rl_samples)
 from tables import fill_pages
 
-from runtime import UserError, rank
+from runtime import NotFinite, UserError, rank
+from tools import interrupt
 from tools.files import write_whole
 from tools.launch import guard
 from tools.measure import fold_scores, pair_agreement
@@ -37,7 +38,7 @@ from tools.rubric import LACKING, NESTED, without
 from tools.settings import read_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
-SEEDS = [11, 12, 13]  # whose test questions nobody saw when the config was made
+SEEDS = [11, 12, 13]  # the config was made while looking at test questions of 1 to 3
 TEMPERATURES = (1.0, 0.5)
 GRID = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 KL_TARGETS = (1.5, 3.0)
@@ -166,8 +167,9 @@ def compared_variants(lab: Lab, variants: dict[str, Trained]) -> dict:
 
 
 def curriculum(lab: Lab) -> dict:
-    """PIT's stages alone, both, and in the wrong order, with equal numbers of iterations; target KL
-    and learning rate are those chosen for PIT's first and second stage, whichever stands there."""
+    """PIT's stages alone, both, and in the wrong order, with equal numbers of iterations (of which
+    each stage's first ppo.critic_warmup leave the policy alone); target KL and learning rate are
+    those chosen for PIT's first and second stage, whichever stands there."""
     first, second = lab.config.stage0, lab.config.stage1
     total = first.iterations + second.iterations
 
@@ -518,8 +520,8 @@ def rates_tried(lab: Lab, score: str) -> dict:
     """Gold by each of stage 0's learning rates, and by each of stage 1's, which begin at half."""
     at = at_validation(lab)
     first, second = ([times * scale for times in LR_TIMES] for scale in (1.0, 0.5))
-    tried = {scale: mean_gold(at, lambda r: of_first_stage(
-        r, pit__score=score, stage0__lr_scale=scale)) for scale in first}
+    tried = {scale: mean_gold(at, lambda r: of_stage(
+        r, "stage0", pit__score=score, stage0__lr_scale=scale)) for scale in first}
     best = max(tried, key=tried.get)
     return {f"stage0, lr_scale {scale}": gold for scale, gold in tried.items()} | {
         f"stage1, lr_scale {scale}": mean_gold(at, lambda r: of_both_stages(
@@ -546,10 +548,6 @@ def of_stage(responses: Responses, stage: str, **fields) -> list:
     return make(name, policy, purpose=stage)  # all settings get the same random numbers
 
 
-def of_first_stage(responses: Responses, **fields) -> list:
-    return of_stage(responses, "stage0", **fields)
-
-
 def of_both_stages(responses: Responses, **fields) -> list:
     name = label("both", fields)
     models = responses.lab.both_stages(**fields).models
@@ -566,14 +564,19 @@ ROWS = CHOICES | {
 USED = dict.fromkeys(("main", "control", "cost"), tuple(CHOSEN)) | dict.fromkeys(
     ("rubrics", "temperatures", "iterations"), ("lessons", "refiner")) | {
     "terms": ("difference",)}  # of CHOSEN, by rows
+VARIED = dict.fromkeys(("choices-rlhf", "choices-equal-budget"), (
+    "rlhf.kl_target", "rlhf.lr_scale")) | dict.fromkeys(
+    ("choices-pit", "choices-difference"), ("stage0.lr_scale", "stage1.lr_scale"))  # of the config
 
 
 # --------------------------------------------------------------------------------- files of rows
 
 
 def stands_on(row: str, lab: Lab) -> dict:
-    """The settings that a row's content depends on."""
-    return lab.settings(None if row in CHOICES else USED.get(row, ()))
+    """The settings that a row's content depends on: the config, less what the row tries itself, and
+    those of CHOSEN that it uses."""
+    settings = lab.settings(USED.get(row, ()))
+    return {name: value for name, value in settings.items() if name not in VARIED.get(row, ())}
 
 
 def finished(path: Path, settings: dict) -> bool:
@@ -600,7 +603,8 @@ def make_row(row: str, lab: Lab, path: Path) -> None:
         text = json.dumps(kept_row, indent=1, allow_nan=False)
         write_whole(path, lambda file: file.write(text.encode()))
         print(f"written: {path}", flush=True)
-        fill_pages(path.parent)
+        if path.parent.name == "results":  # rows elsewhere are no part of the pages
+            fill_pages(path.parent)
     barrier()
 
 
@@ -628,9 +632,10 @@ def main() -> None:
         labs = {key: one for key, one in labs.items() if one.seed == lab.seed}  # memory
         try:
             make_row(row, labs.setdefault(lab.name, lab), path)
-        except UserError as error:  # the other rows go on
+        except NotFinite as error:  # of all ranks at once: the other rows go on
             failed.append(f"{row} of seed {lab.seed}: {error}")
             print(failed[-1], flush=True)
+            interrupt.release()
     if failed:
         raise UserError("; ".join(failed))
 

@@ -58,15 +58,13 @@ class Lab:
         self.name = f"{self.config.run.name}-{place}"
         self.known = {}
 
-    def settings(self, chosen: tuple[str, ...] | None) -> dict:
-        """All that decides what a row comes to but the code and the seed: the config and those of
-        CHOSEN; for a row that makes a choice (None) without what is chosen."""
-        fields = {(section, key): value
-                  for section, keys in dataclasses.asdict(self.config).items() if section != "run"
-                  for key, value in keys.items()}
-        return {".".join(name): value for name, value in fields.items()
-                if chosen is not None or name[1] not in ("kl_target", "lr_scale")} | {
-                    f"chosen.{name}": CHOSEN[name] for name in chosen or ()}
+    def settings(self, chosen: tuple[str, ...]) -> dict:
+        """All that decides what a row comes to but the code and the seed: the config, and some of
+        CHOSEN."""
+        return {f"{section}.{key}": value
+                for section, keys in dataclasses.asdict(self.config).items() if section != "run"
+                for key, value in keys.items()} | {
+                    f"chosen.{name}": CHOSEN[name] for name in chosen}
 
     def opened(self, name: str = "", seed: int | None = None, **fields) -> Trained:
         """A run of this lab with its data, before any training. `fields` are section__key=value."""

@@ -146,7 +146,7 @@ def iterations_plot(plt, seeds: list):
         with_interval(axes[2], range(len(drafts)), [
             [content[t]["r_gap"][d]["sign_right"] for d in drafts] for content in seeds],
             f"T = {t}", colour)
-    for axis, label in zip(axes, ("gold", "Elo", "r_gap has the sign of the gain")):
+    for axis, label in zip(axes, ("gold", "Elo", "sign of r_gap right (gold changed)")):
         axis.set_xlabel("iteration" if axis is not axes[2] else "gold of y_ref")
         axis.set_ylabel(label)
     axes[2].set_xticks(range(len(drafts)), [d.replace(" to ", "–") for d in drafts], fontsize=8)

@@ -228,10 +228,12 @@ def told_table(seeds: list) -> str:
     for drafts in seeds[0]["1.0"]["r_gap"]:
         lines.append([drafts, *(present(gathered(seeds, t, "r_gap", drafts, what), form)
                                 for what, form in (("steps", ".0f"), ("gained", "+.3f"),
-                                                   ("correlation", ".2f"), ("sign_right", ".2f"))
+                                                   ("correlation", ".2f"), ("of", ".0f"),
+                                                   ("sign_right", ".2f"))
                                 for t in EQUAL)])
     return markdown(["gold of y_ref", *heads_at(
-        ["steps", "gain", "rank correlation of r_gap", "sign right"], EQUAL)], lines)
+        ["steps", "gain", "rank correlation of r_gap", "steps that changed gold",
+         "of these sign right"], EQUAL)], lines)
 
 
 def stopping_table(seeds: list) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from conftest import ROOT, tiny_run
 from data import load_data
-from runtime import UserError
+from runtime import NotFinite, UserError
 from tools import bills, rivals, rubric
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -60,6 +60,47 @@ def test_rank_correlation_of_all_orders_of_four_is_spearmans():
 def test_a_chain_is_kept_up_to_its_first_step_that_is_not_above_the_threshold():
     marks = np.array([[1.0, 0.2, 0.0, 1.0], [1.0, 1.0, 1.0, 0.1], [1.0, 1.0, 1.0, 1.0]])
     assert evidence.kept(marks, 0.2).tolist() == [3, 0, 0, 1]
+
+
+def chained() -> SimpleNamespace:
+    """Responses whose quality is what they say: two steps of three questions. r_gap is ten times
+    the gain, but of one loss it thinks well; a copy has 1 or 4, and in a batch with other texts
+    another last digit."""
+    chain = [[0.2, 0.9, 0.85], [0.8, 0.9, 0.7], [0.6, 1.0, 0.7]]
+
+    def gaps(y, y_ref):
+        y, y_ref = np.array(y), np.array(y_ref)
+        gap = 10 * (y - y_ref) + 1 + 3 * (y == 0.7)  # 7, 1, 2.5 and then -1, 2, 4
+        return gap + 1e-7 * (y != y_ref).any()
+
+    return SimpleNamespace(gold=np.array, gaps=gaps, of=lambda _: chain[0],
+                           pit=lambda times: chain[times])
+
+
+def test_what_r_gap_tells_is_of_steps_that_changed_something():
+    responses = chained()
+    found = evidence.what_gap_tells(responses, evidence.chain_of(responses, 2))
+    assert list(found) == ["0.0 to 0.6", "0.6 to 0.8", "0.8 to 0.95", "0.95 to 1.0"]
+    bad, good = found["0.0 to 0.6"], found["0.8 to 0.95"]
+    assert bad == {"steps": 1, "correlation": None, "sign_right": 1, "of": 1,
+                   "gained": pytest.approx(0.6)}
+    assert good == {"steps": 3, "correlation": pytest.approx(0.5), "of": 3,
+                    "sign_right": pytest.approx(2 / 3), "gained": pytest.approx(-0.25 / 3)}
+    assert found["0.6 to 0.8"]["steps"] == found["0.95 to 1.0"]["steps"] == 0  # a copy is no step
+
+
+def test_whoever_stops_throws_the_step_away_that_he_stops_at():
+    responses, asked = chained(), []
+    lab = SimpleNamespace(responses=lambda *split: asked.append(split) or responses)
+    found = evidence.stopping(lab, 0.5, responses, evidence.chain_of(responses, 2))
+    assert asked == [("valid", 0.5)]
+    assert found["once"] == {"gold": pytest.approx(2.4 / 3), "steps": 1}
+    assert found["always"] == {"gold": pytest.approx(2.3 / 3), "steps": 2}
+    assert found["r_gap above a copy's"] == {
+        "gold": pytest.approx(2.4 / 3), "threshold": 0, "steps": pytest.approx(5 / 3)}
+    by_threshold = found["r_gap above a threshold"]  # the best leaves the third question alone
+    assert by_threshold["gold"] == pytest.approx(2.55 / 3) and 2.4 < by_threshold["threshold"] < 4
+    assert by_threshold["steps"] == pytest.approx(4 / 3)
 
 
 def test_the_best_temperature_of_a_system_is_its_best_on_validation_questions():
@@ -158,8 +199,9 @@ def test_a_finished_row_is_kept_and_one_with_other_settings_refused(made, monkey
     assert all(map(finished, evidence.ROWS))
     chosen = ("--rlhf.lr_scale=7", "--rlhf.kl_target=7")
     assert finished("choices-rlhf", *chosen)  # by this row
-    with pytest.raises(UserError, match="other values of rlhf.kl_target, rlhf.lr_scale; delete"):
-        finished("main", *chosen)
+    for row in ("main", "choices-pit"):  # which stand on M_P^RL
+        with pytest.raises(UserError, match="values of rlhf.kl_target, rlhf.lr_scale; delete"):
+            finished(row, *chosen)
     with pytest.raises(UserError, match="other values of eval.prompts; delete it"):
         finished("main", "--eval.prompts=9")
     monkeypatch.setitem(evidence.CHOSEN, "difference", {"stage0__lr_scale": 7.0})
@@ -206,8 +248,9 @@ def test_tokens_of_a_training_are_those_that_its_model_reads_and_its_samples(mad
     lengths = [row["length"] for row in log_of(base.run, "rlhf")]
     assert len(lengths) == config.rlhf.iterations
     assert found["rlhf"]["drawn"] == pytest.approx(config.ppo.batch * sum(lengths))
+    assert config.stage1.reference == "policy"
     assert found["stage1"]["drawn"] > 1.5 * config.ppo.batch * sum(
-        row["length"] for row in log_of(base.run, "stage1")) * (config.stage1.reference == "policy")
+        row["length"] for row in log_of(base.run, "stage1"))
     assert found["rpit"]["learned"] > 2 * found["rp"]["learned"] * (
         config.rpit.steps * config.rpit.batch) / (config.rp.steps * config.rp.batch)
 
@@ -226,13 +269,6 @@ def test_settings_to_choose_from_are_sampled_with_the_same_random_numbers(made):
     assert one != responses.answers("three", policy)
 
 
-def test_a_copy_is_no_better_than_a_copy(made):
-    responses = Responses(tiny_lab(made.parent), "valid", 1.0)
-    chain = [responses.of("M_P^RL"), responses.pit(), responses.pit()]
-    marks = evidence.gaps_of(responses, chain)["over_copy"]
-    assert (marks[1] == 0).all() and (marks[0] != 0).any()
-
-
 def test_stages_of_a_curriculum_take_the_settings_of_their_place(monkeypatch):
     monkeypatch.setattr(evidence, "compared_variants", lambda lab, variants: variants)
     stages = dict(stage0=SimpleNamespace(iterations=5, kl_target=1.5, lr_scale=1.0),
@@ -249,7 +285,7 @@ def test_stages_of_a_curriculum_take_the_settings_of_their_place(monkeypatch):
 
 def test_rows_go_on_where_one_fails(tmp_path, monkeypatch):
     def failing(lab):
-        raise UserError("not finite")
+        raise NotFinite("not finite")
 
     monkeypatch.setattr(evidence, "ROWS", {"bad": failing, "good": lambda lab: {"seed": lab.seed}})
     monkeypatch.setattr(sys, "argv", [
@@ -259,6 +295,14 @@ def test_rows_go_on_where_one_fails(tmp_path, monkeypatch):
         evidence.main()
     assert [json.loads((tmp_path / f"good-{seed}.json").read_text())["content"]["seed"]
             for seed in (1, 2)] == [1, 2]
+    monkeypatch.setattr(evidence, "ROWS", {"full": lambda lab: full(), "more": lambda lab: {}})
+    with pytest.raises(UserError, match="^no space$"):  # of one rank alone: none may go on
+        evidence.main()
+    assert not list(tmp_path.glob("more-*"))
+
+
+def full():
+    raise UserError("no space")
 
 
 def test_choices_are_made_for_the_first_two_seeds_unless_asked_for(tmp_path, monkeypatch):
@@ -277,7 +321,7 @@ def test_choices_are_made_for_the_first_two_seeds_unless_asked_for(tmp_path, mon
     assert made == [("choices-pit", 12)]
 
 
-def test_judges_grade_the_same_responses_by_text(made):
+def test_a_tie_is_no_win_and_systems_are_alike_in_all_rows(made):
     main = tables.read_rows(made)["main"][0]["at"]["1.0"]
     assert main["y_w"]["gold"] > main["y_l"]["gold"]
     assert main["y_0 ~ M_P^RL"]["over y_0 ~ M_P^RL"] == {"gold": 0, "outside": 0}
@@ -342,8 +386,8 @@ def test_the_table_of_targets_has_them_all_and_is_filled_in(made):
 
 def test_every_row_has_a_table_and_the_curves_have_plots(made):
     assert {row.removesuffix("-headline") for row in tables.TABLES} == set(evidence.ROWS)
-    plots = pytest.importorskip("plots")
     pytest.importorskip("matplotlib")
+    import plots
     plt, rows = plots.pyplot(), tables.read_rows(made)
     for name, plot in plots.PLOTS.items():
         figure = plot(plt, rows[name])

@@ -115,18 +115,19 @@ def test_the_spread_is_that_of_the_anchors_samples(bills_run, models, monkeypatc
     logged, raw, read = {}, torch.arange(32.0) % 4, []  # mean 1.5, variance 1.25
     monkeypatch.setattr(run, "log", lambda name, line: logged.update(line))
     task = ppo.Task("stage0", partial(train_pit.draw_data_references, run, data, "stage0"),
-                    lambda prompts, rows: read.append((prompts, rows)) or raw, None)
+                    lambda prompts, rows: read.append((prompts, rows)) or raw * len(read), None)
     anchor = models.policies["M_PIT^SFT"]
-    found = train_pit.measure_spread(run, data, task, anchor, models.rpit)
+    found = train_pit.measure_spread(run, data, task, anchor)
     assert found == pytest.approx([1.5, 1.25 ** 0.5])
     prompts, rows = read[0]
     numbers = torch.rand(32, 40, generator=run.generator("stage0 spread"))  # of four batches
     samples = sample.sample(anchor, prompts.ids, numbers, 1.0, data.tokenizer.eos)
     assert torch.equal(rows.tokens, samples.tokens) and prompts.x == task.draw(0, 32).x
-    gap = measure.gap_scores(data, models.rpit, prompts.x, prompts.y_ref, prompts.y_ref)
+    copies = pad_rows(prompts.ids, [data.ended(ids) for ids in prompts.y_ref])
+    assert torch.equal(read[1][1].tokens, copies.tokens)  # whose scores are twice as high here
     assert logged == {"stage": "stage0", "step": 0, "score_mean": found[0],
                       "score_spread": found[1],
-                      "same_mean": pytest.approx(gap.mean().item(), rel=1e-4),
+                      "same_mean": pytest.approx(3.0),
                       "score_min_in_spreads": pytest.approx(-1.5 / 1.25 ** 0.5)}
 
 
@@ -145,8 +146,8 @@ def test_each_stage_starts_from_and_is_anchored_to_what_the_method_says(bills_ru
         learner.critic.head.bias.data += 1
         learner.beta = 0.7
     monkeypatch.setattr(ppo, "train", train)
-    monkeypatch.setattr(train_pit, "measure_spread", lambda run, data, task, anchor, model: (
-        [1.0, 2.0] if model is models.rp else [3.0, 4.0]))
+    monkeypatch.setattr(train_pit, "measure_spread", lambda run, data, task, anchor: (
+        [1.0, 2.0] if task.name == "rlhf" else [3.0, 4.0]))
     monkeypatch.setattr(run.config, "stage1", StageSection(iterations=7, beta=0.2))
     sft, pit_sft = models.policies["M_P^SFT"], models.policies["M_PIT^SFT"]
     before = copy.deepcopy(sft), copy.deepcopy(pit_sft)
@@ -167,10 +168,10 @@ def test_each_stage_starts_from_and_is_anchored_to_what_the_method_says(bills_ru
     assert torch.equal(policy.embedding.weight, pit_sft.embedding.weight + 1) and beta == 0.2
     assert anchor is pit_sft and spread == [3.0, 4.0] and critic.head.bias.item() == 1
     assert task.draw(1, 4).source == ["M_P^RL"] * 4 and stage == run.config.stage1
-    task, policy, critic, anchor, spread, stage, beta = seen[3]  # as many samples as both stages
+    task, policy, critic, anchor, spread, stage, beta = seen[3]  # 50 of stage 0, 7 twice of 1
     assert torch.equal(policy.embedding.weight, sft.embedding.weight + 1)
     assert anchor is sft and beta == run.config.rlhf.beta and critic.head.bias.item() == 1
-    assert stage == StageSection(iterations=57) and task.name == "rlhf_more"
+    assert stage == StageSection(iterations=64) and task.name == "rlhf_more"
     assert spread == [1.0, 2.0]
     assert same(sft, before[0]) and same(pit_sft, before[1])  # the models are left as they were
 
@@ -203,6 +204,15 @@ def test_ranks_with_unequal_shares_sample_as_many_batches(bills_run, models, mon
     prompts = [[i] for i in range(6)]
     assert sample.in_batches(run, data, None, prompts, torch.zeros(6, 3), 1.0) == prompts
     assert sizes == [2, 2, 1, 1]
+
+
+def test_copies_of_y_l_and_of_y_w_are_told_apart():
+    y_ref, source = [[1], [2, 3], [4], [5]], ["y_l", "y_l", "y_w", "y_w"]
+    prompts = ppo.Prompts([], [], y_ref, source)
+    assert show.copies_of_each(prompts, [[1], [2], [4], [5]]) == {"copies y_l": 0.5,
+                                                                  "copies y_w": 1.0}
+    assert show.copies_of_each(ppo.Prompts([], [], y_ref, ["M_P^RL"] * 4), y_ref) == {}
+    assert show.copies_of_each(ppo.Prompts([], [], [[]] * 4, [""] * 4), y_ref) == {}
 
 
 def test_new_words_are_marked_on_a_terminal(monkeypatch):

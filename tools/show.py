@@ -46,18 +46,34 @@ def gold_note(run: Run, prompt: str, text: str) -> str:
 
 def observe(run: Run, data: Data, name: str, step: int, prompts: Prompts, rows: Rows, score,
             kl) -> dict:
-    """What to look at in a rollout: one sample in samples.jsonl, and the gold quality where there
-    is a judge; nothing is trained on it."""
-    decode = data.tokenizer.decode
-    responses = [decode(ids) for ids in rows.responses()]
+    """What to look at in a rollout: one sample in samples.jsonl, the copies of each source of y_ref,
+    and the gold quality where there is a judge; nothing is trained on it."""
+    decode, written = data.tokenizer.decode, [data.bare(ids) for ids in rows.responses()]
+    responses = [decode(ids) for ids in written]
     i = -(step % 2)  # the first row and the last in turn: in stage 0 these have y_l and y_w
     run.log("samples.jsonl", {
         "stage": name, "step": step, "x": prompt_text(data, prompts.x[i]),
         "source": prompts.source[i],
         "y_ref": decode(prompts.y_ref[i]), "y": responses[i],
         "score_in_spreads": score[i].item(), "kl": kl[i].item()})
+    copies = copies_of_each(prompts, written)
     if run.config.data.files:
-        return {}
+        return copies
     grades = [bills.grade(prompt_text(data, x), y) for x, y in zip(prompts.x, responses)]
     gold, count = all_sum(torch.tensor([sum(grades), float(len(grades))])).tolist()
-    return {"gold": gold / count}
+    return copies | {"gold": gold / count}
+
+
+def copies_of_each(prompts: Prompts, responses: list[list[int]]) -> dict[str, float]:
+    """In stage 0 the share of y_l, and of y_w, that is copied (over all ranks, one of which may
+    have y_l alone); elsewhere the references have one source, and ppo.figures_of counts them."""
+    if prompts.source[0] not in ("y_l", "y_w"):
+        return {}
+    same = [(source, y == y_ref)
+            for source, y, y_ref in zip(prompts.source, responses, prompts.y_ref)]
+    found = {}
+    for side in ("y_l", "y_w"):
+        of_side = [copied for source, copied in same if source == side]
+        copied, count = all_sum(torch.tensor([float(sum(of_side)), float(len(of_side))])).tolist()
+        found[f"copies {side}"] = copied / count
+    return found
