@@ -192,9 +192,9 @@ def temperatures_table(seeds: list) -> str:
     lines = [[key, *(gold(seeds, key, name) for name in ("y_0", "PIT", "Self-Refine")), *(
         cell(gathered(seeds, key, name, "over y_0", "gold")) for name in ("PIT", "Self-Refine")), *(
         costs(seeds, key, name)[0] for name in ("PIT", "Self-Refine"))] for key in seeds[0]]
-    return markdown(["T of the improver", "gold of y_0", "of PIT", "of Self-Refine",
+    return markdown(["T of the improver", "gold of y_0", "gold of PIT", "gold of Self-Refine",
                      "PIT over y_0", "Self-Refine over y_0", "tokens an answer of PIT",
-                     "of Self-Refine"], lines)
+                     "tokens an answer of Self-Refine"], lines)
 
 
 def rubrics_table(seeds: list) -> str:
@@ -309,7 +309,7 @@ def less(other: str):
 @dataclass
 class Target:
     """What was hoped for: the row, where a seed's points are found in it, the least that is enough
-    at a temperature, and whether PIT is to win, by an interval without zero."""
+    at a temperature, and whether PIT is to win, by an interval that excludes zero."""
     row: str
     points: Callable[[dict, str], float]
     aims: dict[str, float]
