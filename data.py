@@ -218,7 +218,7 @@ def load_data(run: Run) -> Data:
               + max(len(template([])) for template in templates) + 1)  # the end of a cut response
     if needed > config.model.context:
         raise UserError(f"model.context = {config.model.context} is shorter than max_prompt + "
-                        f"{read} x max_response and the template: {needed}")
+                        f"{read} x max_response and the template; raise it to {needed}")
     vocab = config.model.vocab or tokenizer.vocab
     if vocab < tokenizer.vocab:
         raise UserError(f"tokenizer.model has {tokenizer.vocab} pieces, but the embedding of "

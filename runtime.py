@@ -368,7 +368,7 @@ class Run:
         if path.parent == self.folder:
             raise UserError(f"{note}; choose another --run.name, or delete it")
         if rank() == 0:
-            print(f"{note}: it is made anew", file=sys.stderr)
+            print(f"{note}: it is made anew in {self.folder}", file=sys.stderr)
         return None
 
     def write_config(self) -> None:

@@ -117,7 +117,7 @@ def main() -> None:
         raise UserError("--judge-file goes with --eval, --model with --export")
     if args.export and (args.eval or args.prompt is not None):
         raise UserError("--export goes without --eval and --prompt")
-    if args.judge_file and Path(args.judge_file).exists():
+    if args.judge_file and verdicts.are_there(Path(args.judge_file)):
         print(verdicts.as_markdown(verdicts.read_verdicts(Path(args.judge_file))))
         return
     if not args.eval:

@@ -564,33 +564,32 @@ ROWS = CHOICES | {
 USED = dict.fromkeys(("main", "control", "cost"), tuple(CHOSEN)) | dict.fromkeys(
     ("rubrics", "temperatures", "iterations"), ("lessons", "refiner")) | {
     "terms": ("difference",)}  # of CHOSEN, by rows
-VARIED = dict.fromkeys(("choices-rlhf", "choices-equal-budget"), (
-    "rlhf.kl_target", "rlhf.lr_scale")) | dict.fromkeys(
-    ("choices-pit", "choices-difference"), ("stage0.lr_scale", "stage1.lr_scale"))  # of the config
+FREE_OF = dict.fromkeys(("choices-rlhf", "choices-equal-budget"), tuple(
+    f"{stage}.{key}" for stage in ("rlhf", "stage0", "stage1") for key in ("kl_target", "lr_scale"))
+    ) | dict.fromkeys(("choices-pit", "choices-difference"), ("stage0.lr_scale", "stage1.lr_scale"))
 
 
 # --------------------------------------------------------------------------------- files of rows
 
 
 def stands_on(row: str, lab: Lab) -> dict:
-    """The settings that a row's content depends on: the config, less what the row tries itself, and
-    those of CHOSEN that it uses."""
+    """The settings that a row's content depends on: the config, less what the row tries itself or
+    (RLHF alone) never uses, and those of CHOSEN that it uses."""
     settings = lab.settings(USED.get(row, ()))
-    return {name: value for name, value in settings.items() if name not in VARIED.get(row, ())}
+    return {name: value for name, value in settings.items() if name not in FREE_OF.get(row, ())}
 
 
-def finished(path: Path, settings: dict) -> bool:
-    """Whether the row is there. Raises UserError if it was made with other settings; fields that
-    are new since then do not count."""
-    if not path.exists():
-        return False
-    before = json.loads(path.read_text(encoding="utf-8"))["settings"]
-    differ = sorted(name for name in before.keys() & settings
-                    if before[name] != json.loads(json.dumps(settings[name])))
-    if differ:
-        raise UserError(f"{path}: was made with other values of {', '.join(differ)}; delete it, or "
-                        "choose another folder with --results")
-    return True
+def finished(path: Path, row: str, settings: dict) -> bool:
+    """Whether the row is there. Raises UserError if it was made with other settings, for this seed
+    or for another, with which a table would average it; fields that are new do not count."""
+    for made in sorted(path.parent.glob(f"{row}-[0-9]*.json")):
+        before = json.loads(made.read_text(encoding="utf-8"))["settings"]
+        differ = sorted(name for name in before.keys() & settings
+                        if before[name] != json.loads(json.dumps(settings[name])))
+        if differ:
+            raise UserError(f"{made}: was made with other values of {', '.join(differ)}; delete "
+                            "it, or choose another folder with --results")
+    return path.exists()
 
 
 def make_row(row: str, lab: Lab, path: Path) -> None:
@@ -625,7 +624,9 @@ def main() -> None:
         for row in args.rows or [r for r in ROWS if r not in CHOICES or seed in SEEDS[:2]]:
             lab = Lab(args.config, overrides, seed, "last" if row == "control" else "first")
             path = Path(args.results) / f"{row}-{seed}.json"
-            if not finished(path, stands_on(row, lab)):
+            if finished(path, row, stands_on(row, lab)):
+                print(f"there already: {path}")
+            else:
                 todo.append((row, lab, path))
     labs, failed = {}, []
     for row, lab, path in todo:

@@ -189,7 +189,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "plots")
     args = parser.parse_args()
     plt, rows = pyplot(), read_rows(args.results)
-    args.out.mkdir(exist_ok=True)
+    if not rows:
+        parser.error(f"--results {args.results}: no finished rows there")
+    args.out.mkdir(parents=True, exist_ok=True)
     for name in [name for name in PLOTS if name in rows]:
         figure = PLOTS[name](plt, rows[name])
         figure.savefig(args.out / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})

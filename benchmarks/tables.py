@@ -7,6 +7,7 @@ Figures are means over seeds, most with their 95 % interval (Student's, over see
 zero). The text of the pages is written by hand and stays as it is.
 """
 
+import argparse
 import json
 import math
 import re
@@ -397,4 +398,5 @@ def fill_pages(results: Path) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()  # it takes none
     fill_pages(HERE / "results")

@@ -209,7 +209,7 @@ def test_data_is_the_same_each_time_and_reused(tmp_path):
 def test_a_context_too_short_for_the_template_is_refused(tmp_path):
     fields = dict(data__max_prompt=30, data__max_response=30)
     load_data(tiny_run(tmp_path / "fits", model__context=94, **fields))  # 90, three markers, an end
-    with pytest.raises(UserError, match="model.context = 93 is shorter than .*: 94"):
+    with pytest.raises(UserError, match="model.context = 93 is shorter than .*; raise it to 94"):
         load_data(tiny_run(tmp_path / "short", model__context=93, **fields))
 
 

@@ -1,8 +1,12 @@
 """Configuration, errors as the user sees them, checkpoints, stages, the optimiser step."""
 
 import dataclasses
+import errno
 import io
 import math
+import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -166,6 +170,41 @@ def test_guard_lets_other_errors_through(capsys):
     with pytest.raises(ZeroDivisionError):
         launch.guard(lambda: 1 / 0)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number, said", [
+    (errno.ENOSPC, "make room"), (errno.EACCES, "choose a folder that may be written")])
+def test_guard_says_what_to_do_where_a_file_cannot_be_written(capsys, number, said):
+    def main():
+        raise OSError(number, "no", "a.json")
+
+    with pytest.raises(SystemExit) as ended:
+        launch.guard(main)
+    assert ended.value.code == 2 and capsys.readouterr().err == f"error: a.json: no; {said}\n"
+
+
+def guarded(code: str, shell: str) -> subprocess.CompletedProcess:
+    """A shell pipeline around a guarded main function, $MAIN."""
+    main = f"from tools.launch import guard\nimport sys, os, signal\nguard(lambda: {code})"
+    return subprocess.run(["bash", "-c", f"set -o pipefail; {shell}"], cwd=ROOT, text=True,
+                          capture_output=True, env=os.environ | {"PY": sys.executable,
+                                                                 "MAIN": main})
+
+
+def test_a_reader_that_leaves_early_ends_the_output():
+    done = guarded("[print('line') for _ in range(100_000)]", '"$PY" -c "$MAIN" | head -1')
+    assert (done.stdout, done.stderr, done.returncode) == ("line\n", "", 128 + 13)
+
+
+def test_what_is_typed_may_be_no_utf_8():
+    done = guarded("print(sys.stdin.readline().encode())", 'printf "z\\xfcri" | "$PY" -c "$MAIN"')
+    assert done.stdout == f"{'z�ri'.encode()}\n" and done.returncode == 0
+
+
+def test_a_signal_outside_of_a_training_is_told():
+    done = guarded("os.kill(os.getpid(), signal.SIGINT)", '"$PY" -c "$MAIN"')
+    assert done.returncode == 130 and done.stderr.splitlines() == [
+        "", "interrupted; what is finished is kept: the same command goes on"]
 
 
 # -------------------------------------------------------------------------------- checkpoints

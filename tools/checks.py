@@ -31,11 +31,13 @@ def problems(config):
             name = f"{section}.{key}"
             for item in value if isinstance(value, list) else [value]:
                 if name in CHOICES and item not in CHOICES[name]:
-                    yield f"{name}: {item!r}; {nearest(item, CHOICES[name])}"
+                    yield (f"{name}: {item!r}; {nearest(item, CHOICES[name])} (all are "
+                           f"{', '.join(CHOICES[name])})")
                 lowest = 0 if {key, name} & MAY_BE_ZERO else 1e-12
                 if type(item) in (int, float) and key != "no_eos_score" and not (
                         lowest <= item < math.inf):
-                    yield f"{name} = {item} is out of range"
+                    yield f"{name} = {item} is out of range: it must be " + (
+                        "above 0" if lowest else "0 or more")
     model, rows = config.model, config.ppo.minibatches * config.run.ranks
     triple = 2 * config.data.max_prompt + 6 * config.data.max_response  # positions that it takes
     for wrong, message in [
@@ -46,6 +48,9 @@ def problems(config):
          f"ppo.batch must be even and a multiple of minibatches x ranks ({rows})"),
         (not (config.pit.curriculum and config.reward.terms and config.eval.temperatures),
          "pit.curriculum, reward.terms and eval.temperatures must not be empty"),
+        (any(len(set(names)) < len(names) for names in (
+            config.pit.curriculum, config.reward.terms, config.eval.temperatures)),
+         "pit.curriculum, reward.terms and eval.temperatures must not have anything twice"),
         (min(config.eval.prompts, config.data.test, config.data.valid) < 2,
          "eval.prompts, data.test and data.valid must be at least 2"),
         (any(getattr(config, fit).batch < config.run.ranks for fit in

@@ -4,6 +4,7 @@ A checkpoint is torch's zip file. torch.load does not look at the check sums of 
 they are checked first: a flipped bit is an error, not a weight.
 """
 
+import errno
 import json
 import os
 import pickle
@@ -37,8 +38,19 @@ def write_whole(path: Path, write) -> None:
             pass  # a folder that cannot be written has none
         if not isinstance(error, (OSError, RuntimeError)):  # the latter is torch's for a full disk
             raise
-        raise UserError(f"{path}: cannot write it ({str(error).splitlines()[0]}); make room and "
-                        "run the same command again: it goes on from what was saved") from None
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot write it ({reason}); {remedy(error)} and run the same "
+                        "command again: it goes on from what was saved") from None
+
+
+def remedy(error: Exception) -> str:
+    """What to do where a file cannot be written; torch's errors are those of a full disk."""
+    kind = getattr(error, "errno", None)
+    if kind in (errno.ENOENT, errno.ENOTDIR):
+        return "choose a folder that is there"
+    if kind in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "choose a folder that may be written"
+    return "make room"
 
 
 def save(path: Path, content: dict) -> None:
@@ -74,8 +86,8 @@ def append(path: Path, line: dict) -> str:
         with open(path, "a", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise UserError(f"{path}: cannot write it ({error.strerror}); make room and run the same "
-                        "command again") from None
+        raise UserError(f"{path}: cannot write it ({error.strerror}); {remedy(error)} and run the "
+                        "same command again") from None
     return text
 
 

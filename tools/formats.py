@@ -55,7 +55,10 @@ def read_pairs(path: str, dropped: Counter) -> list[TextPair]:
             else:
                 pairs.append(pair)
     except (OSError, EOFError, UnicodeError, zlib.error) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (getattr(error, "strerror", None) or str(error)
+                  or type(error).__name__).splitlines()[0]
+        if isinstance(error, UnicodeError):
+            reason = f"it is no UTF-8 ({error.reason}); save it as such"
         raise UserError(f"{path}: cannot read the data: {reason}") from None
     return pairs
 
@@ -91,6 +94,10 @@ def list_records(path: str, text: str):
 def parsed(text: str, where: str):
     try:
         return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, " * (error.lineno > 1) + f"column {error.colno}"
+        raise UserError(f"{where}: no JSON ({error.msg}: {place}); formats: README.md, Your own "
+                        "data") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: no JSON: {error}") from None
 
@@ -140,7 +147,8 @@ def read_hh(record: dict, where: str) -> TextPair | str:
     for key in ("chosen", "rejected"):
         prompt, turn, response = text_field(record, key, where).rpartition("\n\nAssistant:")
         if not turn:
-            raise UserError(f"{where}: field {key!r} has no turn '\\n\\nAssistant:'")
+            raise UserError(f"{where}: field {key!r} has no turn '\\n\\nAssistant:' (without a "
+                            "field 'prompt' it is read as a whole conversation of HH-RLHF)")
         if "\n\nHuman:" in response:
             return "no response at the end"
         sides.append((prompt.strip(), response.strip()))

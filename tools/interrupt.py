@@ -14,6 +14,8 @@ waiting = False   # whether a training is on that looks at it
 def handle(number: int, _frame) -> None:
     global asked, since
     if not waiting or asked and time.monotonic() > since + 1:  # a scheduler may send it twice
+        if os.environ.get("RANK", "0") == "0":  # print() may be what was interrupted
+            os.write(2, b"\ninterrupted; what is finished is kept: the same command goes on\n")
         sys.exit(128 + number)
     asked, since = number, time.monotonic()
 

@@ -6,6 +6,7 @@ starts by itself.
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ import tempfile
 import torch
 import torch.distributed as dist
 
-from tools import interrupt
+from tools import files, interrupt
 from tools.settings import UserError
 
 _children: list[subprocess.Popen] = []
@@ -22,15 +23,21 @@ _children: list[subprocess.Popen] = []
 def guard(main) -> None:
     """Run a script's main function; a UserError ends it with one line and exit code 2."""
     interrupt.install(of_another="PIT_MEETING" in os.environ)
-    line = ""
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")  # what is typed may be no UTF-8
+    line, unread = "", False
     try:
         main()
     except UserError as error:
         line = str(error)
+    except BrokenPipeError:  # whoever read the output has gone, as head does
+        unread = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES,
+                               errno.EPERM):
             raise
-        line = f"{error.filename or 'a file'}: cannot write it ({error.strerror}); make room"
+        line = f"{error.filename or 'a file'}: {error.strerror}; {files.remedy(error)}"
     except RuntimeError as error:
         if "out of memory" in str(error) or "can't allocate memory" in str(error):
             line = "out of memory; lower model.portion or ppo.batch and run the same command again"
@@ -39,7 +46,9 @@ def guard(main) -> None:
         else:
             raise
     finally:
-        stop_ranks(failed=bool(line) or sys.exc_info()[0] is not None)
+        stop_ranks(failed=bool(line) or unread or sys.exc_info()[0] is not None)
+    if unread:
+        sys.exit(128 + signal.SIGPIPE)
     if line:
         print(f"error: {line}\n" * (os.environ.get("RANK", "0") == "0"), end="", file=sys.stderr)
         sys.exit(2)

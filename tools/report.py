@@ -304,8 +304,9 @@ def write(run: Run, report: dict, judge_file: str | None = None) -> None:
     """Write the report into the run's folder and print where it is; into `judge_file` its responses
     in pairs, for a judge outside."""
     if runtime.rank() == 0:
-        (run.folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-        (run.folder / "report.md").write_text(as_markdown(report), encoding="utf-8")
+        for name, text in (("report.json", json.dumps(report, indent=1)),
+                           ("report.md", as_markdown(report))):
+            files.write_whole(run.folder / name, lambda file: file.write(text.encode()))
         draw_curves(run)
         print(as_markdown(report).split("## Examples")[0])
         print(f"written: {run.folder / 'report.md'}")

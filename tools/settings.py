@@ -34,7 +34,8 @@ def typed(value, kind, where: str):
     elif type(value) is kind:
         return value
     name = getattr(kind, "__name__", str(kind)) if typing.get_origin(kind) is None else str(kind)
-    form = ", such as '[\"one\", \"two\"]'" * (typing.get_origin(kind) is list)
+    form = (", such as '[0.5, 1.0]'" if kind == list[float] else
+            ", such as '[\"one\", \"two\"]'" if typing.get_origin(kind) is list else "")
     raise UserError(f"{where}: {value!r} is not of type {name}{form}")
 
 

@@ -46,8 +46,8 @@ def gold_note(run: Run, prompt: str, text: str) -> str:
 
 def observe(run: Run, data: Data, name: str, step: int, prompts: Prompts, rows: Rows, score,
             kl) -> dict:
-    """What to look at in a rollout: one sample in samples.jsonl, the copies of each source of y_ref,
-    and the gold quality where there is a judge; nothing is trained on it."""
+    """What to look at in a rollout: one sample in samples.jsonl, copies by the source of y_ref, and
+    the gold quality where there is a judge; nothing is trained on it."""
     decode, written = data.tokenizer.decode, [data.bare(ids) for ids in rows.responses()]
     responses = [decode(ids) for ids in written]
     i = -(step % 2)  # the first row and the last in turn: in stage 0 these have y_l and y_w

@@ -36,6 +36,14 @@ def write_pairs(path: Path, comparisons: list[dict], seed: int) -> int:
     return len(entries)
 
 
+def are_there(path: Path) -> bool:
+    """Whether the file of pairs exists. Raises UserError where it could not even be made, before an
+    evaluation is done for it."""
+    if not path.parent.is_dir():
+        raise UserError(f"--judge-file {path}: there is no folder {path.parent}; make it first")
+    return path.exists()
+
+
 def read_verdicts(path: Path) -> list[dict]:
     """Win, tie, lose and their difference of each two systems in a judged file, in %.
 

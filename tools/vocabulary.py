@@ -37,7 +37,7 @@ def train_tokenizer(texts, markers: list[str], config, path: Path) -> None:
         if "required_chars" in reason:
             reason = "it has not even room for their characters; raise it, or set byte_fallback"
         raise UserError(f"tokenizer.vocab = {config.vocab} does not fit the data: "
-                        + (f"at most {most[1]} there" if most else reason)) from None
+                        + (f"at most {most[1]} there; lower it" if most else reason)) from None
 
 
 def behind(encode, texts: list[str]) -> list[list[int]]:
