@@ -564,9 +564,12 @@ ROWS = CHOICES | {
 USED = dict.fromkeys(("main", "control", "cost"), tuple(CHOSEN)) | dict.fromkeys(
     ("rubrics", "temperatures", "iterations"), ("lessons", "refiner")) | {
     "terms": ("difference",)}  # of CHOSEN, by rows
-FREE_OF = dict.fromkeys(("choices-rlhf", "choices-equal-budget"), tuple(
-    f"{stage}.{key}" for stage in ("rlhf", "stage0", "stage1") for key in ("kl_target", "lr_scale"))
-    ) | dict.fromkeys(("choices-pit", "choices-difference"), ("stage0.lr_scale", "stage1.lr_scale"))
+OF_PIT = tuple(f"{stage}.{key}" for stage in ("stage0", "stage1")
+               for key in ("kl_target", "lr_scale"))
+FREE_OF = dict.fromkeys(("choices-rlhf", "choices-equal-budget"), (
+    "rlhf.kl_target", "rlhf.lr_scale", *OF_PIT)) | dict.fromkeys(
+    ("choices-pit", "choices-difference"), ("stage0.lr_scale", "stage1.lr_scale")) | {
+    "choices-refiner": OF_PIT}
 
 
 # --------------------------------------------------------------------------------- files of rows
@@ -574,7 +577,7 @@ FREE_OF = dict.fromkeys(("choices-rlhf", "choices-equal-budget"), tuple(
 
 def stands_on(row: str, lab: Lab) -> dict:
     """The settings that a row's content depends on: the config, less what the row tries itself or
-    (RLHF alone) never uses, and those of CHOSEN that it uses."""
+    never uses, and those of CHOSEN that it uses."""
     settings = lab.settings(USED.get(row, ()))
     return {name: value for name, value in settings.items() if name not in FREE_OF.get(row, ())}
 

@@ -198,7 +198,9 @@ def test_a_finished_row_is_kept_and_one_with_other_settings_refused(made, monkey
     assert not finished("main", seed=2)
     assert all(map(finished, evidence.ROWS))
     chosen = ("--rlhf.lr_scale=7", "--rlhf.kl_target=7")
-    assert finished("choices-rlhf", *chosen)  # by this row
+    assert finished("choices-rlhf", *chosen) and finished("choices-equal-budget", *chosen)
+    assert finished("choices-pit", "--stage0.lr_scale=7")  # chosen by these rows
+    assert finished("choices-refiner", "--stage0.kl_target=7")  # which has no such stage
     for row in ("main", "choices-pit"):  # which stand on M_P^RL
         with pytest.raises(UserError, match="values of rlhf.kl_target, rlhf.lr_scale; delete"):
             finished(row, *chosen)

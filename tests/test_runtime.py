@@ -173,7 +173,7 @@ def test_guard_lets_other_errors_through(capsys):
 
 
 @pytest.mark.parametrize("number, said", [
-    (errno.ENOSPC, "make room"), (errno.EACCES, "choose a folder that may be written")])
+    (errno.ENOSPC, "make room"), (errno.EACCES, "choose a place that you may read and write")])
 def test_guard_says_what_to_do_where_a_file_cannot_be_written(capsys, number, said):
     def main():
         raise OSError(number, "no", "a.json")
@@ -185,15 +185,18 @@ def test_guard_says_what_to_do_where_a_file_cannot_be_written(capsys, number, sa
 
 def guarded(code: str, shell: str) -> subprocess.CompletedProcess:
     """A shell pipeline around a guarded main function, $MAIN."""
-    main = f"from tools.launch import guard\nimport sys, os, signal\nguard(lambda: {code})"
+    main = f"from tools.launch import guard\nimport sys, os, signal, time\nguard(lambda: {code})"
     return subprocess.run(["bash", "-c", f"set -o pipefail; {shell}"], cwd=ROOT, text=True,
                           capture_output=True, env=os.environ | {"PY": sys.executable,
                                                                  "MAIN": main})
 
 
-def test_a_reader_that_leaves_early_ends_the_output():
-    done = guarded("[print('line') for _ in range(100_000)]", '"$PY" -c "$MAIN" | head -1')
-    assert (done.stdout, done.stderr, done.returncode) == ("line\n", "", 128 + 13)
+@pytest.mark.parametrize("code, reader, read", [
+    ("[print('line') for _ in range(100_000)]", "head -1", "line\n"),
+    ("[time.sleep(0.5), print('line')]", "true", "")])  # which stands in a buffer at the end
+def test_a_reader_that_leaves_early_ends_the_output(code, reader, read):
+    done = guarded(code, f'"$PY" -c "$MAIN" | {reader}')
+    assert (done.stdout, done.stderr, done.returncode) == (read, "", 128 + 13)
 
 
 def test_what_is_typed_may_be_no_utf_8():
@@ -204,7 +207,7 @@ def test_what_is_typed_may_be_no_utf_8():
 def test_a_signal_outside_of_a_training_is_told():
     done = guarded("os.kill(os.getpid(), signal.SIGINT)", '"$PY" -c "$MAIN"')
     assert done.returncode == 130 and done.stderr.splitlines() == [
-        "", "interrupted; what is finished is kept: the same command goes on"]
+        "", "interrupted; finished stages are kept"]
 
 
 # -------------------------------------------------------------------------------- checkpoints

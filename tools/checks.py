@@ -37,7 +37,7 @@ def problems(config):
                 if type(item) in (int, float) and key != "no_eos_score" and not (
                         lowest <= item < math.inf):
                     yield f"{name} = {item} is out of range: it must be " + (
-                        "above 0" if lowest else "0 or more")
+                        "finite and " + ("above 0" if lowest else "0 or more"))
     model, rows = config.model, config.ppo.minibatches * config.run.ranks
     triple = 2 * config.data.max_prompt + 6 * config.data.max_response  # positions that it takes
     for wrong, message in [

@@ -49,7 +49,7 @@ def remedy(error: Exception) -> str:
     if kind in (errno.ENOENT, errno.ENOTDIR):
         return "choose a folder that is there"
     if kind in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "choose a folder that may be written"
+        return "choose a place that you may read and write"
     return "make room"
 
 

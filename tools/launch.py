@@ -28,6 +28,7 @@ def guard(main) -> None:
     line, unread = "", False
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
         line = str(error)
     except BrokenPipeError:  # whoever read the output has gone, as head does
