@@ -187,8 +187,8 @@ def guarded(code: str, shell: str) -> subprocess.CompletedProcess:
     """A shell pipeline around a guarded main function, $MAIN."""
     main = f"from tools.launch import guard\nimport sys, os, signal, time\nguard(lambda: {code})"
     return subprocess.run(["bash", "-c", f"set -o pipefail; {shell}"], cwd=ROOT, text=True,
-                          capture_output=True, env=os.environ | {"PY": sys.executable,
-                                                                 "MAIN": main})
+                          capture_output=True, env=os.environ | {
+                              "PY": sys.executable, "MAIN": main, "PYTHONUNBUFFERED": ""})
 
 
 @pytest.mark.parametrize("code, reader, read", [
