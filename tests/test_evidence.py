@@ -298,14 +298,14 @@ def test_rows_go_on_where_one_fails(tmp_path, monkeypatch):
         evidence.main()
     assert [json.loads((tmp_path / f"good-{seed}.json").read_text())["content"]["seed"]
             for seed in (1, 2)] == [1, 2]
-    monkeypatch.setattr(evidence, "ROWS", {"full": lambda lab: full(), "more": lambda lab: {}})
+
+    def full(lab):
+        raise UserError("no space")
+
+    monkeypatch.setattr(evidence, "ROWS", {"full": full, "more": lambda lab: {}})
     with pytest.raises(UserError, match="^no space$"):  # of one rank alone: none may go on
         evidence.main()
     assert not list(tmp_path.glob("more-*"))
-
-
-def full():
-    raise UserError("no space")
 
 
 def test_choices_are_made_for_the_first_two_seeds_unless_asked_for(tmp_path, monkeypatch):

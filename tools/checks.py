@@ -31,8 +31,8 @@ def problems(config):
             name = f"{section}.{key}"
             for item in value if isinstance(value, list) else [value]:
                 if name in CHOICES and item not in CHOICES[name]:
-                    yield (f"{name}: {item!r}; {nearest(item, CHOICES[name])} (all are "
-                           f"{', '.join(CHOICES[name])})")
+                    hint, known = nearest(item, CHOICES[name]), ", ".join(CHOICES[name])
+                    yield f"{name}: {item!r}; {hint}" + f" (all are {known})" * (known not in hint)
                 lowest = 0 if {key, name} & MAY_BE_ZERO else 1e-12
                 if type(item) in (int, float) and key != "no_eos_score" and not (
                         lowest <= item < math.inf):

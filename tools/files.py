@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from tools.settings import UserError
+from tools.settings import UserError, reason_of
 
 
 def write_whole(path: Path, write) -> None:
@@ -38,9 +38,12 @@ def write_whole(path: Path, write) -> None:
             pass  # a folder that cannot be written has none
         if not isinstance(error, (OSError, RuntimeError)):  # the latter is torch's for a full disk
             raise
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}: cannot write it ({reason}); {remedy(error)} and run the same "
-                        "command again: it goes on from what was saved") from None
+        raise UserError(f"{path}: cannot write it ({reason_of(error)}); {remedy(error)} and run "
+                        "the same command again: it goes on from what was saved") from None
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def remedy(error: Exception) -> str:
@@ -48,7 +51,7 @@ def remedy(error: Exception) -> str:
     kind = getattr(error, "errno", None)
     if kind in (errno.ENOENT, errno.ENOTDIR):
         return "choose a folder that is there"
-    if kind in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if kind in FORBIDDEN:
         return "choose a place that you may read and write"
     return "make room"
 

@@ -20,7 +20,7 @@ import zlib
 from collections import Counter
 from dataclasses import dataclass
 
-from tools.settings import UserError
+from tools.settings import UserError, reason_of
 
 ROLES = ("system", "user", "assistant")
 Turn = tuple[str, str]  # role, text
@@ -55,10 +55,8 @@ def read_pairs(path: str, dropped: Counter) -> list[TextPair]:
             else:
                 pairs.append(pair)
     except (OSError, EOFError, UnicodeError, zlib.error) as error:
-        reason = (getattr(error, "strerror", None) or str(error)
-                  or type(error).__name__).splitlines()[0]
-        if isinstance(error, UnicodeError):
-            reason = f"it is no UTF-8 ({error.reason}); save it as such"
+        reason = (f"it is no UTF-8 ({error.reason}); save it as such"
+                  if isinstance(error, UnicodeError) else reason_of(error))
         raise UserError(f"{path}: cannot read the data: {reason}") from None
     return pairs
 

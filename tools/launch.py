@@ -4,7 +4,6 @@ Several ranks are processes of the same command: torchrun's, or on a CPU those t
 starts by itself.
 """
 
-import errno
 import os
 import signal
 import subprocess
@@ -35,8 +34,7 @@ def guard(main) -> None:
         unread = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES,
-                               errno.EPERM):
+        if error.errno not in files.FULL + files.FORBIDDEN:
             raise
         line = f"{error.filename or 'a file'}: {error.strerror}; {files.remedy(error)}"
     except RuntimeError as error:

@@ -304,11 +304,11 @@ def write(run: Run, report: dict, judge_file: str | None = None) -> None:
     """Write the report into the run's folder and print where it is; into `judge_file` its responses
     in pairs, for a judge outside."""
     if runtime.rank() == 0:
-        for name, text in (("report.json", json.dumps(report, indent=1)),
-                           ("report.md", as_markdown(report))):
+        page = as_markdown(report)
+        for name, text in (("report.json", json.dumps(report, indent=1)), ("report.md", page)):
             files.write_whole(run.folder / name, lambda file: file.write(text.encode()))
         draw_curves(run)
-        print(as_markdown(report).split("## Examples")[0])
+        print(page.split("## Examples")[0])
         print(f"written: {run.folder / 'report.md'}")
     if runtime.rank() == 0 and judge_file:
         count = verdicts.write_pairs(Path(judge_file), report["responses"], report["eval_seed"])

@@ -18,6 +18,12 @@ class UserError(Exception):
     """Something that the user can mend. Its one line says what, where, and how."""
 
 
+def reason_of(error: Exception) -> str:
+    """What an error says, in a line, without the file that it names; at least its kind."""
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return said.splitlines()[0]
+
+
 def nearest(word: str, words) -> str:
     """A hint at the nearest known word, or the list of them."""
     close = difflib.get_close_matches(word, words, n=1)

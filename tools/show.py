@@ -67,13 +67,11 @@ def observe(run: Run, data: Data, name: str, step: int, prompts: Prompts, rows: 
 def copies_of_each(prompts: Prompts, responses: list[list[int]]) -> dict[str, float]:
     """In stage 0 the share of y_l, and of y_w, that is copied (over all ranks, one of which may
     have y_l alone); elsewhere the references have one source, and ppo.figures_of counts them."""
-    if prompts.source[0] not in ("y_l", "y_w"):
+    sides = ("y_l", "y_w")
+    if prompts.source[0] not in sides:
         return {}
-    same = [(source, y == y_ref)
-            for source, y, y_ref in zip(prompts.source, responses, prompts.y_ref)]
-    found = {}
-    for side in ("y_l", "y_w"):
-        of_side = [copied for source, copied in same if source == side]
-        copied, count = all_sum(torch.tensor([float(sum(of_side)), float(len(of_side))])).tolist()
-        found[f"copies {side}"] = copied / count
-    return found
+    sums = torch.zeros(2, 2)  # of each side: copies, responses
+    for source, y, y_ref in zip(prompts.source, responses, prompts.y_ref):
+        sums[sides.index(source)] += torch.tensor([float(y == y_ref), 1.0])
+    return {f"copies {side}": copied / count
+            for side, (copied, count) in zip(sides, all_sum(sums).tolist())}
