@@ -26,9 +26,9 @@ import runtime
 from model import GPT, Rows, pad_rows
 from runtime import Config, DataSection, Run, UserError
 from tools import bills, files
-from tools.checks import odd_markers, refuse_changed, refuse_inner_ends, tell
+from tools.checks import markers, odd_markers, refuse_changed, refuse_inner_ends, tell
 from tools.formats import ROLES, TextPair, read_pairs
-from tools.tokens import CUT, FOLDS, Column, columns_of, encode_prompts, flattened
+from tools.tokens import CUT, FOLDS, Column, columns_of, encode_prompts, flattened, fold_keys
 from tools.vocabulary import JSONTokenizer, Tokenizer, file_name, read_tokenizer, train_tokenizer
 
 SLOTS = ("{x}", "{y_ref}", "{feedback}")
@@ -39,9 +39,10 @@ def split_keys(keys: list[str], config: DataSection, seed: int) -> dict[str, str
     distinct = sorted(set(keys))
     random.Random(seed).shuffle(distinct)
     held_out = config.test + config.valid
-    if len(distinct) < held_out + 3:
+    if len(distinct) < held_out + 3 * runtime.ranks():  # each rank needs a part of each fold
         raise UserError(f"data: {len(distinct)} distinct prompts are too few for {config.test} of "
-                        f"test, {config.valid} of valid and three folds; lower data.test and valid")
+                        f"test, {config.valid} of valid and three folds of {runtime.ranks()}; "
+                        "lower data.test and valid")
     folds = ["test"] * config.test + ["valid"] * config.valid
     folds += [FOLDS[i % 3] for i in range(len(distinct) - held_out)]
     return dict(zip(distinct, folds))
@@ -54,7 +55,7 @@ class Template:
     def __init__(self, text: str, tokenizer: Tokenizer | JSONTokenizer, start=()):
         self.start, self.parts = start, []  # the beginning of a sequence, if the tokenizer has one
         self.spaced = {}
-        for literal, slot in re.findall(f"(.*?)({'|'.join(SLOTS)}|$)", text, re.DOTALL):
+        for literal, slot in re.findall(rf"(.*?)({'|'.join(SLOTS)}|\Z)", text, re.DOTALL):
             self.spaced.setdefault(slot, literal.endswith(" ") if literal or self.parts else None)
             literal = literal.removesuffix(" ")
             if literal:
@@ -136,12 +137,12 @@ def encode_pairs(pairs: list[TextPair], config: Config, tokenizer, turns: dict[s
                 for side in ("chosen", "rejected"))
     refuse_inner_ends(y_w + y_l, tokenizer)
     longest = [max(len(w), len(l)) for w, l in zip(y_w, y_l)]
-    fits = [bool(x) and most < config.data.max_response for x, most in zip(x, longest)]
+    fits = [bool(ids) and most < config.data.max_response for ids, most in zip(x, longest)]
     no_prompt = sum(not ids for ids in x)
     dropped["prompt too long"] += no_prompt
     dropped["response too long"] += len(pairs) - no_prompt - sum(fits)
     dropped[CUT] += sum(c and fit for c, fit in zip(cut, fits))
-    keys = [str(ids) if c else pair.key for pair, ids, c in zip(pairs, x, cut)]
+    keys = fold_keys([pair.key for pair in pairs], x, cut)
     if not any(fits):
         raise UserError(f"data: all {len(pairs)} pairs are longer than data.max_prompt or "
                         f"data.max_response: {no_prompt} prompts are, and the "
@@ -180,11 +181,10 @@ def prepare(run: Run) -> dict:
                             f"template.{role}, to tell them apart (see configs/hh.toml)")
     model = Path(config.tokenizer.model or run.folder / "tokenizer.model")
     if not config.tokenizer.model:
-        markers = re.findall(r"<\|\w+\|>", "".join(vars(config.template).values()))
         some = random.Random(config.run.seed).sample(pairs, min(len(pairs), 20_000))
         train_tokenizer((text for p in some for text in (
             *(text for _, text in p.prompt), p.chosen, p.rejected)),
-                        list(dict.fromkeys(markers)), config.tokenizer, model)
+                        markers(config, r"<\|\w+\|>"), config.tokenizer, model)
     tokenizer = read_tokenizer(model, config.tokenizer.eos)
     rows = encode_pairs(pairs, config, tokenizer, turn_templates(config, tokenizer), dropped)
     counts["prompts without their first turns"] = dropped.pop(CUT)
@@ -208,7 +208,7 @@ def load_data(run: Run) -> Data:
         files.write_whole(path, lambda file: file.write(content["tokenizer"]))
     runtime.barrier()
     tokenizer = read_tokenizer(path, config.tokenizer.eos)
-    tell(run.told, "template", odd_markers(config.template, tokenizer))
+    tell(run.told, "template", odd_markers(config, tokenizer))
     start = [tokenizer.bos] if tokenizer.bos >= 0 else []
     templates = [Template(text, tokenizer, start) for text in (
         config.template.policy, config.template.pit, config.refine.feedback,

@@ -16,7 +16,7 @@ Symbols, all on one grid [B, T] of tokens, right-padded; a mask marks the respon
     rho             pi_new / pi_old, 1 in the first minibatch of the first epoch
 
 Rollout, log-probabilities and update share one temperature, and there is no top-k, top-p or
-dropout: one behaviour distribution. Left out: early stopping on KL, trunks that models share.
+dropout: one behaviour distribution. Left out: early stopping on KL, a critic in the policy.
 """
 
 import math

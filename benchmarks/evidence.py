@@ -1,7 +1,7 @@
 """The paper's findings on bills, and its critics' questions: benchmarks/evidence.md.
 
     python benchmarks/evidence.py                               # everything, three seeds
-    python benchmarks/evidence.py --rows curriculum cost --seeds 11
+    python benchmarks/evidence.py --rows main cost --seeds 14 15   # two seeds more of these rows
 
 A row is a question with the comparisons that answer it. Each row of each seed is a file in
 benchmarks/results, written when it is finished and not made again; after each, the tables of
@@ -632,7 +632,8 @@ def main() -> None:
             else:
                 todo.append((row, lab, path))
     labs, failed = {}, []
-    for row, lab, path in todo:
+    while todo:
+        row, lab, path = todo.pop(0)
         labs = {key: one for key, one in labs.items() if one.seed == lab.seed}  # memory
         try:
             make_row(row, labs.setdefault(lab.name, lab), path)

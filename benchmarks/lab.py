@@ -176,12 +176,12 @@ class Lab:
         stages["refiner"] = f"refiner-{lessons}"
         if kind == "after RL":
             stages["refiner-rl"] = f"refiner-{lessons}-rl"
-        found = stage_seconds(self.base().run)
+        found = stage_seconds(self.base().run, list(stages.values()))
         long, difference = self.equal_budget()[0], self.difference().run
+        of_difference = stage_seconds(difference, self.config.pit.curriculum)
         return {name: found[stage] for name, stage in stages.items()} | {
-            "rlhf-long": stage_seconds(long)["rlhf"]} | {
-            f"difference-{stage}": stage_seconds(difference)[stage]
-            for stage in self.config.pit.curriculum}
+            "rlhf-long": stage_seconds(long, ["rlhf"])["rlhf"]} | {
+            f"difference-{stage}": seconds for stage, seconds in of_difference.items()}
 
 
 def log_of(run: Run, stage: str) -> list[dict]:

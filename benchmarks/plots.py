@@ -193,7 +193,7 @@ def main() -> None:
         parser.error(f"--results {args.results}: no finished rows there")
     args.out.mkdir(parents=True, exist_ok=True)
     for name in [name for name in PLOTS if name in rows]:
-        figure = PLOTS[name](plt, rows[name])
+        figure = PLOTS[name](plt, list(rows[name].values()))
         figure.savefig(args.out / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
         plt.close(figure)
         print(f"written: {args.out / name}.svg")

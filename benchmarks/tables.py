@@ -19,23 +19,25 @@ from statistics import mean, stdev
 
 HERE = Path(__file__).resolve().parent
 STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306,
-           10: 2.262}  # 97.5 % quantiles, by the number of seeds
+           10: 2.262, 11: 2.228, 12: 2.201, 13: 2.179, 14: 2.160, 15: 2.145, 16: 2.131, 17: 2.120,
+           18: 2.110, 19: 2.101, 20: 2.093}  # 97.5 % quantiles, by the number of seeds
 JUDGES = {"gold": "hidden judge", "outside": "other reward model"}
 
 
-def read_rows(folder: Path) -> dict[str, list]:
-    """The contents of each row, a seed each in their order."""
-    rows = defaultdict(list)
+def read_rows(folder: Path) -> dict[str, dict]:
+    """The contents of each row by seeds, in their order."""
+    rows = defaultdict(dict)
     for path in sorted(folder.glob("*.json"), key=lambda path: int(path.stem.split("-")[-1])):
         content = json.loads(path.read_text(encoding="utf-8"))
-        rows[content["row"]].append(content["content"])
+        rows[content["row"]][content["seed"]] = content["content"]
     return rows
 
 
 def half_width(values: list[float]) -> float:
-    """Of the 95 % interval of a mean over seeds; infinite for one seed."""
+    """Of the 95 % interval of a mean over seeds; infinite for one seed, and from 21 seeds on a
+    little too wide."""
     n = len(values)
-    return STUDENT[n] * stdev(values) / math.sqrt(n) if n > 1 else math.inf
+    return STUDENT[min(n, max(STUDENT))] * stdev(values) / math.sqrt(n) if n > 1 else math.inf
 
 
 def cell(values: list[float], form: str = "+.1f") -> str:
@@ -346,12 +348,12 @@ def verdict(values: list[float], aim: float, wins: bool) -> str:
     return "met" if not wins or mean(values) > half_width(values) else "not shown"
 
 
-def targets_table(rows: dict[str, list]) -> str:
+def targets_table(rows: dict[str, dict]) -> str:
     """Targets of all rows that there are. Agreement does not depend on a temperature: it stands
     under the first."""
     lines = []
     for name, target in TARGETS.items():
-        cells, seeds = [], rows.get(target.row, [])
+        cells, seeds = [], rows.get(target.row, {}).values()
         for at in EQUAL:
             values = [target.points(seed, at) for seed in seeds] if at in target.aims else []
             cells += [f"{cell(values)} ({target.aims[at]:+d})",
@@ -370,17 +372,20 @@ TABLES |= {f"choices-{system}": choices_table
 TABLES |= {f"{row}-headline": headline_table for row in ("main", "control")}
 
 
-def counted(seeds: list) -> str:
-    return "One seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+def named(seeds: list[int]) -> str:
+    """Which seeds a table is of."""
+    first = ", ".join(map(str, seeds[:-1]))
+    return f"Seeds {first} and {seeds[-1]}" if first else f"Seed {seeds[-1]}"
 
 
-def filled(page: str, rows: dict[str, list]) -> str:
+def filled(page: str, rows: dict[str, dict]) -> str:
     """The page with each row's table between `<!-- table: row -->` and `<!-- end -->`."""
     def table(match):
         if match[1] == "targets":
             return f"<!-- table: targets -->\n\n{targets_table(rows)}\n\n<!-- end -->"
         seeds = rows.get(match[1].removesuffix("-headline"))
-        made = f"{counted(seeds)}:\n\n{TABLES[match[1]](seeds)}" if seeds else "Not made yet."
+        made = f"{named(list(seeds))}:\n\n{TABLES[match[1]](list(seeds.values()))}" if seeds else (
+            "Not made yet.")
         return f"<!-- table: {match[1]} -->\n\n{made}\n\n<!-- end -->"
 
     return re.sub(r"<!-- table: ([\w-]+) -->.*?<!-- end -->", table, page, flags=re.DOTALL)
@@ -393,7 +398,9 @@ def fill_pages(results: Path) -> None:
     for page in (results.parent / "evidence.md", results.parent.parent / "README.md"):
         text = page.read_text(encoding="utf-8") if page.exists() else ""
         if "<!-- table: " in text:
-            page.write_text(filled(text, rows), "utf-8")
+            made = page.with_suffix(".tmp")  # the text between the tables has no other copy
+            made.write_text(filled(text, rows), "utf-8")
+            made.replace(page)
             print(f"written: {page}", flush=True)
 
 

@@ -19,7 +19,7 @@ import sample
 import train_reward
 from conftest import tiny_run, write_lines
 from data import load_data, read_pairs
-from runtime import TemplateSection, UserError
+from runtime import Config, RefineSection, TemplateSection, UserError
 from tools import bills, checks, launch
 from tools.files import save
 
@@ -100,6 +100,11 @@ def refused(tmp_path, monkeypatch, capsys):
 ])
 def test_a_config_that_cannot_work(refused, override, said):
     assert said in refused(override)
+
+
+def test_each_rank_needs_a_prompt(refused):
+    assert "must be at least 3, one for each rank" in refused(
+        "--data.test=2", "--run.ranks=3", "--ppo.batch=6", "--ppo.minibatches=1")
 
 
 @pytest.mark.parametrize("content, said", [
@@ -216,9 +221,11 @@ def test_a_pointer_of_git_lfs_is_told(tmp_path, name):
 
 def test_markers_that_the_tokenizer_spells_out_are_told(tokenizer):
     template = TemplateSection(policy="<|user|>{x}<|im_end|>", pit="{x}{y_ref}</s>")
-    said, = checks.odd_markers(template, tokenizer)
+    said, = checks.odd_markers(Config(template=template), tokenizer)
     assert said.startswith("<|im_end|>: not single") and not list(
-        checks.odd_markers(TemplateSection(), tokenizer))
+        checks.odd_markers(Config(), tokenizer))
+    said, = checks.odd_markers(Config(refine=RefineSection(rewrite="<|user|><|mend|>")), tokenizer)
+    assert said.startswith("<|mend|>: not single")
 
 
 def test_a_line_end_outside_of_quotes_is_no_line_end(refused):

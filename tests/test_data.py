@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from data import Template, load_data, split_keys
 from runtime import DataSection, TokenizerSection, UserError
 from tools import bills
 from tools.formats import TextPair, read_pairs
-from tools.tokens import batches
+from tools.tokens import batches, fold_keys
 from tools.vocabulary import Tokenizer
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -148,6 +149,21 @@ def test_too_few_prompts_are_refused():
         split_keys([str(i) for i in range(9)] * 2, section, 1)
 
 
+def test_each_rank_has_a_prompt_of_each_fold(monkeypatch):
+    monkeypatch.setattr(data.runtime, "ranks", lambda: 2)
+    keys, section = [str(i) for i in range(13)], DataSection(valid=4, test=3)
+    assert set(Counter(split_keys(keys, section, 1)).values()) == {2, 3, 4}
+    with pytest.raises(UserError, match="12 distinct prompts are too few .* three folds of 2;"):
+        split_keys(keys[1:], section, 1)
+
+
+def test_a_cut_prompt_stays_with_its_equals():
+    x = [[1, 2], [3, 4], [3, 4], [5], [5], [6]]
+    keys = fold_keys(["a", "long b", "b", "long c", "long d", "e"], x, [0, 1, 0, 1, 1, 0])
+    assert keys[:3] == ["a", "b", "b"] and keys[5] == "e"
+    assert keys[3] == keys[4] and keys[3] not in keys[:3]
+
+
 def bill_lines(count: int) -> list[dict]:
     """Pairs on bills; each prompt has two pairs."""
     pairs = list(bills.make_pairs(count, 5, "first"))
@@ -278,6 +294,13 @@ def test_template_joins_parts_and_segments_as_ids(tokenizer):
     words = Template("Sure! {y_ref}, then {x}:", tokenizer)
     assert words([7], [8, 9]) == encode("Sure!") + [8, 9] + encode(", then") + [7] + encode(":")
     assert words.spaced == {"{y_ref}": True, "{x}": True, "": False}  # the spaces are the texts'
+
+
+def test_the_end_of_a_line_at_the_end_of_a_template_is_no_part_of_its_own():
+    parts = []
+    letters = SimpleNamespace(fixed=lambda text, first: parts.append(text) or [*map(ord, text)])
+    lines = Template("{x}:\n\n", letters)
+    assert parts == [":\n\n"] and lines([1]) == [1, 58, 10, 10] and lines.spaced[""] is False
 
 
 def test_a_tokenizer_of_somebody_elses_serves_as_well(tmp_path):

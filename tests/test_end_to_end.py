@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ import torch
 from conftest import ROOT, command, read_lines, write_lines
 from runtime import load_config
 from tools import bills
-from tools.files import load
+from tools.files import load, save
+from tools.report import draw_curves, stage_seconds, stages_of
 
 TINY = "configs/tiny.toml"
 FITS = {"sft": [5, 10, 15, 20], "pit_sft": [5], "rp": [5], "rpit": [5]}
@@ -164,6 +166,25 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(trained):
     order = lambda line: (line["stage"], line["step"])
     assert sorted(read_lines(folder / "metrics.jsonl"), key=order) == sorted(lines, key=order)
     assert report_of(folder)["rows"] == report["rows"]
+
+
+def test_seconds_are_those_of_the_stages_that_a_report_stands_on(tmp_path):
+    folder, base = tmp_path / "own", tmp_path / "base"
+    for path, seconds in ((base / "data.pt", 1), (base / "sft.pt", 2), (folder / "sft.pt", 3)):
+        path.parent.mkdir(exist_ok=True)
+        save(path, {"inputs": {}, "seconds": seconds})
+    (base / "foreign.pt").write_text("no checkpoint")
+    run = SimpleNamespace(folder=folder, base=base)
+    assert stage_seconds(run, ["data", "sft"]) == {"data": 1, "sft": 3}
+    config = load_config(str(ROOT / TINY), ["--pit.curriculum=['stage1']"])
+    assert stages_of(SimpleNamespace(config=config)) == [
+        "data", "sft", "pit_sft", "rp", "rpit", "rlhf", "stage1", "rlhf_more"]
+
+
+def test_a_run_that_has_trained_nothing_has_no_curves(tmp_path):
+    pytest.importorskip("matplotlib")
+    draw_curves(SimpleNamespace(folder=tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_config_is_refused_for_the_same_folder(trained):

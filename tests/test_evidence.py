@@ -5,6 +5,7 @@ import gc
 import json
 import subprocess
 import sys
+import weakref
 from itertools import permutations
 from types import SimpleNamespace
 
@@ -119,6 +120,7 @@ def test_the_best_temperature_of_a_system_is_its_best_on_validation_questions():
 
 def test_intervals_are_students():
     assert tables.half_width([1.0, 2.0, 3.0]) == pytest.approx(4.303 / 3 ** 0.5)
+    assert tables.half_width([0.0, 1.0] * 15) == pytest.approx(2.093 * (7.5 / 29 / 30) ** 0.5)
     assert tables.cell([1.0, 2.0, 3.0]) == "+2.0 ± 2.5"
     assert tables.cell([4.0, 5.0, 6.0]) == "+5.0 ± 2.5 *"
     assert tables.cell([0.5], ".3f") == "0.500"
@@ -228,7 +230,7 @@ def test_rows_are_made_by_name_and_not_again(made):
 
 
 def test_costs_are_of_all_that_was_sampled_for_an_answer(made):
-    found = tables.read_rows(made)["cost"][0]["systems"]
+    found = tables.read_rows(made)["cost"][1]["systems"]
     assert [found[name]["calls"] for name in (
         "y_0 ~ M_P^RL", "best of 4", "Self-Refine, whole rubric", "PIT", "PIT, iteration 3")] == [
         1, 4, 3, 2, 4]
@@ -241,7 +243,7 @@ def test_costs_are_of_all_that_was_sampled_for_an_answer(made):
 
 
 def test_tokens_of_a_training_are_those_that_its_model_reads_and_its_samples(made):
-    found = tables.read_rows(made)["cost"][0]["trainings"]
+    found = tables.read_rows(made)["cost"][1]["trainings"]
     lab = tiny_lab(made.parent)
     base, config = lab.base(), lab.config
     data, fit = base.data, config.sft
@@ -259,7 +261,7 @@ def test_tokens_of_a_training_are_those_that_its_model_reads_and_its_samples(mad
 
 
 def test_drafts_of_another_temperature_cost_what_they_cost_there(made):
-    found = tables.read_rows(made)["temperatures"][0]
+    found = tables.read_rows(made)["temperatures"][1]
     for system in ("y_0", "PIT", "Self-Refine"):
         assert found["1.0, drafts at 1"][system] == found["1.0, drafts alike"][system]
 
@@ -308,6 +310,26 @@ def test_rows_go_on_where_one_fails(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("more-*"))
 
 
+def test_the_models_of_a_seed_are_gone_before_the_next_ones(tmp_path, monkeypatch):
+    class Models:
+        pass
+
+    made, alive = [], []
+
+    def row(lab):
+        gc.collect()
+        alive.append([ref() is not None for ref in made])
+        made.append(weakref.ref(lab.once("models", Models)))
+        return {}
+
+    monkeypatch.setattr(evidence, "ROWS", {"one": row, "two": row})
+    monkeypatch.setattr(sys, "argv", [
+        "evidence.py", "--config", str(ROOT / "configs" / "tiny.toml"), "--seeds", "1", "2",
+        "--results", str(tmp_path)])
+    evidence.main()
+    assert alive == [[], [True], [False, False], [False, False, True]]
+
+
 def test_choices_are_made_for_the_first_two_seeds_unless_asked_for(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(evidence, "make_row", lambda row, lab, path: made.append((row, lab.seed)))
@@ -325,11 +347,11 @@ def test_choices_are_made_for_the_first_two_seeds_unless_asked_for(tmp_path, mon
 
 
 def test_a_tie_is_no_win_and_systems_are_alike_in_all_rows(made):
-    main = tables.read_rows(made)["main"][0]["at"]["1.0"]
+    main = tables.read_rows(made)["main"][1]["at"]["1.0"]
     assert main["y_w"]["gold"] > main["y_l"]["gold"]
     assert main["y_0 ~ M_P^RL"]["over y_0 ~ M_P^RL"] == {"gold": 0, "outside": 0}
     assert main["PIT"]["PIT over it"] == {"gold": 0, "outside": 0}
-    curriculum = tables.read_rows(made)["curriculum"][0]
+    curriculum = tables.read_rows(made)["curriculum"][1]
     for at in tables.PLACES:
         for name in ("stage 0, then 1", "stage 0, then 1, iteration 3"):
             assert curriculum[at][name]["PIT over it"] == {"gold": 0, "outside": 0}
@@ -338,8 +360,8 @@ def test_a_tie_is_no_win_and_systems_are_alike_in_all_rows(made):
 
 
 def test_reward_models_are_compared_part_by_part(made, monkeypatch):
-    found = tables.read_rows(made)["reward-models"][0]
-    terms = tables.read_rows(made)["terms"][0]["agreement"]
+    found = tables.read_rows(made)["reward-models"][1]
+    terms = tables.read_rows(made)["terms"][1]["agreement"]
     assert {name: found["as it is"][name] for name in ("R_PIT", "R_P")} == {
         "R_PIT": terms["all five"], "R_P": terms["difference of R_P"]}
     assert found["3 times the pairs"]["pairs"] > 2.9 * found["as it is"]["pairs"]
@@ -361,6 +383,8 @@ def test_tables_go_between_their_marks_and_leave_the_text(made):
         f"<!-- table: {row} --> old <!-- end -->\nText of {row}.\n" for row in tables.TABLES)
     filled = tables.filled(page, tables.read_rows(made))
     assert filled.startswith("# Title\n") and " old " not in filled
+    assert filled.count("Seed 1:\n\n|") == len(tables.TABLES)
+    assert tables.named([11, 12, 14]) == "Seeds 11, 12 and 14"
     assert all(f"\nText of {row}.\n" in filled for row in tables.TABLES)
     for table in (part.splitlines() for part in filled.split("\n\n") if part.startswith("|")):
         assert len({line.replace("\\|", "").count("|") for line in table}) == 1
@@ -393,7 +417,7 @@ def test_every_row_has_a_table_and_the_curves_have_plots(made):
     import plots
     plt, rows = plots.pyplot(), tables.read_rows(made)
     for name, plot in plots.PLOTS.items():
-        figure = plot(plt, rows[name])
+        figure = plot(plt, list(rows[name].values()))
         figure.savefig(made.parent / f"{name}.svg")
         plt.close(figure)
         assert "<svg" in (made.parent / f"{name}.svg").read_text()

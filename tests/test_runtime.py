@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import runtime
-from conftest import ROOT, command, read_lines, tiny_run
-from runtime import Config, NotFinite, UserError, descend, load_config
+from conftest import ROOT, command, read_lines, tiny_config, tiny_run
+from runtime import Config, NotFinite, Run, UserError, descend, load_config
 from tools import launch, ranks
-from tools.files import load, save
+from tools.files import load, lock, save
 from tools.settings import to_toml
 
 
@@ -254,6 +254,21 @@ def test_a_damaged_or_missing_checkpoint_is_named(tmp_path):
         load(tmp_path / "b.pt")
 
 
+@pytest.mark.parametrize("error", (
+    PermissionError(errno.EACCES, "Permission denied"), OSError(errno.EIO, "Input/output error"),
+    MemoryError(), RuntimeError("unable to mmap 8 bytes: Cannot allocate memory (12)")))
+def test_nobody_is_told_to_delete_a_good_checkpoint(tmp_path, monkeypatch, error):
+    save(tmp_path / "a.pt", {"inputs": {}})
+
+    def failing(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", failing)
+    with pytest.raises(UserError, match="a.pt: cannot read it .*; mend that and run") as caught:
+        load(tmp_path / "a.pt")
+    assert "delete" not in str(caught.value)
+
+
 # -------------------------------------------------------------------------------------- stages
 
 
@@ -335,6 +350,20 @@ def test_a_run_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write the run folder"):
         tiny_run(tmp_path / "file")
+
+
+def test_only_a_lock_that_is_held_is_another_run(tmp_path, monkeypatch):
+    run = Run(tiny_config(tmp_path))
+    with pytest.raises(UserError, match="another run is at work there"):
+        lock(run.folder)
+    run.lock.close()
+
+    def unable(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unable)
+    with pytest.raises(UserError, match="or lock it .No locks available.; choose another --run.d"):
+        lock(run.folder)
 
 
 def test_an_absent_device_is_refused():

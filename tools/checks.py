@@ -51,8 +51,9 @@ def problems(config):
         (any(len(set(names)) < len(names) for names in (
             config.pit.curriculum, config.reward.terms, config.eval.temperatures)),
          "pit.curriculum, reward.terms and eval.temperatures must not have anything twice"),
-        (min(config.eval.prompts, config.data.test, config.data.valid) < 2,
-         "eval.prompts, data.test and data.valid must be at least 2"),
+        (min(config.eval.prompts, config.data.test, config.data.valid) < max(2, config.run.ranks),
+         f"eval.prompts, data.test and data.valid must be at least {max(2, config.run.ranks)}" + (
+             ", one for each rank") * (config.run.ranks > 2)),
         (any(getattr(config, fit).batch < config.run.ranks for fit in
              ("sft", "pit_sft", "rp", "rpit", "judge")), "a batch is smaller than run.ranks"),
         (config.run.name in ("", ".", "..") or "/" in config.run.name,
@@ -62,7 +63,6 @@ def problems(config):
          f"run.base = {config.run.base!r}: there is no such run folder"),
         (config.run.shard and 0 < model.portion < 2 * triple,
          f"with run.shard model.portion must be at least {2 * triple}, two triples of R_PIT"),
-        (config.eval.prompts < config.run.ranks, "eval.prompts is smaller than run.ranks"),
         (len(model.rope_scaling) not in (0, 4),
          "model.rope_scaling needs four numbers: factor, low and high factor, original context"),
         *((text.count("{x}") != 1, f"template.{name} lacks {{x}}, or has it twice")
@@ -142,10 +142,16 @@ def refuse_changed(sizes: dict[str, int]) -> None:
                             "another --run.name")
 
 
-def odd_markers(template, tokenizer):
-    """Yield a warning where a template's markers are no single tokens of the tokenizer."""
-    found = re.findall(r"<\|\w+\|>|</?s>", "".join(vars(template).values()))
-    odd = [marker for marker in dict.fromkeys(found) if len(tokenizer.fixed(marker)) != 1]
+def markers(config, pattern: str) -> list[str]:
+    """What looks like a marker in the config's templates, each once."""
+    texts = vars(config.template) | vars(config.refine)
+    return list(dict.fromkeys(re.findall(pattern, "".join(texts.values()))))
+
+
+def odd_markers(config, tokenizer):
+    """Yield a warning where the templates' markers are no single tokens of the tokenizer."""
+    odd = [marker for marker in markers(config, r"<\|\w+\|>|</?s>")
+           if len(tokenizer.fixed(marker)) != 1]
     if odd:
         yield (f"{', '.join(odd)}: not single tokens of this tokenizer, but spelt out; take the "
                "chat template of the model in [template], see the README")

@@ -77,9 +77,19 @@ def load(path: Path) -> dict:
     except pickle.UnpicklingError:
         reason = "it holds more than tensors and plain values"
     except Exception as error:  # zipfile and torch raise several kinds for a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = reason_of(error)
+        if not damaged(error):
+            raise UserError(f"{path}: cannot read it ({reason}); mend that and run the same "
+                            "command again") from None
     raise UserError(f"{path}: cannot read the checkpoint ({reason}); delete it, and the same "
                     "command makes it again")
+
+
+def damaged(error: Exception) -> bool:
+    """Whether an error of reading a file is the file's fault, not the machine's or its rights'."""
+    if isinstance(error, OSError):
+        return error.errno in (None, errno.EINVAL)  # a place before the file's beginning
+    return not isinstance(error, MemoryError) and "allocate memory" not in str(error)
 
 
 def append(path: Path, line: dict) -> str:
@@ -119,12 +129,11 @@ def lock(folder: Path):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / "lock", "w")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write the run folder ({error.strerror}); choose another "
-                        "--run.dir") from None
-    try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         raise UserError(f"{folder}: another run is at work there; wait for it, or choose another "
                         "--run.name") from None
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write the run folder, or lock it ({error.strerror}); "
+                        "choose another --run.dir") from None
     return file

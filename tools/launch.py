@@ -5,6 +5,7 @@ starts by itself.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def start_ranks(count: int, device: torch.device) -> None:
         torch.cuda.set_device(device)
     if device.type == "cpu":
         torch.set_num_threads(1)
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
         if count > 1 and "RANK" not in os.environ:
             meeting = tempfile.mkdtemp() + "/ranks"
             shared = {"WORLD_SIZE": str(count), "PIT_MEETING": f"file://{meeting}"}
@@ -104,4 +105,7 @@ def stop_ranks(failed: bool) -> None:
         if failed:
             child.kill()
         child.wait()
+    if _children:
+        shutil.rmtree(os.path.dirname(os.environ["PIT_MEETING"].removeprefix("file://")),
+                      ignore_errors=True)
     _children.clear()

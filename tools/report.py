@@ -109,7 +109,7 @@ def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperatu
     over_sft = improve(run, data, policies[final], x, sft, temperature, generator)
     table.add(final, over_sft, "M_P^SFT", sft, temperature, 1, sft)
     if more is not None:
-        for i in (1, setting.iterations):
+        for i in dict.fromkeys((1, setting.iterations)):
             table.add(final, chains[final][i], "RLHF equal budget", more, temperature, i,
                       chains[final][i - 1])
     if refined:
@@ -149,11 +149,20 @@ def judge_agreements(data: Data, models: Models, judge: Judge, fold: Fold) -> di
                 np.ones(len(fold)), np.zeros(len(fold)), better)}
 
 
-def stage_seconds(run: Run) -> dict:
-    """The seconds that each stage took, from its checkpoint."""
-    paths = {path.stem: path for folder in (run.base, run.folder)
-             for path in sorted(folder.glob("*.pt")) if ".part" not in path.name}
-    return {name: files.load(path)["seconds"] for name, path in paths.items()}
+def stages_of(run: Run) -> list[str]:
+    """The stages that a report stands on, by the names of their checkpoints."""
+    config = run.config
+    return ["data", "sft", "pit_sft", "rp", "rpit", "rlhf", *config.pit.curriculum,
+            *["rlhf_more"] * config.eval.equal_budget, *["judge"] * bool(config.data.files)]
+
+
+def stage_seconds(run: Run, stages: list[str]) -> dict[str, float]:
+    """The seconds that finished stages took, from their checkpoints in the run or in its base."""
+    def seconds(name: str) -> float:
+        own, base = (folder / f"{name}.pt" for folder in (run.folder, run.base))
+        return files.load(own if own.exists() else base)["seconds"]
+
+    return {name: seconds(name) for name in stages}
 
 
 def once_each(fold: Fold, number: int) -> Fold:
@@ -167,7 +176,8 @@ def once_each(fold: Fold, number: int) -> Fold:
 
 def evaluate(run: Run, data: Data, models: Models) -> dict:
     """The content of report.json."""
-    start, setting = time.perf_counter(), run.config.eval
+    seconds, setting = stage_seconds(run, stages_of(run)), run.config.eval
+    start = time.perf_counter()
     fold = once_each(data.folds[setting.split], setting.prompts)
     x = fold.x
     judge = Judge(data, models, x)
@@ -185,7 +195,7 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
     if judge.hidden:
         accuracies |= judge_agreements(data, models, judge, fold)
         accuracies |= sample_agreements(run, data, models, judge, x)
-    seconds = stage_seconds(run) | {"evaluation": time.perf_counter() - start}
+    seconds["evaluation"] = time.perf_counter() - start
     return {"name": run.config.run.name, "seed": run.config.run.seed,
             "eval_seed": setting.seed, "split": setting.split,
             "prompts": len(x), "judge": judge.name, "rows": table.rows, "reward": accuracies,
@@ -280,8 +290,9 @@ def draw_curves(run: Run) -> None:
         return
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    with open(run.folder / "metrics.jsonl", encoding="utf-8") as file:
-        lines = [line for line in map(json.loads, file) if "kl" in line]
+    log = run.folder / "metrics.jsonl"  # which a run has not whose stages are all its base's
+    logged = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    lines = [line for line in map(json.loads, logged) if "kl" in line]
     stages = list(dict.fromkeys(line["stage"] for line in lines))
     if not stages:
         return
@@ -307,10 +318,11 @@ def write(run: Run, report: dict, judge_file: str | None = None) -> None:
         page = as_markdown(report)
         for name, text in (("report.json", json.dumps(report, indent=1)), ("report.md", page)):
             files.write_whole(run.folder / name, lambda file: file.write(text.encode()))
-        draw_curves(run)
         print(page.split("## Examples")[0])
         print(f"written: {run.folder / 'report.md'}")
     if runtime.rank() == 0 and judge_file:
         count = verdicts.write_pairs(Path(judge_file), report["responses"], report["eval_seed"])
         print(f"written: {count} pairs in {judge_file}; once a judge has filled in 'preference', "
               "the same command shows its verdicts")
+    if runtime.rank() == 0:
+        draw_curves(run)

@@ -39,6 +39,13 @@ def encode_prompts(prompts: list[list[Turn]], turns: dict, tokenizer,
     return encoded, cut
 
 
+def fold_keys(keys: list[str], x: list[list[int]], cut: list[bool]) -> list[str]:
+    """What decides a pair's fold: its prompt's key; of a prompt that lost its first turns, the key
+    of another one that is what is left of it, or the ids that are left."""
+    whole = {tuple(ids): key for key, ids, c in zip(keys, x, cut) if not c}
+    return [whole.get(tuple(ids), str(ids)) if c else key for key, ids, c in zip(keys, x, cut)]
+
+
 class Column:
     """Lists of token ids, one behind the other in a flat array, which may be mapped from a file."""
 
