@@ -160,7 +160,7 @@ PAIR = line(**GOOD[0])
     (line(prompt="x", chosen=" ", rejected="\n"), "no usable pair of 1 read"),
     (line(prompt="x", chosen="y", rejected="y"), "'responses equal': 1"),
     (PAIR * 50, "too few"),
-    (PAIR + b'{"prompt": "\xfc", "chosen": "a", "rejected": "b"}\n', "cannot read the data"),
+    (PAIR + b'{"prompt": "\xfc", "chosen": "a", "rejected": "b"}\n', ":2: it is no UTF-8"),
     ("\n".join(map(json.dumps, GOOD)).encode("utf-16"), "(invalid start byte); save it as such"),
     (PAIR + b"\x00\x00\x00\n", ":2: no JSON"),
     (line(prompt="\ud800", chosen="y", rejected="z"), ":1: "),

@@ -114,14 +114,24 @@ def test_a_bad_line_is_named_by_file_and_line(tmp_path, line, said):
 
 def test_an_unreadable_file_is_named(tmp_path):
     whole = gzip.compress(b"\n".join([json.dumps(PLAIN).encode()] * 500))
-    files = {"cut.jsonl.gz": whole[:len(whole) // 2], "no.jsonl.gz": b"plain text",
-             "latin.jsonl": b'{"prompt": "gr\xfc\xdfe"}\n'}
+    files = {"cut.jsonl.gz": whole[:len(whole) // 2], "no.jsonl.gz": b"plain text"}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     for name in [*files, "missing.jsonl", "."]:
         with pytest.raises(UserError) as caught:
             read(tmp_path / name)
         assert str(caught.value).startswith(f"{tmp_path / name}: cannot read the data")
+
+
+@pytest.mark.parametrize("form", (lambda lines: b"\n".join(lines),
+                                  lambda lines: b"[" + b",\n".join(lines) + b"]"))
+def test_a_line_of_another_encoding_is_named(tmp_path, form):
+    lines = [json.dumps(PLAIN).encode()] * 300 + [b'{"prompt": "gr\xfc\xdfe"}']
+    (tmp_path / "latin.json").write_bytes(b"\xef\xbb\xbf" + form(lines))
+    with pytest.raises(UserError, match="latin.json:301: it is no UTF-8"):
+        read(tmp_path / "latin.json")
+    (tmp_path / "utf.json").write_bytes(b"\xef\xbb\xbf" + form(lines[:300]))
+    assert len(read(tmp_path / "utf.json")[0]) == 300
 
 
 # ----------------------------------------------------------------------------- splits and counts

@@ -19,7 +19,7 @@ FITS = {"sft": [5, 10, 15, 20], "pit_sft": [5], "rp": [5], "rpit": [5]}
 STAGES = {"rlhf": [0, 1, 2, 3], "stage0": [0, 1, 2, 3], "stage1": [1, 2, 3],
           "rlhf_more": list(range(1, 10))}  # stage 1 draws its references too
 ROW = {"system", "against", "iteration", "temperature", "win", "tie", "lose", "delta", "ci_low",
-       "ci_high", "equal_length", "gold", "aspects", "length", "copies"}
+       "ci_high", "equal_length", "gold", "aspects", "length", "cut", "copies"}
 REPORT = {"name", "seed", "eval_seed", "split", "prompts", "judge", "rows", "reward", "seconds",
           "data", "examples", "responses"}
 PROMPT = "What is the bill for tea, a coupon and a hat?"

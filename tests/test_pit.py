@@ -240,7 +240,7 @@ class FixedJudge:
 
 def test_a_row_of_the_table_by_hand():
     # wins, a tie and a loss: signs 1, 1, 0, -1; mean 1/4, variance (2 * 9 + 1 + 25) / 16 / 3
-    table = report.Table(FixedJudge())
+    table = report.Table(FixedJudge(), longest=3)
     y, other = [[1, 1, 1], [2, 2], [3], []], [[1], [2], [4], [5, 5]]
     table.add("A", y, "B", other, 0.5, 2, y_ref=[[1, 1, 1], [2], [3], [9]])
     row, = table.rows
@@ -250,7 +250,7 @@ def test_a_row_of_the_table_by_hand():
         "lose": 25, "delta": 25, "ci_low": pytest.approx(25 - half), "gold": 1.5,
         "ci_high": min(100, 25 + half), "equal_length": row["equal_length"],
         "aspects": {"length": 1.5, "empty": 0.25},
-        "length": 1.5, "copies": 50}
+        "length": 1.5, "cut": 25, "copies": 50}
     longer = np.array([2, 1, 0, -2])
     assert row["equal_length"] == [100 * x for x in measure.at_equal_length(
         np.array([1, 1, 0, -1]), longer)]
@@ -319,7 +319,7 @@ def test_agreement_leaves_out_ties_of_the_judge():
 def test_every_example_of_a_report_stands_on_its_page():
     rows = [dict(system="S", against="B", iteration=1, temperature=0.5, win=1, tie=2, lose=3,
                  delta=-2, ci_low=-4, ci_high=0, equal_length=[-1, -3, 1], gold=None, aspects={},
-                 length=7, copies=None)]
+                 length=7, cut=3, copies=None)]
     steps = [{"y": "first draft", "r_gap": None, "gold": None},
              {"y": "second draft", "r_gap": 1.5, "gold": 0.25}]
     text = report.as_markdown({
@@ -329,7 +329,7 @@ def test_every_example_of_a_report_stands_on_its_page():
         "examples": [{"x": "a question", "temperature": 0.5, "steps": steps}],
         "data": {"read": 4}, "seconds": {"sft": 1.0, "rp": 2.0}})
     for part in ("| S | 0.5 | 1 |  | B | 1.0 | 2.0 | 3.0 | -2.0 [-4.0, +0.0] | "
-                 "-1.0 [-3.0, +1.0] | 7.0 |  |",
+                 "-1.0 [-3.0, +1.0] | 7.0 | 3 |  |",
                  "| R_P | 0.500 | 0.250 to 0.750 | 9 |", "**a question** (T = 0.5)",
                  "- y_0: first draft\n", "- y_1: second draft (r_gap +1.50, gold +0.25)\n",
                  "| all | 3 |"):

@@ -13,7 +13,6 @@ pair; it raises UserError for what is malformed.
 """
 
 import gzip
-import io
 import json
 import re
 import zlib
@@ -54,10 +53,8 @@ def read_pairs(path: str, dropped: Counter) -> list[TextPair]:
                 dropped["empty text"] += 1
             else:
                 pairs.append(pair)
-    except (OSError, EOFError, UnicodeError, zlib.error) as error:
-        reason = (f"it is no UTF-8 ({error.reason}); save it as such"
-                  if isinstance(error, UnicodeError) else reason_of(error))
-        raise UserError(f"{path}: cannot read the data: {reason}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot read the data: {reason_of(error)}") from None
     return pairs
 
 
@@ -72,15 +69,27 @@ def records(path: str):
             yield from parquet_records(path)
             return
         packed = start[:2] == b"\x1f\x8b" or path.endswith(".gz")
-        with io.TextIOWrapper(gzip.GzipFile(fileobj=raw) if packed else raw, "utf-8-sig") as file:
-            first = True
+        first = True
+        with gzip.GzipFile(fileobj=raw) if packed else raw as file:
             for number, line in enumerate(file, 1):
-                if first and line.lstrip().startswith("["):
-                    yield from list_records(path, line + file.read())
+                text, where = decoded(line, path, number), f"{path}:{number}"
+                if first and text.lstrip().startswith("["):
+                    rest = file.read()  # a line is decoded alone, so that an error has its number
+                    yield from list_records(path, text + decoded(rest, path, number + 1))
                     return
-                if line.strip():
+                if text.strip():
                     first = False
-                    yield parsed(line, f"{path}:{number}"), f"{path}:{number}"
+                    yield parsed(text, where), where
+
+
+def decoded(text: bytes, path: str, number: int) -> str:
+    """The text of some lines, of which the first has this number in its file."""
+    try:
+        return text.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        number += text[:error.start].count(b"\n")
+        raise UserError(f"{path}:{number}: it is no UTF-8 ({error.reason}); save it as such"
+                        ) from None
 
 
 def list_records(path: str, text: str):

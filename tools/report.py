@@ -53,10 +53,11 @@ class Judge:
 
 
 class Table:
-    """The rows of the report, one system at one temperature each."""
+    """The rows of the report, one system at one temperature each; a sample of `longest` tokens, its
+    end left out, was cut off."""
 
-    def __init__(self, judge: Judge):
-        self.judge, self.rows = judge, []
+    def __init__(self, judge: Judge, longest: int):
+        self.judge, self.longest, self.rows = judge, longest, []
 
     def add(self, system: str, y: list, against: str, y_other: list, temperature, iteration=0,
             y_ref=None) -> None:
@@ -71,6 +72,7 @@ class Table:
             "aspects": {name: float(np.mean([a[name] for a in aspects]))
                         for name in (aspects[0] if aspects else {})},
             "length": float(np.mean([len(ids) for ids in y])),
+            "cut": 100 * float(np.mean([len(ids) >= self.longest for ids in y])),
             "copies": None if y_ref is None else
             100 * float(np.mean([a == b for a, b in zip(y, y_ref)]))})
 
@@ -181,7 +183,7 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
     fold = once_each(data.folds[setting.split], setting.prompts)
     x = fold.x
     judge = Judge(data, models, x)
-    table = Table(judge)
+    table = Table(judge, run.config.data.max_response)
     responses = {}
     for temperature in tqdm(setting.temperatures, "  evaluation", disable=runtime.rank() != 0):
         responses[temperature] = evaluate_at(run, data, models, table, x, temperature)
@@ -243,10 +245,11 @@ def as_markdown(report: dict) -> str:
     """report.json as a page."""
     lines = [f"# {report['name']}, seed {report['seed']}", "",
              f"{report['prompts']} {report['split']} prompts, judge: {report['judge']}. "
-             "Win, tie, lose, delta (win - lose, 95 % interval) and copies of y_ref in %.", "",
+             "Win, tie, lose, delta (win - lose, 95 % interval), responses that were cut off and "
+             "copies of y_ref in %.", "",
              "| system | T | iteration | gold | against | win | tie | lose | delta | "
-             "delta at equal length | length | copies |",
-             "|---|---|---|---|---|---|---|---|---|---|---|---|"]
+             "delta at equal length | length | cut | copies |",
+             "|---|---|---|---|---|---|---|---|---|---|---|---|---|"]
     for r in report["rows"]:
         gold = "" if r["gold"] is None else f"{r['gold']:.3f}"
         equal = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*r["equal_length"])
@@ -255,7 +258,7 @@ def as_markdown(report: dict) -> str:
             f"| {r['system']} | {'' if r['temperature'] is None else r['temperature']} | "
             f"{r['iteration'] or ''} | {gold} | {r['against']} | {r['win']:.1f} | {r['tie']:.1f} | "
             f"{r['lose']:.1f} | {r['delta']:+.1f} [{r['ci_low']:+.1f}, {r['ci_high']:+.1f}] | "
-            f"{equal} | {r['length']:.1f} | {copies} |")
+            f"{equal} | {r['length']:.1f} | {r['cut']:.0f} | {copies} |")
     names = list(report["rows"][0]["aspects"])
     if names:
         lines += ["", "## The judge's aspects", "", f"| system | T | iteration | against | "
