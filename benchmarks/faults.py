@@ -129,6 +129,19 @@ def kills(faults: Faults, count: int) -> None:
                   ended[0] == 0 and faults.same("killed"), ended[1])
 
 
+def evaluation(faults: Faults) -> None:
+    """SIGKILL once an evaluation has sampled something."""
+    process, part = faults.start("evaluated"), faults.folder / "evaluated" / "evaluation.part.pt"
+    while not part.exists():
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=300)
+    kept = part.exists()  # else it had ended before
+    ended = faults.finish("evaluated")
+    faults.report("SIGKILL in the evaluation", kept and ended[0] == 0 and faults.same("evaluated"),
+                  ended[1])
+
+
 def signals(faults: Faults) -> None:
     """SIGINT and SIGTERM save what is there and end with 128 + their number."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -213,6 +226,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         faults = Faults(Path(args.dir or temporary))
         kills(faults, args.kills)
+        evaluation(faults)
         signals(faults)
         damages(faults)
         disk(faults)

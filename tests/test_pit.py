@@ -286,12 +286,53 @@ def test_the_first_pair_of_each_prompt_is_kept():
     assert report.once_each(fold, 2) == Fold([[1], [2]], [[10], [12]], [[5]] * 2)
 
 
-def test_a_prompt_with_many_pairs_is_answered_once(bills_run, models):
+def with_test_pairs(data, chosen: list[int]):
+    """The data with some of the test pairs only."""
+    return dataclasses.replace(data, folds=data.folds | {"test": data.folds["test"][chosen]})
+
+
+@pytest.fixture
+def evaluated(bills_run, monkeypatch):
+    """The run, for evaluations of models that it has not trained; the file that these keep."""
+    monkeypatch.setattr(report, "stages_of", lambda run: ["data"])
+    path = bills_run[0].folder / "evaluation.part.pt"
+    yield bills_run[0], path
+    path.unlink(missing_ok=True)
+
+
+def test_an_evaluation_that_was_cut_off_goes_on(evaluated, bills_run, models, monkeypatch):
+    run, path = evaluated
+    data, calls, stop = with_test_pairs(bills_run[1], [0, 1, 2, 3]), [], 7
+
+    def watched(sampling):
+        def call(*arguments):
+            calls.append(sampling)
+            if len(calls) == stop:
+                raise KeyboardInterrupt
+            return sampling(*arguments)
+        return call
+
+    whole = report.evaluate(run, data, models)
+    path.unlink()
+    for name in ("answer", "improve", "best_of"):
+        monkeypatch.setattr(report, name, watched(getattr(report, name)))
+    with pytest.raises(KeyboardInterrupt):
+        report.evaluate(run, data, models)
+    done, stop = len(calls) - 1, None
+    calls.clear()
+    again = report.evaluate(run, data, models)
+    first = len(calls)
+    assert all(again[key] == whole[key] for key in ("rows", "examples", "reward", "responses"))
+    calls.clear()
+    monkeypatch.setattr(run.config.eval, "seed", 2)  # of another one nothing is taken
+    report.evaluate(run, data, models)
+    assert done == 6 and len(calls) == first + done
+
+
+def test_a_prompt_with_many_pairs_is_answered_once(evaluated, bills_run, models):
     """As on summaries, where a post has several pairs; all of them are held-out pairs."""
-    run, data = bills_run
-    many = dataclasses.replace(data, folds=data.folds | {
-        "test": data.folds["test"][[0, 1, 0, 2, 1]]})
-    made = report.evaluate(run, many, models)
+    many = with_test_pairs(bills_run[1], [0, 1, 0, 2, 1])
+    made = report.evaluate(evaluated[0], many, models)
     assert made["prompts"] == len(made["responses"][0]["x"]) == 3
     assert made["reward"]["R_P"]["pairs"] == 5
 

@@ -6,6 +6,7 @@ it is a reward model held out from all training; as such models like length, win
 equal length beside.
 """
 
+import dataclasses
 import itertools
 import json
 import random
@@ -77,38 +78,72 @@ class Table:
             100 * float(np.mean([a == b for a, b in zip(y, y_ref)]))})
 
 
-def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperature) -> dict:
+class Kept:
+    """The responses of an evaluation, kept on disk as they are made: the same evaluation, of the
+    same models, goes on with them if it was cut off."""
+
+    def __init__(self, run: Run):
+        self.path, config = run.folder / "evaluation.part.pt", dataclasses.asdict(run.config)
+        made_of = {name: path_of(run, name).stat() for name in stages_of(run)}
+        self.inputs = {"seed": run.config.run.seed, "amp": run.config.run.amp,
+                       "config": {key: config[key] for key in config.keys() - {"run"}},
+                       "models": {k: [s.st_size, s.st_mtime_ns] for k, s in made_of.items()}}
+        content = files.load(self.path) if self.path.exists() else {"inputs": None}
+        self.made = content["made"] if content["inputs"] == self.inputs else {}
+        runtime.barrier()  # before the first rank writes another one
+
+    def __call__(self, name: str, generator, make) -> list:
+        """What make() samples with the generator, made once."""
+        if name not in self.made:
+            self.made[name] = {"y": make(), "state": generator.get_state()}
+            if runtime.rank() == 0:
+                files.save(self.path, {"inputs": self.inputs, "made": self.made})
+        generator.set_state(self.made[name]["state"])
+        return self.made[name]["y"]
+
+
+def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperature,
+                kept: Kept) -> dict:
     """All rows at one temperature. Returns the responses that the examples are drawn from."""
     setting, policies = run.config.eval, models.policies
     generator = run.generator(f"evaluation {temperature}", setting.seed)
-    sft = answer(run, data, policies["M_P^SFT"], x, temperature, generator)
-    y_0 = answer(run, data, policies["M_P^RL"], x, temperature, generator)
+
+    def answers(name: str, generator=generator) -> list:
+        return kept(f"{name}, {temperature}", generator, lambda: answer(
+            run, data, policies[name], x, temperature, generator))
+
+    def improved(name: str, y_ref: list, what) -> list:
+        return kept(f"{name}, {what}, {temperature}", generator, lambda: improve(
+            run, data, policies[name], x, y_ref, temperature, generator))
+
+    sft, y_0 = answers("M_P^SFT"), answers("M_P^RL")
     table.add("M_P^SFT", sft, "M_P^RL", y_0, temperature)
     table.add("M_P^RL", y_0, "M_P^SFT", sft, temperature)
     if "pretrained" in policies:
         own = run.generator(f"pretrained {temperature}", setting.seed)
-        table.add("pretrained", answer(run, data, policies["pretrained"], x, temperature, own),
-                  "M_P^RL", y_0, temperature)
-    best = best_of(run, data, models, x, temperature, generator)
+        table.add("pretrained", answers("pretrained", own), "M_P^RL", y_0, temperature)
+    best = kept(f"best of n, {temperature}", generator, lambda: best_of(
+        run, data, models, x, temperature, generator))
     table.add(f"best of {setting.best_of}", best, "M_P^RL", y_0, temperature)
     more = None
     if "RLHF equal budget" in policies:
-        more = answer(run, data, policies["RLHF equal budget"], x, temperature, generator)
+        more = answers("RLHF equal budget")
         table.add("RLHF equal budget", more, "M_P^RL", y_0, temperature)
     chains, refined = {}, []
     if run.config.refine.rewrite:
         own = run.generator(f"Self-Refine {temperature}", setting.seed)
-        refined = self_refine(run, data, policies["M_P^RL"], x, y_0, temperature, own)
+        refined = kept(f"Self-Refine, {temperature}", own, lambda: self_refine(
+            run, data, policies["M_P^RL"], x, y_0, temperature, own))
         table.add("Self-Refine", refined, "M_P^RL", y_0, temperature, 1, y_0)
     for name in [n for n in ("M_PIT^SFT", "PIT stage 0", "PIT stage 1") if n in policies]:
         y = y_0
         chains[name] = [y_0]
         for i in range(1, 2 if name == "M_PIT^SFT" else setting.iterations + 1):
-            y_ref, y = y, improve(run, data, policies[name], x, y, temperature, generator)
+            y_ref, y = y, improved(name, y, i)
             chains[name].append(y)
             table.add(name, y, "M_P^RL", y_0, temperature, i, y_ref)
     final = STAGES[run.config.pit.curriculum[-1]]
-    over_sft = improve(run, data, policies[final], x, sft, temperature, generator)
+    over_sft = improved(final, sft, "of M_P^SFT")
     table.add(final, over_sft, "M_P^SFT", sft, temperature, 1, sft)
     if more is not None:
         for i in dict.fromkeys((1, setting.iterations)):
@@ -158,13 +193,15 @@ def stages_of(run: Run) -> list[str]:
             *["rlhf_more"] * config.eval.equal_budget, *["judge"] * bool(config.data.files)]
 
 
-def stage_seconds(run: Run, stages: list[str]) -> dict[str, float]:
-    """The seconds that finished stages took, from their checkpoints in the run or in its base."""
-    def seconds(name: str) -> float:
-        own, base = (folder / f"{name}.pt" for folder in (run.folder, run.base))
-        return files.load(own if own.exists() else base)["seconds"]
+def path_of(run: Run, stage: str) -> Path:
+    """The checkpoint of a finished stage, in the run or in its base."""
+    own, base = (folder / f"{stage}.pt" for folder in (run.folder, run.base))
+    return own if own.exists() else base
 
-    return {name: seconds(name) for name in stages}
+
+def stage_seconds(run: Run, stages: list[str]) -> dict[str, float]:
+    """The seconds that finished stages took."""
+    return {name: files.load(path_of(run, name))["seconds"] for name in stages}
 
 
 def once_each(fold: Fold, number: int) -> Fold:
@@ -184,9 +221,9 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
     x = fold.x
     judge = Judge(data, models, x)
     table = Table(judge, run.config.data.max_response)
-    responses = {}
+    responses, kept = {}, Kept(run)
     for temperature in tqdm(setting.temperatures, "  evaluation", disable=runtime.rank() != 0):
-        responses[temperature] = evaluate_at(run, data, models, table, x, temperature)
+        responses[temperature] = evaluate_at(run, data, models, table, x, temperature, kept)
     y_0 = responses[setting.temperatures[0]]["chain"][0]
     for side in ("y_l", "y_w"):
         table.add(side, getattr(fold, side), "M_P^RL", y_0, None)
@@ -323,6 +360,7 @@ def write(run: Run, report: dict, judge_file: str | None = None) -> None:
             files.write_whole(run.folder / name, lambda file: file.write(text.encode()))
         print(page.split("## Examples")[0])
         print(f"written: {run.folder / 'report.md'}")
+        (run.folder / "evaluation.part.pt").unlink(missing_ok=True)
     if runtime.rank() == 0 and judge_file:
         count = verdicts.write_pairs(Path(judge_file), report["responses"], report["eval_seed"])
         print(f"written: {count} pairs in {judge_file}; once a judge has filled in 'preference', "
