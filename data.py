@@ -184,7 +184,7 @@ def prepare(run: Run) -> dict:
         some = random.Random(config.run.seed).sample(pairs, min(len(pairs), 20_000))
         train_tokenizer((text for p in some for text in (
             *(text for _, text in p.prompt), p.chosen, p.rejected)),
-                        markers(config, r"<\|\w+\|>"), config.tokenizer, model)
+                        markers(vars(config.template), r"<\|\w+\|>"), config.tokenizer, model)
     tokenizer = read_tokenizer(model, config.tokenizer.eos)
     rows = encode_pairs(pairs, config, tokenizer, turn_templates(config, tokenizer), dropped)
     counts["prompts without their first turns"] = dropped.pop(CUT)

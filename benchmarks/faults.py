@@ -132,14 +132,15 @@ def kills(faults: Faults, count: int) -> None:
 def evaluation(faults: Faults) -> None:
     """SIGKILL once an evaluation has sampled something."""
     process, part = faults.start("evaluated"), faults.folder / "evaluated" / "evaluation.part.pt"
-    while not part.exists():
+    while process.poll() is None and not part.exists():
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=300)
-    kept = part.exists()  # else it had ended before
+    note = "" if part.exists() else "it had ended before"
     ended = faults.finish("evaluated")
-    faults.report("SIGKILL in the evaluation", kept and ended[0] == 0 and faults.same("evaluated"),
-                  ended[1])
+    faults.report("SIGKILL in the evaluation", ended[0] == 0 and faults.same("evaluated"),
+                  note or ended[1])
 
 
 def signals(faults: Faults) -> None:

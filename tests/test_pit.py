@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import os
 from collections import Counter
 from functools import partial
 from types import SimpleNamespace
@@ -323,10 +324,19 @@ def test_an_evaluation_that_was_cut_off_goes_on(evaluated, bills_run, models, mo
     again = report.evaluate(run, data, models)
     first = len(calls)
     assert all(again[key] == whole[key] for key in ("rows", "examples", "reward", "responses"))
+    assert again["seconds"]["evaluation"] > 0 and done == 6
     calls.clear()
+    report.evaluate(run, data, models)
+    most = len(calls)
+    monkeypatch.setattr(run.config.model, "portion", 999)  # by which only the rounding changes
+    report.evaluate(run, data, models)
+    assert len(calls) == 2 * most < 2 * first
     monkeypatch.setattr(run.config.eval, "seed", 2)  # of another one nothing is taken
     report.evaluate(run, data, models)
-    assert done == 6 and len(calls) == first + done
+    assert len(calls) == 2 * most + first + done
+    os.utime(run.folder / "data.pt")  # nor of other checkpoints
+    report.evaluate(run, data, models)
+    assert len(calls) == 2 * (most + first + done)
 
 
 def test_a_prompt_with_many_pairs_is_answered_once(evaluated, bills_run, models):

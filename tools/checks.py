@@ -142,15 +142,15 @@ def refuse_changed(sizes: dict[str, int]) -> None:
                             "another --run.name")
 
 
-def markers(config, pattern: str) -> list[str]:
-    """What looks like a marker in the config's templates, each once."""
-    texts = vars(config.template) | vars(config.refine)
-    return list(dict.fromkeys(re.findall(pattern, "".join(texts.values()))))
+def markers(templates: dict[str, str], pattern: str) -> list[str]:
+    """What looks like a marker in some templates, each once."""
+    return list(dict.fromkeys(re.findall(pattern, "".join(templates.values()))))
 
 
 def odd_markers(config, tokenizer):
     """Yield a warning where the templates' markers are no single tokens of the tokenizer."""
-    odd = [marker for marker in markers(config, r"<\|\w+\|>|</?s>")
+    texts = vars(config.template) | vars(config.refine)
+    odd = [marker for marker in markers(texts, r"<\|\w+\|>|</?s>")
            if len(tokenizer.fixed(marker)) != 1]
     if odd:
         yield (f"{', '.join(odd)}: not single tokens of this tokenizer, but spelt out; take the "

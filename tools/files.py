@@ -62,8 +62,8 @@ def save(path: Path, content: dict) -> None:
 
 
 def load(path: Path) -> dict:
-    """Read a checkpoint to the CPU. Raises UserError where it is missing, damaged, or holds
-    anything but tensors and plain values (which could run code)."""
+    """Read a checkpoint to the CPU. Raises UserError where it is missing, cannot be read, is
+    damaged, or holds anything but tensors and plain values (which could run code)."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():
@@ -89,7 +89,8 @@ def damaged(error: Exception) -> bool:
     """Whether an error of reading a file is the file's fault, not the machine's or its rights'."""
     if isinstance(error, OSError):
         return error.errno in (None, errno.EINVAL)  # a place before the file's beginning
-    return not isinstance(error, MemoryError) and "allocate memory" not in str(error)
+    of_the_machine = ("allocate memory", "unable to mmap", "unable to open")  # torch's words
+    return not isinstance(error, MemoryError) and not any(w in str(error) for w in of_the_machine)
 
 
 def append(path: Path, line: dict) -> str:

@@ -121,7 +121,7 @@ def parquet_records(path: str):
             for record in batch.to_pylist():
                 number += 1
                 yield record, f"{path}, row {number}"
-    except ArrowException as error:
+    except (ArrowException, UnicodeError) as error:
         raise UserError(f"{path}: no Parquet table: {str(error).splitlines()[0]}") from None
 
 

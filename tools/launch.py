@@ -84,12 +84,11 @@ def start_ranks(count: int, device: torch.device) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
         if count > 1 and "RANK" not in os.environ:
             meeting = tempfile.mkdtemp() + "/ranks"
-            shared = {"WORLD_SIZE": str(count), "PIT_MEETING": f"file://{meeting}"}
+            os.environ.update(WORLD_SIZE=str(count), PIT_MEETING=f"file://{meeting}", RANK="0")
             for number in range(1, count):
                 _children.append(subprocess.Popen(
-                    [sys.executable, *sys.argv], env=os.environ | shared | {"RANK": str(number)},
+                    [sys.executable, *sys.argv], env=os.environ | {"RANK": str(number)},
                     stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
-            os.environ.update(shared, RANK="0")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",

@@ -19,7 +19,7 @@ from tqdm import tqdm
 import runtime
 from data import Data, Fold
 from reward import score
-from runtime import Run
+from runtime import ONLY_SPEED, Run
 from sample import STAGES, answer, improve
 from tools import bills, files, verdicts
 from tools.measure import (comparison, fold_scores, gap_scores, held_out_accuracies, pair_agreement,
@@ -83,13 +83,14 @@ class Kept:
     same models, goes on with them if it was cut off."""
 
     def __init__(self, run: Run):
-        self.path, config = run.folder / "evaluation.part.pt", dataclasses.asdict(run.config)
-        made_of = {name: path_of(run, name).stat() for name in stages_of(run)}
-        self.inputs = {"seed": run.config.run.seed, "amp": run.config.run.amp,
-                       "config": {key: config[key] for key in config.keys() - {"run"}},
-                       "models": {k: [s.st_size, s.st_mtime_ns] for k, s in made_of.items()}}
+        self.path, self.start = run.folder / "evaluation.part.pt", time.perf_counter()
+        first = runtime.rank() == 0
+        self.lock = files.lock(run.folder) if first and run.lock is None else None
+        runtime.barrier()  # no rank reads what another run writes
+        self.inputs = evaluated(run)
         content = files.load(self.path) if self.path.exists() else {"inputs": None}
-        self.made = content["made"] if content["inputs"] == self.inputs else {}
+        fits = content["inputs"] == self.inputs
+        self.made, self.before = (content["made"], content["seconds"]) if fits else ({}, 0.0)
         runtime.barrier()  # before the first rank writes another one
 
     def __call__(self, name: str, generator, make) -> list:
@@ -97,9 +98,25 @@ class Kept:
         if name not in self.made:
             self.made[name] = {"y": make(), "state": generator.get_state()}
             if runtime.rank() == 0:
-                files.save(self.path, {"inputs": self.inputs, "made": self.made})
+                files.save(self.path, {"inputs": self.inputs, "made": self.made,
+                                       "seconds": self.seconds()})
         generator.set_state(self.made[name]["state"])
         return self.made[name]["y"]
+
+    def seconds(self) -> float:
+        """Of the evaluation up to now, those before it was cut off included."""
+        return self.before + time.perf_counter() - self.start
+
+
+def evaluated(run: Run) -> dict:
+    """What an evaluation's responses depend on: settings, and the very checkpoints."""
+    settings = {f"{section}.{key}": value
+                for section, keys in dataclasses.asdict(run.config).items() if section != "run"
+                for key, value in keys.items()}
+    paths = {name: path_of(run, name).stat() for name in stages_of(run)}
+    return {name: value for name, value in settings.items() if name not in ONLY_SPEED} | {
+        "run.seed": run.config.run.seed, "run.amp": run.config.run.amp} | {
+        name: [stat.st_size, stat.st_mtime_ns] for name, stat in paths.items()}
 
 
 def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperature,
@@ -215,13 +232,12 @@ def once_each(fold: Fold, number: int) -> Fold:
 
 def evaluate(run: Run, data: Data, models: Models) -> dict:
     """The content of report.json."""
-    seconds, setting = stage_seconds(run, stages_of(run)), run.config.eval
-    start = time.perf_counter()
+    seconds, setting, kept = stage_seconds(run, stages_of(run)), run.config.eval, Kept(run)
     fold = once_each(data.folds[setting.split], setting.prompts)
     x = fold.x
     judge = Judge(data, models, x)
     table = Table(judge, run.config.data.max_response)
-    responses, kept = {}, Kept(run)
+    responses = {}
     for temperature in tqdm(setting.temperatures, "  evaluation", disable=runtime.rank() != 0):
         responses[temperature] = evaluate_at(run, data, models, table, x, temperature, kept)
     y_0 = responses[setting.temperatures[0]]["chain"][0]
@@ -234,7 +250,7 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
     if judge.hidden:
         accuracies |= judge_agreements(data, models, judge, fold)
         accuracies |= sample_agreements(run, data, models, judge, x)
-    seconds["evaluation"] = time.perf_counter() - start
+    seconds["evaluation"] = kept.seconds()
     return {"name": run.config.run.name, "seed": run.config.run.seed,
             "eval_seed": setting.seed, "split": setting.split,
             "prompts": len(x), "judge": judge.name, "rows": table.rows, "reward": accuracies,
