@@ -41,7 +41,7 @@ class RunSection:
     device: str = "auto"        # auto, cuda, mps or cpu
     ranks: int = 1              # processes to start on a CPU, one thread each
     amp: str = "auto"           # "bf16" autocast, or "off"; auto: bf16 on a GPU
-    compile: bool = False       # torch.compile of the blocks: GPUs train faster, sample slower
+    compile: bool = False       # torch.compile of the blocks: saves memory, samples slower
     shard: bool = False         # split weights and optimisers over the ranks (FSDP2)
     log_every: int = 20         # supervised steps between two lines of metrics.jsonl
     save_every: float = 60.0    # seconds between two saves inside of a stage
