@@ -25,8 +25,7 @@ from tqdm import tqdm
 import runtime
 from model import GPT, Rows, pad_rows
 from runtime import Config, DataSection, Run, UserError
-from tools import bills, files
-from tools.checks import markers, odd_markers, refuse_changed, refuse_inner_ends, tell
+from tools import bills, checks, files
 from tools.formats import ROLES, TextPair, read_pairs
 from tools.tokens import CUT, FOLDS, Column, columns_of, encode_prompts, flattened, fold_keys
 from tools.vocabulary import JSONTokenizer, Tokenizer, file_name, read_tokenizer, train_tokenizer
@@ -135,7 +134,7 @@ def encode_pairs(pairs: list[TextPair], config: Config, tokenizer, turns: dict[s
     spaced = Template(config.template.policy, tokenizer).spaced[""]
     y_w, y_l = (tokenizer.encode([getattr(pair, side) for pair in pairs], spaced)
                 for side in ("chosen", "rejected"))
-    refuse_inner_ends(y_w + y_l, tokenizer)
+    checks.refuse_inner_ends(y_w + y_l, tokenizer)
     longest = [max(len(w), len(l)) for w, l in zip(y_w, y_l)]
     fits = [bool(ids) and most < config.data.max_response for ids, most in zip(x, longest)]
     no_prompt = sum(not ids for ids in x)
@@ -182,9 +181,10 @@ def prepare(run: Run) -> dict:
     model = Path(config.tokenizer.model or run.folder / "tokenizer.model")
     if not config.tokenizer.model:
         some = random.Random(config.run.seed).sample(pairs, min(len(pairs), 20_000))
-        train_tokenizer((text for p in some for text in (
-            *(text for _, text in p.prompt), p.chosen, p.rejected)),
-                        markers(vars(config.template), r"<\|\w+\|>"), config.tokenizer, model)
+        texts = (text for p in some for text in (
+            *(text for _, text in p.prompt), p.chosen, p.rejected))
+        train_tokenizer(texts, checks.markers(vars(config.template), r"<\|\w+\|>"),
+                        config.tokenizer, model)
     tokenizer = read_tokenizer(model, config.tokenizer.eos)
     rows = encode_pairs(pairs, config, tokenizer, turn_templates(config, tokenizer), dropped)
     counts["prompts without their first turns"] = dropped.pop(CUT)
@@ -202,23 +202,18 @@ def load_data(run: Run) -> Data:
     content = run.stage("data", sections, lambda: prepare(run) if runtime.rank() == 0 else {})
     if "tokens" not in content:
         content = files.load(run.folder / "data.pt")
-    refuse_changed(content.get("sizes", {}))
+    checks.refuse_changed(content.get("sizes", {}))
     path = run.folder / file_name(content["tokenizer"])
     if runtime.rank() == 0 and not (path.exists() and path.read_bytes() == content["tokenizer"]):
         files.write_whole(path, lambda file: file.write(content["tokenizer"]))
     runtime.barrier()
     tokenizer = read_tokenizer(path, config.tokenizer.eos)
-    tell(run.told, "template", odd_markers(config, tokenizer))
+    checks.tell(run.told, "template", checks.odd_markers(config, tokenizer))
     start = [tokenizer.bos] if tokenizer.bos >= 0 else []
     templates = [Template(text, tokenizer, start) for text in (
         config.template.policy, config.template.pit, config.refine.feedback,
         config.refine.rewrite)]
-    read = 3 if config.refine.rewrite else 2  # responses beside the prompt
-    needed = (config.data.max_prompt + read * config.data.max_response
-              + max(len(template([])) for template in templates) + 1)  # the end of a cut response
-    if needed > config.model.context:
-        raise UserError(f"model.context = {config.model.context} is shorter than max_prompt + "
-                        f"{read} x max_response and the template; raise it to {needed}")
+    checks.refuse_short_context(templates, config)
     vocab = config.model.vocab or tokenizer.vocab
     if vocab < tokenizer.vocab:
         raise UserError(f"tokenizer.model has {tokenizer.vocab} pieces, but the embedding of "

@@ -266,7 +266,7 @@ def train(run: Run, task: Task, learner: Learner, anchor: GPT, spread: list[floa
         rollout = roll_out(learner, anchor, prompts, task, ppo, max_new, eos, spread, generator)
         for optimizer, lr in ((learner.policy_optimizer, ppo.lr),
                               (learner.critic_optimizer, ppo.critic_lr)):
-            annealed = 1 - 0.9 * (iteration - 1) / stage.iterations  # to a tenth of it
+            annealed = 1 - 0.9 * (iteration - 1) / stage.iterations  # towards a tenth of it
             optimizer.param_groups[0]["lr"] = lr * stage.lr_scale * annealed
         figures = figures_of(rollout, prompts, bare) | {"beta": learner.beta}
         bad = [name for name, value in figures.items() if not math.isfinite(value)]

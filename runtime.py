@@ -20,8 +20,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from tools import files, interrupt, llama, state
-from tools.checks import check_config, emulated, tell
+from tools import checks, files, interrupt, llama, state
 from tools.launch import choose_for, pick_device, start_ranks
 from tools.ranks import (all_sum, barrier, gather, in_step, mine, random_numbers,  # noqa: F401
                          rank, ranks, step_together, together)  # also for who imports runtime
@@ -118,8 +117,7 @@ class RewardSection:
     pool: str = "sum"           # "sum" over y's tokens, or "last" token
     lm_coef: float = 0.5        # weight of the language-model loss beside (GRM, arXiv 2406.10216)
     logp_feature: bool = True   # score tokens by the trunk's own log-probabilities too
-    terms: list[str] = field(default_factory=lambda: [
-        "wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw"])      # the comparisons of Eq. 2
+    terms: list[str] = field(default_factory=lambda: list(checks.COMPARISONS))  # of Eq. 2
 
 
 @dataclass
@@ -207,7 +205,7 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
     fill(config, path, overrides)
     if config.model.init_from:
         llama.settle(config)
-    check_config(config, " ".join([path, *overrides]))
+    checks.check_config(config, " ".join([path, *overrides]))
     return config
 
 
@@ -264,7 +262,7 @@ class Run:
         start_ranks(config.run.ranks, self.device)
         config.run.ranks = ranks()
         choose_for(self.device, config)
-        check_config(config, f"on {ranks()} ranks")  # torchrun may have started another number
+        checks.check_config(config, f"on {ranks()} ranks")  # torchrun may start others
         self.folder = Path(config.run.dir) / config.run.name
         self.base = Path(config.run.base) if config.run.base else self.folder
         self.resumed = {"step": -1}     # what a stage that was cut off has left
@@ -272,7 +270,7 @@ class Run:
         self.last_good = None           # step that was done, and what it changed
         self.shortage = lambda: ""      # of memory for a stage, once it is known what it needs
         self.told = {} if rank() == 0 else None  # warnings
-        tell(self.told, "run.amp", emulated(self.device.type, config.run.amp))
+        checks.tell(self.told, "config", checks.doubts(self.device.type, config))
         self.saved = self.begun = time.perf_counter()
         self.lock = files.lock(self.folder) if rank() == 0 and trains else None
         barrier()
@@ -364,7 +362,7 @@ class Run:
         differ = [key for key in inputs | made if inputs.get(key) != made.get(key)]
         if not differ:
             return content
-        note = f"{path} was made with other values of {', '.join(differ)}"
+        note = f"{path} was made with other values (or none) of {', '.join(differ)}"
         if path.parent == self.folder:
             raise UserError(f"{note}; choose another --run.name, or delete it")
         if rank() == 0:

@@ -8,7 +8,8 @@
     python sample.py --config configs/synthetic.toml --export DIR # as a Hugging Face folder
 
 Each step shows its r_gap, how much better R_PIT finds it than the one before, on a scale of its own
-for each x and y_ref: nothing makes it 0 for a copy. Quality need not rise with every step.
+for each x and y_ref: nothing makes it 0 for a copy, whose r_gap stands beside. Quality need not
+rise with every step; --stop ends with the last that R_PIT finds better than a copy.
 """
 
 import sys
@@ -58,41 +59,44 @@ def improve(run: Run, data: Data, policy: GPT, x: list, y_ref: list, temperature
     return generate(run, data, policy, prompts, temperature, generator)
 
 
-def show_improvements(run: Run, data: Data, models: Models, prompt: str, ref: str | None,
-                      iterations: int, temperature: float, generator) -> None:
+def show_improvements(run: Run, data: Data, models: Models, prompt: str, args, generator) -> None:
     """Print x, y_0 (or the given response) and each improvement with its r_gap."""
     x = [data.prompt(prompt)]
     if len(x[0]) > run.config.data.max_prompt:
         raise UserError(f"the prompt has {len(x[0])} tokens, but data.max_prompt is "
                         f"{run.config.data.max_prompt}; shorten it")
-    if ref is None:
-        y = answer(run, data, models.policies["M_P^RL"], x, temperature, generator)
+    if args.ref is None:
+        y = answer(run, data, models.policies["M_P^RL"], x, args.temperature, generator)
     else:
-        y = [data.response(ref)]
+        y = [data.response(args.ref)]
         if len(y[0]) >= run.config.data.max_response:
             raise UserError(f"the response to improve has {len(y[0])} tokens, but "
                             f"data.max_response is {run.config.data.max_response}; shorten it")
     text = data.tokenizer.decode(y[0])
     print(f"x    {prompt}\ny_0  {text}{gold_note(run, prompt, text)}")
-    for i in range(1, iterations + 1):
+    for i in range(1, args.iters + 1):
         y_ref, before = y, text
         policy = models.policies[STAGES[run.config.pit.curriculum[-1]]]
-        y = improve(run, data, policy, x, y_ref, temperature, generator)
+        y = improve(run, data, policy, x, y_ref, args.temperature, generator)
         text = data.tokenizer.decode(y[0])
-        gap = reward.score(models.rpit, data.pit_rows(x, y_ref, y)).item()
-        print(f"y_{i}  {marked(before, text)}  r_gap {gap:+.2f}{gold_note(run, prompt, text)}")
+        gap, copy = reward.score(models.rpit, data.pit_rows(x * 2, y_ref * 2, y + y_ref)).tolist()
+        print(f"y_{i}  {marked(before, text)}  r_gap {gap:+.2f} (a copy {copy:+.2f})"
+              f"{gold_note(run, prompt, text)}")
+        if args.stop and (y == y_ref or gap <= copy):
+            print(f"no better than a copy: y_{i - 1} stays")
+            break
 
 
 def respond(run: Run, data: Data, models: Models, args) -> None:
     """Improve the response to --prompt, or to each prompt that is typed in."""
-    settings = (args.iters, args.temperature, run.generator("sample"))
+    generator = run.generator("sample", args.seed)
     if args.prompt is not None:
-        show_improvements(run, data, models, args.prompt, args.ref, *settings)
+        show_improvements(run, data, models, args.prompt, args, generator)
         return
     print("A prompt a line; an empty line ends.")
     for prompt in iter(lambda: sys.stdin.readline().strip(), ""):
         try:
-            show_improvements(run, data, models, prompt, None, *settings)
+            show_improvements(run, data, models, prompt, args, generator)
         except UserError as error:
             print(error)
 
@@ -100,10 +104,12 @@ def respond(run: Run, data: Data, models: Models, args) -> None:
 def main() -> None:
     args, config = command_line(
         __doc__.splitlines()[0],
-        ("--prompt", {"help": "answer this and improve the answer"}),
+        ("--prompt", {"help": "answer this, a user's first turn, and improve the answer"}),
         ("--ref", {"help": "improve this response instead of one of M_P^RL's"}),
         ("--iters", {"type": int, "default": 3, "help": "improvements, one after another"}),
+        ("--stop", {"action": "store_true", "help": "stop where R_PIT finds no improvement"}),
         ("--temperature", {"type": float, "default": 0.5}),
+        ("--seed", {"type": int, "help": "of the samples; else run.seed"}),
         ("--eval", {"action": "store_true", "help": "evaluate again, write the report again"}),
         ("--judge-file", {"help": "with --eval: pairs for a judge outside (AlpacaEval's JSON); if "
                                   "it has judged them, show its verdicts"}),

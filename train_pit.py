@@ -26,7 +26,7 @@ from ppo import Critic, Prompts, Task
 from reward import RewardModel
 from runtime import Run, StageSection, command_line, gather, mine, random_numbers
 from sample import STAGES, answer, in_batches
-from tools import report
+from tools import checks, report
 from tools.launch import guard
 from tools.show import observe
 from tools.state import put, weights
@@ -83,8 +83,8 @@ def difference_score(data: Data, rp: RewardModel, prompts: Prompts, rows: Rows):
 def measure_spread(run: Run, data: Data, task: Task, anchor: GPT) -> list:
     """Mean and spread of the raw score on the anchor's samples, before RL: r_gap has no natural
     zero or unit. The shift lets the critic, whose head starts at 0, begin near the returns. Logged
-    beside: the lowest score, below which ppo.no_eos_score should lie, and the mean of (x, y_ref,
-    y_ref), for RLHF of an empty response."""
+    beside: the lowest score of a response with its end, below which ppo.no_eos_score should lie,
+    and mean and spread of (x, y_ref, y_ref), for RLHF of an empty response."""
     number = run.config.ppo.batch * max(1, min(4, 256 // run.config.ppo.batch))
     prompts = task.draw(0, number)
     chances = random_numbers(number, run.config.data.max_response,
@@ -94,10 +94,13 @@ def measure_spread(run: Run, data: Data, task: Task, anchor: GPT) -> list:
     copies = pad_rows(prompts.ids, [data.ended(ids) for ids in prompts.y_ref], run.device)
     scores = np.array(gather(task.score(prompts, rows).tolist()))
     same = np.array(gather(task.score(prompts, copies).tolist()))
+    ended = np.array(gather([ids[-1] == data.tokenizer.eos for ids in responses]))
     mean, spread = float(scores.mean()), max(float(scores.std()), 1e-6)
+    lowest = float(scores[ended].min(initial=scores.max()) - mean) / spread
     run.log("metrics.jsonl", {"stage": task.name, "step": 0, "score_mean": mean,
-                              "score_spread": spread, "same_mean": float(same.mean()),
-                              "score_min_in_spreads": float(scores.min() - mean) / spread})
+                              "score_spread": spread, "score_min_in_spreads": lowest,
+                              "same_mean": float(same.mean()), "same_spread": float(same.std())})
+    checks.tell(run.told, task.name, checks.within_range(run.config.ppo.no_eos_score, lowest))
     return [mean, spread]
 
 
@@ -118,8 +121,7 @@ def train_stage(run: Run, data: Data, task: Task, stage: StageSection, start: di
     learner = ppo.make_learner(policy, critic, run.config.ppo, stage)
     ppo.train(run, task, learner, anchor, start["spread"], stage, run.config.data.max_response,
               data.tokenizer.eos, data.bare)
-    return {"model": weights(policy), "critic": weights(critic), "beta": learner.beta,
-            "spread": start["spread"]}
+    return {"model": weights(policy), "critic": weights(critic), "spread": start["spread"]}
 
 
 def train_rlhf(run: Run, data: Data, name: str, sft: GPT, rp: RewardModel,

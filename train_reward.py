@@ -20,8 +20,7 @@ from data import Data, Fold, load_data
 from model import GPT, Linear, Rows, adapted, portions, token_logprobs
 from reward import RewardModel, make_branches
 from runtime import FitSection, Run, all_sum, command_line, descend, mine, rank, ranks
-from tools import llama, memory
-from tools.checks import chance, tell
+from tools import checks, llama, memory
 from tools.launch import guard
 from tools.measure import as_text, held_out_accuracies
 from tools.state import put, weights
@@ -77,7 +76,7 @@ def train(run: Run, name: str, model, fit: FitSection, fold: Fold, width, loss_o
                 "grad_norm": norm, "lr": learning_rate(fit, step - 1)})
             course.sums = torch.zeros(3)
             if step > fit.steps // 2 and name in ("rp", "rpit", "judge"):
-                tell(run.told, name, chance(figures["accuracy"]))
+                checks.tell(run.told, name, checks.chance(figures["accuracy"]))
 
 
 def lm_loss(model: GPT, rows: Rows):
@@ -136,7 +135,7 @@ def train_rp(run: Run, data: Data, policy: GPT) -> dict:
 
 def train_judge(run: Run, data: Data, policy: GPT) -> dict:
     """The judge of real data, which no training asks: as R_P, but from the pairs of the RL fold,
-    whose labels nobody else learns from, and with another seed."""
+    whose labels nobody else learns from; what starts at random starts otherwise."""
     return train_pointwise(run, data, "judge", policy, data.folds["rl"], run.config.run.seed + 1)
 
 

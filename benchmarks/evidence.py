@@ -28,6 +28,7 @@ from tables import fill_pages
 
 from runtime import NotFinite, UserError, rank
 from tools import interrupt
+from tools.checks import COMPARISONS
 from tools.files import write_whole
 from tools.launch import guard
 from tools.measure import fold_scores, pair_agreement
@@ -46,7 +47,6 @@ LR_TIMES = (1.0, 2.0, 4.0)  # a learning rate
 LESSONS = (3, 5, 8)
 TOO_MANY = 120       # iterations of a stage
 MORE = 3             # times the pairs
-COMPARISONS = ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw")  # of Eq. 2
 ORIGINALS = ("y_0 ~ M_P^SFT", "y_0 ~ M_P^RL")
 
 

@@ -4,6 +4,7 @@ A lab is a seed and a place of the total. Its base run has the data and the meth
 trainings stand on the base run's finished stages, in folders of their own.
 """
 
+import copy
 import dataclasses
 import json
 import sys
@@ -19,6 +20,8 @@ from model import GPT  # noqa: E402
 from runtime import Run, load_config  # noqa: E402
 from sample import generate  # noqa: E402
 from tools import rubric  # noqa: E402
+from tools.checks import refuse_short_context  # noqa: E402
+from tools.launch import choose_for, pick_device  # noqa: E402
 from tools.measure import gap_scores, rp_scores  # noqa: E402
 from tools.report import Judge, stage_seconds  # noqa: E402
 from tools.rivals import best_by, train_refiner, with_rubric  # noqa: E402
@@ -59,11 +62,13 @@ class Lab:
         self.known = {}
 
     def settings(self, chosen: tuple[str, ...]) -> dict:
-        """All that decides what a row comes to but the code and the seed: the config, and some of
-        CHOSEN."""
+        """All that decides what a row comes to but the code, the seed and other rounding than that
+        of run.amp: the config, and some of CHOSEN."""
+        settled = copy.deepcopy(self.config)
+        choose_for(pick_device(settled.run.device), settled)
         return {f"{section}.{key}": value
                 for section, keys in dataclasses.asdict(self.config).items() if section != "run"
-                for key, value in keys.items()} | {
+                for key, value in keys.items()} | {"run.amp": settled.run.amp} | {
                     f"chosen.{name}": CHOSEN[name] for name in chosen}
 
     def opened(self, name: str = "", seed: int | None = None, **fields) -> Trained:
@@ -136,6 +141,8 @@ class Lab:
         def make():
             base, name = self.base(), f"refiner-{lessons}"
             run, data, models = base.run, base.data, base.models
+            whole = with_rubric(data, RUBRIC)
+            refuse_short_context([whole.feedback, whole.rewrite], run.config)
             fit = dataclasses.replace(run.config.pit_sft, steps=lessons * run.config.pit_sft.steps)
             with run.precision():
                 content = run.stage(name, BASE + ("sft", "pit_sft"), lambda: train_refiner(
@@ -150,8 +157,8 @@ class Lab:
         return self.once(f"refiner {lessons} {kind}", make)
 
     def outside(self) -> Trained:
-        """A reward model R_P of other pairs, which no training asks. (A fifth of its questions are
-        also questions of this seed's; the responses and labels are others.)"""
+        """A reward model R_P of other pairs, which no training asks. (A quarter of its questions
+        are also questions of this seed's; the responses and labels are others.)"""
         def make():
             opened = self.opened(seed=self.seed + OUTSIDE_SEED)
             run, data = opened.run, opened.data
@@ -191,8 +198,8 @@ def log_of(run: Run, stage: str) -> list[dict]:
 
 
 def rl_samples(config, stages) -> dict[str, int]:
-    """Responses that RL scored in these stages of a config, and all that were sampled for it: where
-    the policy gives a stage of PIT its references, these too."""
+    """Responses that RL scored in the iterations of these stages of a config, and all that were
+    sampled for them: where the policy gives a stage of PIT its references, these too."""
     scored = sampled = 0
     for name in stages:
         stage = getattr(config, name)

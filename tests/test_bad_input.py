@@ -81,10 +81,14 @@ def refused(tmp_path, monkeypatch, capsys):
     ("--run.ranks=0", "run.ranks = 0 is out of range"),
     ("--model.heads=3", "multiple of model.heads"),
     ("--model.kv_heads=3", "multiple of model.kv_heads"),
-    ("--model.context=10", "model.context = 10 is shorter than"),
+    ("--model.context=10", "model.context = 10 is too short for"),
     ("--ppo.batch=15", "ppo.batch must be even"),
     ("--ppo.lr=nan", "ppo.lr = nan is out of range"),
     ("--ppo.clip=-0.1", "ppo.clip = -0.1 is out of range"),
+    ("--ppo.no_eos_score=nan", "ppo.no_eos_score = nan is out of range: it must be finite\n"),
+    ("--ppo.no_eos_score=-inf", "ppo.no_eos_score = -inf is out of range"),
+    ("--ppo.gamma=1.1", "ppo.gamma = 1.1 is out of range: it must be finite and 0 or more and 1"),
+    ("--ppo.lam=2", "ppo.lam = 2.0 is out of range"),
     ("--sft.lr=inf", "sft.lr = inf is out of range"),
     ("--sft.steps=0", "sft.steps = 0 is out of range"),
     ("--template.policy=Hello", "lacks {x}"),
@@ -143,6 +147,8 @@ PAIR = line(**GOOD[0])
     (b"\n\n  \n", "no usable pair"),
     (PAIR + b"{no json}\n", "double quotes: column 2); formats: README.md, Your own data"),
     (PAIR + b'{"prompt": "x", ', ":2: no JSON"),
+    (PAIR + b'{"prompt": "x", \r\n', ":2: no JSON (Expecting property name enclosed in double "
+                                     "quotes: column 1"),
     (b"[1, 2]\n", ", item 1: expected a JSON object"),
     (b'"text"\n', ":1: expected a JSON object"),
     (b"[" * 100_000, "no JSON"),
@@ -288,7 +294,7 @@ def test_a_checkpoint_that_is_none(refused, tmp_path, monkeypatch, kind):
                           "malicious": pickle.dumps(Malicious())}.get(kind))
     line = refused()
     assert str(path) in line and not made.exists()
-    assert ("other values of" if kind == "other config" else "cannot read the checkpoint") in line
+    assert ("was made with other values" if kind == "other config" else "cannot read the checkpoint") in line
     if kind == "malicious zip":
         assert "more than tensors and plain values" in line and zipfile.is_zipfile(path)
 

@@ -235,8 +235,17 @@ def test_data_is_the_same_each_time_and_reused(tmp_path):
 def test_a_context_too_short_for_the_template_is_refused(tmp_path):
     fields = dict(data__max_prompt=30, data__max_response=30)
     load_data(tiny_run(tmp_path / "fits", model__context=94, **fields))  # 90, three markers, an end
-    with pytest.raises(UserError, match="model.context = 93 is shorter than .*; raise it to 94"):
+    with pytest.raises(UserError, match="model.context = 93 is too short .*; raise it to 94"):
         load_data(tiny_run(tmp_path / "short", model__context=93, **fields))
+
+
+def test_each_slot_of_a_template_takes_its_room(tmp_path):
+    fields = dict(data__max_prompt=30, data__max_response=20,
+                  refine__feedback="<|user|>{x}<|draft|>{y_ref}",
+                  refine__rewrite="<|user|>{x}{y_ref}{feedback}<|user|>{x}{feedback}<|better|>")
+    load_data(tiny_run(tmp_path / "fits", model__context=144, **fields))  # 60 + 80, 3 markers, end
+    with pytest.raises(UserError, match="raise it to 144"):
+        load_data(tiny_run(tmp_path / "short", model__context=143, **fields))
 
 
 def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path):

@@ -121,7 +121,7 @@ def test_the_metrics_have_every_stage_and_only_finite_numbers(trained):
             assert set(line) == {"stage", "step", "loss", "accuracy", "grad_norm", "lr"}
         elif line["step"] == 0:
             assert set(line) == {"stage", "step", "score_mean", "score_spread", "same_mean",
-                                 "score_min_in_spreads"}
+                                 "same_spread", "score_min_in_spreads"}
         else:
             assert set(line) == {
                 "stage", "step", "reward", "kl", "k3", "eos_rate", "length", "copies", "empty",
@@ -191,7 +191,7 @@ def test_another_config_is_refused_for_the_same_folder(trained):
     folder, where, _ = trained
     before = (folder / "sft.pt").read_bytes()
     done = command("train_reward.py", "--config", TINY, where, "--sft.lr=0.5")
-    assert done.returncode == 2 and "was made with other values of sft.lr" in done.stderr
+    assert done.returncode == 2 and "was made with other values (or none) of sft.lr" in done.stderr
     assert (folder / "sft.pt").read_bytes() == before
 
 
@@ -201,8 +201,14 @@ def test_sample_improves_a_response(trained):
     assert printed[0] == f"x    {PROMPT}"
     assert printed[1] == "y_0  Sure! 10 in all: tea 5, coupon 2, hat 10.  gold 1.00"
     text = "\n".join(printed[2:])
-    assert re.fullmatch(r"y_1  .*  r_gap [+-]\d+\.\d\d  gold 0?[01]\.\d\d\n"
-                        r"y_2  .*  r_gap [+-]\d+\.\d\d  gold 0?[01]\.\d\d", text, re.DOTALL)
+    step = r"  .*  r_gap [+-]\d+\.\d\d \(a copy [+-]\d+\.\d\d\)  gold 0?[01]\.\d\d"
+    assert re.fullmatch(f"y_1{step}\ny_2{step}", text, re.DOTALL)
+
+
+def test_sample_draws_other_samples_with_another_seed(trained):
+    texts = [succeed("sample.py", "--config", TINY, trained[1], "--prompt", PROMPT, *seed)
+             for seed in ([], ["--seed=1"], ["--seed=5"])]  # run.seed is 1
+    assert texts[0] == texts[1] != texts[2]
 
 
 def test_sample_asks_for_prompts(trained):

@@ -369,6 +369,7 @@ ENTRY = {"output_1": "a", "generator_1": "A", "output_2": "b", "generator_2": "B
     ([ENTRY, ENTRY | {"preference": 3}], "item 1: preference = 3 is no number from 1 to 2"),
     ([ENTRY | {"preference": 0.5}], "item 0: preference = 0.5"), ([{"preference": 1}], "KeyError"),
     ([ENTRY | {"preference": float("nan")}], "preference = nan"),
+    ([ENTRY | {"preference": True}], "item 0: preference = True is no number"),
     ([ENTRY | {"preference": "A"}], "item 0: preference = 'A' is no number"),
     ([ENTRY | {"output_1": None}], "TypeError")])
 def test_a_judged_file_that_is_none_is_refused_in_one_line(tmp_path, content, word):

@@ -19,7 +19,7 @@ from conftest import command
 from data import Fold
 from model import pad_rows
 from reward import RewardModel, score
-from runtime import StageSection
+from runtime import StageSection, UserError
 from sample import Models
 from tools import bills, measure, report, show
 from train_reward import new_gpt
@@ -126,10 +126,56 @@ def test_the_spread_is_that_of_the_anchors_samples(bills_run, models, monkeypatc
     assert torch.equal(rows.tokens, samples.tokens) and prompts.x == task.draw(0, 32).x
     copies = pad_rows(prompts.ids, [data.ended(ids) for ids in prompts.y_ref])
     assert torch.equal(read[1][1].tokens, copies.tokens)  # whose scores are twice as high here
+    ended = [ids[-1] == data.tokenizer.eos for ids in samples.responses()]
+    lowest = min([score for score, whole in zip(raw.tolist(), ended) if whole], default=3.0)
     assert logged == {"stage": "stage0", "step": 0, "score_mean": found[0],
                       "score_spread": found[1],
                       "same_mean": pytest.approx(3.0),
-                      "score_min_in_spreads": pytest.approx(-1.5 / 1.25 ** 0.5)}
+                      "same_spread": pytest.approx(2 * 1.25 ** 0.5),
+                      "score_min_in_spreads": pytest.approx((lowest - 1.5) / 1.25 ** 0.5)}
+
+
+def test_the_lowest_score_is_of_responses_with_their_end(bills_run, models, monkeypatch, capsys):
+    run, data = bills_run
+    logged, eos = {}, data.tokenizer.eos
+    monkeypatch.setattr(run, "log", lambda name, line: logged.update(line))
+    task = ppo.Task("stage0", partial(train_pit.draw_data_references, run, data, "stage0"),
+                    lambda prompts, rows: torch.tensor([-100.0, -6.0] + 30 * [1.0]), None)
+    for ends, lowest in (([[7]] + 31 * [[7, eos]], -6.0), (32 * [[7]], 1.0)):
+        monkeypatch.setattr(train_pit, "in_batches", lambda *arguments, ends=ends: ends)
+        mean, spread = train_pit.measure_spread(run, data, task, models.policies["M_PIT^SFT"])
+        assert mean == pytest.approx(-76 / 32) and spread > 1
+        assert logged["score_min_in_spreads"] == pytest.approx((lowest - mean) / spread)
+    assert "ppo.no_eos_score" not in capsys.readouterr().err
+    monkeypatch.setattr(run.config.ppo, "no_eos_score", 0.5)
+    train_pit.measure_spread(run, data, task, models.policies["M_PIT^SFT"])
+    assert "warning: stage0: ppo.no_eos_score = 0.5 is not below" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------- when to stop
+
+
+@pytest.mark.parametrize("stop, gaps, steps", [
+    (False, [(1.0, 0.5), (0.5, 0.5), (2.0, 0.5)], 3), (True, [(1.0, 0.5), (0.5, 0.5)], 2),
+    (True, [(0.4, 0.5)], 1), (True, [(1.0, 0.5), (0.6, 0.5), (0.7, 0.5)], 3)])
+def test_stop_ends_where_a_step_is_no_better_than_a_copy(bills_run, monkeypatch, capsys, stop, gaps,
+                                                         steps):
+    run, data = bills_run
+    rows, texts = [], ["1 in all: tea 1.", "2 in all: tea 2.", "3 in all: tea 3."]
+    answers = iter([data.response(text)] for text in texts)
+    monkeypatch.setattr(sample, "improve", lambda *arguments: next(answers))
+    monkeypatch.setattr(sample.reward, "score",
+                        lambda model, read: rows.append(read) or torch.tensor(gaps[len(rows) - 1]))
+    models = SimpleNamespace(policies=dict.fromkeys(sample.STAGES.values()), rpit=None)
+    args = SimpleNamespace(ref="0 in all: tea 0.", iters=3, temperature=1.0, stop=stop)
+    sample.show_improvements(run, data, models, "What is the bill for tea?", args, None)
+    said = capsys.readouterr().out.splitlines()[2:]
+    assert len(rows) == steps
+    assert [line[:3] for line in said[:steps]] == ["y_1", "y_2", "y_3"][:steps]
+    assert said[steps:] == [f"no better than a copy: y_{steps - 1} stays"] * (
+        stop and gaps[-1][0] <= gaps[-1][1])
+    assert [data.tokenizer.decode(data.bare(ids)) for ids in rows[0].responses()] == [
+        texts[0], args.ref]  # an improvement, and a copy
 
 
 # --------------------------------------------------------------------------------- the stages
@@ -337,6 +383,16 @@ def test_an_evaluation_that_was_cut_off_goes_on(evaluated, bills_run, models, mo
     os.utime(run.folder / "data.pt")  # nor of other checkpoints
     report.evaluate(run, data, models)
     assert len(calls) == 2 * (most + first + done)
+
+
+def test_an_evaluation_is_kept_until_all_is_written(evaluated, bills_run, models, tmp_path):
+    run, path = evaluated
+    found = report.evaluate(run, with_test_pairs(bills_run[1], [0, 1]), models)
+    with pytest.raises(UserError, match="pairs.json: cannot write it"):
+        report.write(run, found, str(tmp_path / "no folder" / "pairs.json"))
+    assert path.exists()
+    report.write(run, found, str(tmp_path / "pairs.json"))
+    assert not path.exists() and (tmp_path / "pairs.json").exists()
 
 
 def test_a_prompt_with_many_pairs_is_answered_once(evaluated, bills_run, models):

@@ -80,7 +80,7 @@ def test_it_is_saved_as_often_as_asked(tmp_path):
 def test_a_part_that_was_made_with_another_config_is_refused(tmp_path):
     with pytest.raises(CutOff):
         walk(tiny_run(tmp_path), 10, 5)
-    with pytest.raises(UserError, match="walk.part.pt was made with other values of sft.lr;"):
+    with pytest.raises(UserError, match=r"walk.part.pt was made with other .* of sft.lr;"):
         walk(tiny_run(tmp_path, sft__lr=0.5), 10)
 
 
@@ -175,7 +175,27 @@ def test_emulated_bfloat16_is_told(monkeypatch, cpu, device, amp, warns):
 def test_a_run_on_emulated_bfloat16_warns(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64"})
     tiny_run(tmp_path, run__amp="bf16")
-    assert "warning: run.amp: this CPU only emulates" in capsys.readouterr().err
+    assert "warning: config: run.amp: this CPU only emulates" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fields, said", [
+    ({}, []),
+    ({"sft__steps": 20, "sft__warmup": 20}, ["sft.warmup = 20 is not below sft.steps = 20"]),
+    ({"judge__steps": 50}, ["judge.warmup = 50 is not below judge.steps = 50"]),
+    ({"ppo__critic_warmup": 3, "rlhf__iterations": 3, "stage0__iterations": 4,
+      "stage1__iterations": 3},
+     [f"{name}.iterations = 3 are not above ppo.critic_warmup" for name in ("rlhf", "stage1")]),
+    ({"ppo__critic_warmup": 3, "stage0__iterations": 3, "stage1__iterations": 3,
+      "pit__curriculum": ["stage0"]}, ["stage0.iterations = 3 are not"])])
+def test_stages_that_would_end_before_they_begin_are_told(tmp_path, fields, said):
+    lines = list(checks.doubts("cpu", tiny_config(tmp_path, **fields)))
+    assert len(lines) == len(said) and all(map(str.startswith, lines, said))
+
+
+@pytest.mark.parametrize("no_eos_score, lowest, warns", [
+    (-5, -4.9, False), (-5, -5.0, True), (-5, -6.0, True)])
+def test_a_score_of_cut_responses_within_the_others_is_told(no_eos_score, lowest, warns):
+    assert len(list(checks.within_range(no_eos_score, lowest))) == warns
 
 
 def test_a_warning_comes_once_a_stage(tmp_path, capsys):

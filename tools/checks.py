@@ -1,7 +1,6 @@
 """What makes a config impossible, and what in a training calls for a warning."""
 
 import dataclasses
-import math
 import re
 import sys
 from pathlib import Path
@@ -11,13 +10,15 @@ from tqdm import tqdm
 
 from tools.settings import UserError, nearest
 
+COMPARISONS = ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw")  # of Eq. 2
 MAY_BE_ZERO = {"seed", "head_width", "model.vocab", "rank", "save_every", "portion", "look_every",
                "warmup", "weight_decay", "lm_coef",
                "critic_warmup", "beta", "gamma", "lam", "kl_power", "temperatures"}
+FITS = ("sft", "pit_sft", "rp", "rpit", "judge")
 CHOICES = {"run.device": ("auto", "cuda", "mps", "cpu"), "run.amp": ("auto", "bf16", "off"),
            "data.total": ("first", "last"),
            "reward.pool": ("sum", "last"),
-           "reward.terms": ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw"),
+           "reward.terms": COMPARISONS,
            "lora.linears": ("qkv", "out", "gate_up", "down"),
            "stage0.reference": ("data", "policy"), "stage1.reference": ("data", "policy"),
            "pit.curriculum": ("stage0", "stage1"), "pit.score": ("gap", "difference"),
@@ -33,11 +34,13 @@ def problems(config):
                 if name in CHOICES and item not in CHOICES[name]:
                     hint, known = nearest(item, CHOICES[name]), ", ".join(CHOICES[name])
                     yield f"{name}: {item!r}; {hint}" + f" (all are {known})" * (known not in hint)
-                lowest = 0 if {key, name} & MAY_BE_ZERO else 1e-12
-                if type(item) in (int, float) and key != "no_eos_score" and not (
-                        lowest <= item < math.inf):
-                    yield f"{name} = {item} is out of range: it must be " + (
-                        "finite and " + ("above 0" if lowest else "0 or more"))
+                lowest = (-sys.float_info.max if key == "no_eos_score" else
+                          0 if {key, name} & MAY_BE_ZERO else 1e-12)
+                highest = 1 if name in ("ppo.gamma", "ppo.lam") else sys.float_info.max
+                if type(item) in (int, float) and not lowest <= item <= highest:
+                    yield f"{name} = {item} is out of range: it must be finite" + (
+                        " and above 0" * (lowest > 0) + " and 0 or more" * (lowest == 0)
+                        + " and 1 at most" * (highest == 1))
     model, rows = config.model, config.ppo.minibatches * config.run.ranks
     triple = 2 * config.data.max_prompt + 6 * config.data.max_response  # positions that it takes
     for wrong, message in [
@@ -54,8 +57,8 @@ def problems(config):
         (min(config.eval.prompts, config.data.test, config.data.valid) < max(2, config.run.ranks),
          f"eval.prompts, data.test and data.valid must be at least {max(2, config.run.ranks)}" + (
              ", one for each rank") * (config.run.ranks > 2)),
-        (any(getattr(config, fit).batch < config.run.ranks for fit in
-             ("sft", "pit_sft", "rp", "rpit", "judge")), "a batch is smaller than run.ranks"),
+        (any(getattr(config, fit).batch < config.run.ranks for fit in FITS),
+         "a batch is smaller than run.ranks"),
         (config.run.name in ("", ".", "..") or "/" in config.run.name,
          f"run.name = {config.run.name!r} must be the name of a folder, without a path: that is "
          "run.dir"),
@@ -122,8 +125,29 @@ def emulated(device: str, amp: str):
     cpu = torch.cpu.get_capabilities()
     if (device == "cpu" and amp == "bf16" and cpu.get("architecture") == "x86_64"
             and not (cpu.get("avx512_bf16") or cpu.get("amx_bf16"))):
-        yield ("this CPU only emulates bfloat16, and is several times slower so than in float32: "
-               "--run.amp=off")
+        yield ("run.amp: this CPU only emulates bfloat16, and is several times slower so than in "
+               "float32: --run.amp=off")
+
+
+def doubts(device: str, config):
+    """Yield a warning for what can work, but hardly as it was meant."""
+    yield from emulated(device, config.run.amp)
+    for name in FITS:
+        fit = getattr(config, name)
+        if fit.warmup >= fit.steps:
+            yield (f"{name}.warmup = {fit.warmup} is not below {name}.steps = {fit.steps}: the "
+                   "learning rate never gets to where it should")
+    for name in ("rlhf", *config.pit.curriculum):
+        if getattr(config, name).iterations <= config.ppo.critic_warmup:
+            yield (f"{name}.iterations = {getattr(config, name).iterations} are not above "
+                   f"ppo.critic_warmup = {config.ppo.critic_warmup}: only its critic would learn")
+
+
+def within_range(no_eos_score: float, lowest: float):
+    """Yield a warning where a response without its end gets no less than some that have theirs."""
+    if no_eos_score >= lowest:
+        yield (f"ppo.no_eos_score = {no_eos_score:g} is not below the scores of responses that "
+               f"end, from {lowest:.1f} on: lower it")
 
 
 def refuse_inner_ends(responses: list[list[int]], tokenizer) -> None:
@@ -132,6 +156,18 @@ def refuse_inner_ends(responses: list[list[int]], tokenizer) -> None:
     if count:
         raise UserError(f"tokenizer.eos: what is to end a response stands inside of {count} of "
                         f"{len(responses)} responses; name a token that no text has")
+
+
+def refuse_short_context(templates, config) -> None:
+    """Raises UserError where what a template makes of the longest texts does not fit model.context
+    with the longest response behind it."""
+    response = range(config.data.max_response)
+    needed = 1 + len(response) + max(  # 1: the end of a cut response
+        len(template(range(config.data.max_prompt), response, response)) for template in templates)
+    if needed > config.model.context:
+        raise UserError(f"model.context = {config.model.context} is too short for the templates "
+                        "with a prompt of data.max_prompt tokens and responses of "
+                        f"data.max_response; raise it to {needed}")
 
 
 def refuse_changed(sizes: dict[str, int]) -> None:

@@ -10,6 +10,7 @@ from data import Data, Fold
 from model import portions
 from reward import RewardModel
 from runtime import gather, mine
+from tools.checks import COMPARISONS
 
 
 def share_right(right: list[bool]) -> dict:
@@ -77,7 +78,7 @@ def held_out_accuracies(data: Data, rp: RewardModel, rpit: RewardModel, split: s
     s = fold_scores(data, rp, rpit, fold)
     result = {"R_P": share_right(list(s["w"] > s["l"]))}
     result |= {f"R_PIT {term}": share_right(list(s[term[:2]] > s[term[3:]]))
-               for term in ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw")}
+               for term in COMPARISONS}
     longer = [len(y_w) > len(y_l) for y_w, y_l in zip(fold.y_w, fold.y_l) if len(y_w) != len(y_l)]
     coin = {"accuracy": 0.5, "ci_low": 0.5, "ci_high": 0.5, "pairs": len(fold)}
     return result | {"longer response": share_right(longer), "majority (either order)": coin}

@@ -376,10 +376,9 @@ def write(run: Run, report: dict, judge_file: str | None = None) -> None:
             files.write_whole(run.folder / name, lambda file: file.write(text.encode()))
         print(page.split("## Examples")[0])
         print(f"written: {run.folder / 'report.md'}")
-        (run.folder / "evaluation.part.pt").unlink(missing_ok=True)
-    if runtime.rank() == 0 and judge_file:
-        count = verdicts.write_pairs(Path(judge_file), report["responses"], report["eval_seed"])
-        print(f"written: {count} pairs in {judge_file}; once a judge has filled in 'preference', "
-              "the same command shows its verdicts")
-    if runtime.rank() == 0:
+        if judge_file:
+            count = verdicts.write_pairs(Path(judge_file), report["responses"], report["eval_seed"])
+            print(f"written: {count} pairs in {judge_file}; once a judge has filled in "
+                  "'preference', the same command shows its verdicts")
+        (run.folder / "evaluation.part.pt").unlink(missing_ok=True)  # when all is written
         draw_curves(run)

@@ -56,7 +56,7 @@ def read_verdicts(path: Path) -> list[dict]:
             verdict = entry.get("preference")
             if verdict is None:
                 continue
-            if not (isinstance(verdict, (int, float)) and (verdict == 0 or 1 <= verdict <= 2)):
+            if type(verdict) not in (int, float) or not (verdict == 0 or 1 <= verdict <= 2):
                 raise UserError(f"{path}, item {number}: preference = {verdict!r} is no number "
                                 "from 1 to 2, and not 0")
             names = entry["generator_1"], entry["generator_2"]
