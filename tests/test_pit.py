@@ -160,22 +160,33 @@ def test_the_lowest_score_is_of_responses_with_their_end(bills_run, models, monk
     (True, [(0.4, 0.5)], 1), (True, [(1.0, 0.5), (0.6, 0.5), (0.7, 0.5)], 3)])
 def test_stop_ends_where_a_step_is_no_better_than_a_copy(bills_run, monkeypatch, capsys, stop, gaps,
                                                          steps):
+    said, texts, read = chain_shown(bills_run, monkeypatch, capsys, stop, gaps)
+    assert [line[:3] for line in said[:steps]] == ["y_1", "y_2", "y_3"][:steps]
+    assert said[steps:] == [f"no better than a copy: y_{steps - 1} stays"] * (
+        stop and gaps[-1][0] <= gaps[-1][1])
+    assert len(read) == steps and read[0] == [texts[1], texts[0]]  # an improvement, and a copy
+
+
+def test_stop_ends_at_a_copy_whatever_the_rounding(bills_run, monkeypatch, capsys):
+    same = ["1 in all: tea 1."] * 4
+    said, _, _ = chain_shown(bills_run, monkeypatch, capsys, True, [(1.0, 0.999)], same)
+    assert said[1:] == ["no better than a copy: y_0 stays"]
+
+
+def chain_shown(bills_run, monkeypatch, capsys, stop: bool, gaps, texts=tuple(
+        f"{k} in all: tea {k}." for k in range(4))):
+    """What is printed of improvements of texts[0] whose gaps, and those of copies, are these; and
+    what R_PIT reads."""
     run, data = bills_run
-    rows, texts = [], ["1 in all: tea 1.", "2 in all: tea 2.", "3 in all: tea 3."]
-    answers = iter([data.response(text)] for text in texts)
+    rows, answers = [], iter([data.response(text)] for text in texts[1:])
     monkeypatch.setattr(sample, "improve", lambda *arguments: next(answers))
     monkeypatch.setattr(sample.reward, "score",
                         lambda model, read: rows.append(read) or torch.tensor(gaps[len(rows) - 1]))
     models = SimpleNamespace(policies=dict.fromkeys(sample.STAGES.values()), rpit=None)
-    args = SimpleNamespace(ref="0 in all: tea 0.", iters=3, temperature=1.0, stop=stop)
+    args = SimpleNamespace(ref=texts[0], iters=3, temperature=1.0, stop=stop)
     sample.show_improvements(run, data, models, "What is the bill for tea?", args, None)
-    said = capsys.readouterr().out.splitlines()[2:]
-    assert len(rows) == steps
-    assert [line[:3] for line in said[:steps]] == ["y_1", "y_2", "y_3"][:steps]
-    assert said[steps:] == [f"no better than a copy: y_{steps - 1} stays"] * (
-        stop and gaps[-1][0] <= gaps[-1][1])
-    assert [data.tokenizer.decode(data.bare(ids)) for ids in rows[0].responses()] == [
-        texts[0], args.ref]  # an improvement, and a copy
+    return capsys.readouterr().out.splitlines()[2:], texts, [
+        [data.tokenizer.decode(data.bare(ids)) for ids in both.responses()] for both in rows]
 
 
 # --------------------------------------------------------------------------------- the stages
