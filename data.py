@@ -211,8 +211,7 @@ def load_data(run: Run) -> Data:
     checks.tell(run.told, "template", checks.odd_markers(config, tokenizer))
     start = [tokenizer.bos] if tokenizer.bos >= 0 else []
     templates = [Template(text, tokenizer, start) for text in (
-        config.template.policy, config.template.pit, config.refine.feedback,
-        config.refine.rewrite)]
+        config.template.policy, config.template.pit, *vars(config.refine).values())]
     checks.refuse_short_context(templates, config)
     vocab = config.model.vocab or tokenizer.vocab
     if vocab < tokenizer.vocab:

@@ -270,7 +270,7 @@ class Run:
         self.last_good = None           # step that was done, and what it changed
         self.shortage = lambda: ""      # of memory for a stage, once it is known what it needs
         self.told = {} if rank() == 0 else None  # warnings
-        checks.tell(self.told, "config", checks.doubts(self.device.type, config))
+        checks.tell(self.told, "config", checks.doubts(self.device.type, config, trains))
         self.saved = self.begun = time.perf_counter()
         self.lock = files.lock(self.folder) if rank() == 0 and trains else None
         barrier()

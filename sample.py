@@ -111,18 +111,18 @@ def main() -> None:
         ("--temperature", {"type": float, "default": 0.5}),
         ("--seed", {"type": int, "help": "of the samples; else run.seed"}),
         ("--eval", {"action": "store_true", "help": "evaluate again, write the report again"}),
-        ("--judge-file", {"help": "with --eval: pairs for a judge outside (AlpacaEval's JSON); if "
-                                  "it has judged them, show its verdicts"}),
+        ("--judge-file", {"help": "with --eval: pairs for a judge outside, or then its verdicts"}),
         ("--export", {"help": "write a policy as a Hugging Face folder"}),
         ("--model", {"help": "which, by its name in the report; else PIT's last stage"}))
     if not 0 <= args.temperature < float("inf") or args.iters < 0:
         raise UserError("--temperature and --iters must be numbers from 0")
-    if args.ref is not None and args.prompt is None or args.eval and args.prompt is not None:
-        raise UserError("--ref needs the --prompt that it responds to, --eval takes neither")
+    if args.ref is not None and args.prompt is None:
+        raise UserError("--ref needs the --prompt that it responds to")
     if args.judge_file and not args.eval or args.model and not args.export:
         raise UserError("--judge-file goes with --eval, --model with --export")
-    if args.export and (args.eval or args.prompt is not None):
-        raise UserError("--export goes without --eval and --prompt")
+    of_a_prompt = args.prompt is not None or args.stop or args.seed is not None
+    if args.eval and args.export or of_a_prompt and (args.eval or args.export):
+        raise UserError("--eval and --export go without each other, --prompt, --stop and --seed")
     if args.judge_file and verdicts.are_there(Path(args.judge_file)):
         print(verdicts.as_markdown(verdicts.read_verdicts(Path(args.judge_file))))
         return

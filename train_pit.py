@@ -83,7 +83,7 @@ def difference_score(data: Data, rp: RewardModel, prompts: Prompts, rows: Rows):
 def measure_spread(run: Run, data: Data, task: Task, anchor: GPT) -> list:
     """Mean and spread of the raw score on the anchor's samples, before RL: r_gap has no natural
     zero or unit. The shift lets the critic, whose head starts at 0, begin near the returns. Logged
-    beside: the lowest score of a response with its end, below which ppo.no_eos_score should lie,
+    beside: the lowest score of a response with its end, about where ppo.no_eos_score should lie,
     and mean and spread of (x, y_ref, y_ref), for RLHF of an empty response."""
     number = run.config.ppo.batch * max(1, min(4, 256 // run.config.ppo.batch))
     prompts = task.draw(0, number)
@@ -96,11 +96,12 @@ def measure_spread(run: Run, data: Data, task: Task, anchor: GPT) -> list:
     same = np.array(gather(task.score(prompts, copies).tolist()))
     ended = np.array(gather([ids[-1] == data.tokenizer.eos for ids in responses]))
     mean, spread = float(scores.mean()), max(float(scores.std()), 1e-6)
-    lowest = float(scores[ended].min(initial=scores.max()) - mean) / spread
+    whole = (scores[ended] - mean) / spread
     run.log("metrics.jsonl", {"stage": task.name, "step": 0, "score_mean": mean,
-                              "score_spread": spread, "score_min_in_spreads": lowest,
-                              "same_mean": float(same.mean()), "same_spread": float(same.std())})
-    checks.tell(run.told, task.name, checks.within_range(run.config.ppo.no_eos_score, lowest))
+                              "score_spread": spread, "same_mean": float(same.mean()),
+                              "same_spread": float(same.std()),
+                              "score_min_in_spreads": float(whole.min()) if len(whole) else None})
+    checks.tell(run.told, task.name, checks.within_range(run.config.ppo.no_eos_score, whole))
     return [mean, spread]
 
 

@@ -1,7 +1,7 @@
 """The paper's findings on bills, and its critics' questions: benchmarks/evidence.md.
 
     python benchmarks/evidence.py                               # everything, three seeds
-    python benchmarks/evidence.py --rows main cost --seeds 14 15   # two seeds more of these rows
+    python benchmarks/evidence.py --rows main terms --seeds 14 15  # two seeds more of these rows
 
 A row is a question with the comparisons that answer it. Each row of each seed is a file in
 benchmarks/results, written when it is finished and not made again; after each, the tables of

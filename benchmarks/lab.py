@@ -62,8 +62,8 @@ class Lab:
         self.known = {}
 
     def settings(self, chosen: tuple[str, ...]) -> dict:
-        """All that decides what a row comes to but the code, the seed and other rounding than that
-        of run.amp: the config, and some of CHOSEN."""
+        """The config and some of CHOSEN: all that decides what a row comes to but the code, the
+        seed, the ranks, which deal out minibatches, and other rounding than run.amp's."""
         settled = copy.deepcopy(self.config)
         choose_for(pick_device(settled.run.device), settled)
         return {f"{section}.{key}": value
@@ -81,7 +81,10 @@ class Lab:
         run = Run(load_config(self.path, self.overrides + [
             f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
             for key, value in changed.items()]))
-        return Trained(run, load_data(run))
+        data = load_data(run)
+        asked = with_rubric(data, RUBRIC)
+        refuse_short_context([asked.feedback, asked.rewrite], run.config)
+        return Trained(run, data)
 
     def once(self, name: str, make):
         """What make() returns, made once."""
@@ -141,8 +144,6 @@ class Lab:
         def make():
             base, name = self.base(), f"refiner-{lessons}"
             run, data, models = base.run, base.data, base.models
-            whole = with_rubric(data, RUBRIC)
-            refuse_short_context([whole.feedback, whole.rewrite], run.config)
             fit = dataclasses.replace(run.config.pit_sft, steps=lessons * run.config.pit_sft.steps)
             with run.precision():
                 content = run.stage(name, BASE + ("sft", "pit_sft"), lambda: train_refiner(

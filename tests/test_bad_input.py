@@ -294,7 +294,8 @@ def test_a_checkpoint_that_is_none(refused, tmp_path, monkeypatch, kind):
                           "malicious": pickle.dumps(Malicious())}.get(kind))
     line = refused()
     assert str(path) in line and not made.exists()
-    assert ("was made with other values" if kind == "other config" else "cannot read the checkpoint") in line
+    assert ("was made with other values" if kind == "other config" else
+            "cannot read the checkpoint") in line
     if kind == "malicious zip":
         assert "more than tensors and plain values" in line and zipfile.is_zipfile(path)
 
@@ -302,8 +303,10 @@ def test_a_checkpoint_that_is_none(refused, tmp_path, monkeypatch, kind):
 @pytest.mark.parametrize("arguments, said", [
     (["--prompt=tea"], "no such checkpoint; run train_pit.py first"),
     (["--ref=x"], "--ref needs the --prompt"),
-    (["--eval", "--prompt=x"], "--eval takes neither"),
-    (["--eval", "--ref=x"], "--eval takes neither"),
+    (["--eval", "--prompt=x"], "--eval and --export go without each other, --prompt, --stop"),
+    (["--eval", "--stop"], "go without each other"),
+    (["--export=x", "--seed=0"], "go without each other"),
+    (["--eval", "--ref=x"], "--ref needs the --prompt"),
     (["--eval", "--judge-file=/nowhere/pairs.json"], "there is no folder /nowhere; make it first"),
     (["--prompt=x", "--temperature=-1"], "must be numbers from 0"),
     (["--prompt=x", "--temperature=nan"], "must be numbers from 0"),

@@ -127,7 +127,7 @@ def test_the_spread_is_that_of_the_anchors_samples(bills_run, models, monkeypatc
     copies = pad_rows(prompts.ids, [data.ended(ids) for ids in prompts.y_ref])
     assert torch.equal(read[1][1].tokens, copies.tokens)  # whose scores are twice as high here
     ended = [ids[-1] == data.tokenizer.eos for ids in samples.responses()]
-    lowest = min([score for score, whole in zip(raw.tolist(), ended) if whole], default=3.0)
+    lowest = min(score for score, whole in zip(raw.tolist(), ended) if whole)
     assert logged == {"stage": "stage0", "step": 0, "score_mean": found[0],
                       "score_spread": found[1],
                       "same_mean": pytest.approx(3.0),
@@ -141,15 +141,17 @@ def test_the_lowest_score_is_of_responses_with_their_end(bills_run, models, monk
     monkeypatch.setattr(run, "log", lambda name, line: logged.update(line))
     task = ppo.Task("stage0", partial(train_pit.draw_data_references, run, data, "stage0"),
                     lambda prompts, rows: torch.tensor([-100.0, -6.0] + 30 * [1.0]), None)
-    for ends, lowest in (([[7]] + 31 * [[7, eos]], -6.0), (32 * [[7]], 1.0)):
+    for ends, lowest in ((32 * [[7]], None), ([[7]] + 31 * [[7, eos]], -6.0)):
         monkeypatch.setattr(train_pit, "in_batches", lambda *arguments, ends=ends: ends)
         mean, spread = train_pit.measure_spread(run, data, task, models.policies["M_PIT^SFT"])
         assert mean == pytest.approx(-76 / 32) and spread > 1
-        assert logged["score_min_in_spreads"] == pytest.approx((lowest - mean) / spread)
+        assert logged["score_min_in_spreads"] == (
+            lowest and pytest.approx((lowest - mean) / spread))
     assert "ppo.no_eos_score" not in capsys.readouterr().err
-    monkeypatch.setattr(run.config.ppo, "no_eos_score", 0.5)
+    monkeypatch.setattr(run.config.ppo, "no_eos_score", 0.1)  # between the two
     train_pit.measure_spread(run, data, task, models.policies["M_PIT^SFT"])
-    assert "warning: stage0: ppo.no_eos_score = 0.5 is not below" in capsys.readouterr().err
+    assert "warning: stage0: ppo.no_eos_score = 0.1 is no lower than what 3%" in (
+        capsys.readouterr().err)
 
 
 # ---------------------------------------------------------------------------------- when to stop

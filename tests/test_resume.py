@@ -4,6 +4,7 @@ import json
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -181,21 +182,29 @@ def test_a_run_on_emulated_bfloat16_warns(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("fields, said", [
     ({}, []),
     ({"sft__steps": 20, "sft__warmup": 20}, ["sft.warmup = 20 is not below sft.steps = 20"]),
-    ({"judge__steps": 50}, ["judge.warmup = 50 is not below judge.steps = 50"]),
+    ({"judge__steps": 50}, []),
+    ({"judge__steps": 50, "data__files": ["a"]},
+     ["judge.warmup = 50 is not below judge.steps = 50"]),
     ({"ppo__critic_warmup": 3, "rlhf__iterations": 3, "stage0__iterations": 4,
       "stage1__iterations": 3},
      [f"{name}.iterations = 3 are not above ppo.critic_warmup" for name in ("rlhf", "stage1")]),
     ({"ppo__critic_warmup": 3, "stage0__iterations": 3, "stage1__iterations": 3,
       "pit__curriculum": ["stage0"]}, ["stage0.iterations = 3 are not"])])
 def test_stages_that_would_end_before_they_begin_are_told(tmp_path, fields, said):
-    lines = list(checks.doubts("cpu", tiny_config(tmp_path, **fields)))
+    config = tiny_config(tmp_path, **fields)
+    lines = list(checks.doubts("cpu", config, trains=True))
     assert len(lines) == len(said) and all(map(str.startswith, lines, said))
+    assert not list(checks.doubts("cpu", config, trains=False))
 
 
-@pytest.mark.parametrize("no_eos_score, lowest, warns", [
-    (-5, -4.9, False), (-5, -5.0, True), (-5, -6.0, True)])
-def test_a_score_of_cut_responses_within_the_others_is_told(no_eos_score, lowest, warns):
-    assert len(list(checks.within_range(no_eos_score, lowest))) == warns
+@pytest.mark.parametrize("scores, said", [
+    ([-4.9] * 200, []), ([], []), ([-5.0] * 2 + [0.0] * 198, []),
+    ([-5.0, -6.04, -7.0] + [0.0] * 97, ["no lower than what 3% of the responses get that end (from "
+                                       "-7.0 on): lower it"]),
+    ([-5.0] * 3 + [0.0] * 197, ["2% of the responses get that end (from -5.0 on)"])])
+def test_a_score_of_cut_responses_within_the_others_is_told(scores, said):
+    lines = list(checks.within_range(-5.0, np.array(scores)))
+    assert len(lines) == len(said) and all(text in line for text, line in zip(said, lines))
 
 
 def test_a_warning_comes_once_a_stage(tmp_path, capsys):

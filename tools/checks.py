@@ -129,25 +129,29 @@ def emulated(device: str, amp: str):
                "float32: --run.amp=off")
 
 
-def doubts(device: str, config):
+def doubts(device: str, config, trains: bool):
     """Yield a warning for what can work, but hardly as it was meant."""
     yield from emulated(device, config.run.amp)
-    for name in FITS:
+    if not trains:
+        return
+    for name in FITS if config.data.files else FITS[:-1]:  # bills have a judge
         fit = getattr(config, name)
         if fit.warmup >= fit.steps:
             yield (f"{name}.warmup = {fit.warmup} is not below {name}.steps = {fit.steps}: the "
-                   "learning rate never gets to where it should")
+                   "learning rate does no more than rise")
     for name in ("rlhf", *config.pit.curriculum):
         if getattr(config, name).iterations <= config.ppo.critic_warmup:
             yield (f"{name}.iterations = {getattr(config, name).iterations} are not above "
                    f"ppo.critic_warmup = {config.ppo.critic_warmup}: only its critic would learn")
 
 
-def within_range(no_eos_score: float, lowest: float):
-    """Yield a warning where a response without its end gets no less than some that have theirs."""
-    if no_eos_score >= lowest:
-        yield (f"ppo.no_eos_score = {no_eos_score:g} is not below the scores of responses that "
-               f"end, from {lowest:.1f} on: lower it")
+def within_range(no_eos_score: float, scores):
+    """Yield a warning where a response without its end gets no less than more than one in a hundred
+    of those that have theirs, whose scores (in spreads) these are."""
+    if (scores <= no_eos_score).sum() > len(scores) / 100:
+        yield (f"ppo.no_eos_score = {no_eos_score:g} is no lower than what "
+               f"{(scores <= no_eos_score).mean():.0%} of the responses get that end (from "
+               f"{scores.min():.1f} on): lower it")
 
 
 def refuse_inner_ends(responses: list[list[int]], tokenizer) -> None:

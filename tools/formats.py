@@ -100,7 +100,7 @@ def list_records(path: str, text: str):
 
 def parsed(text: str, where: str):
     try:
-        return json.loads(text.rstrip("\r\n"))
+        return json.loads(text.rstrip("\r\n"))  # else what is cut off is missed on a next line
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, " * (error.lineno > 1) + f"column {error.colno}"
         raise UserError(f"{where}: no JSON ({error.msg}: {place}); formats: README.md, Your own "
