@@ -111,7 +111,7 @@ def main() -> None:
         ("--temperature", {"type": float, "default": 0.5}),
         ("--seed", {"type": int, "help": "of the samples; else run.seed"}),
         ("--eval", {"action": "store_true", "help": "evaluate again, write the report again"}),
-        ("--judge-file", {"help": "with --eval: pairs for a judge outside, or then its verdicts"}),
+        ("--judge-file", {"help": "with --eval: pairs for a judge outside; judged: its verdicts"}),
         ("--export", {"help": "write a policy as a Hugging Face folder"}),
         ("--model", {"help": "which, by its name in the report; else PIT's last stage"}))
     if not 0 <= args.temperature < float("inf") or args.iters < 0:

@@ -83,8 +83,8 @@ def difference_score(data: Data, rp: RewardModel, prompts: Prompts, rows: Rows):
 def measure_spread(run: Run, data: Data, task: Task, anchor: GPT) -> list:
     """Mean and spread of the raw score on the anchor's samples, before RL: r_gap has no natural
     zero or unit. The shift lets the critic, whose head starts at 0, begin near the returns. Logged
-    beside: the lowest score of a response with its end, about where ppo.no_eos_score should lie,
-    and mean and spread of (x, y_ref, y_ref), for RLHF of an empty response."""
+    beside: the lowest score of a response with its end (ppo.no_eos_score should lie below, but for
+    outliers), and mean and spread of (x, y_ref, y_ref), for RLHF of an empty response."""
     number = run.config.ppo.batch * max(1, min(4, 256 // run.config.ppo.batch))
     prompts = task.draw(0, number)
     chances = random_numbers(number, run.config.data.max_response,

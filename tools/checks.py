@@ -134,24 +134,26 @@ def doubts(device: str, config, trains: bool):
     yield from emulated(device, config.run.amp)
     if not trains:
         return
-    for name in FITS if config.data.files else FITS[:-1]:  # bills have a judge
-        fit = getattr(config, name)
-        if fit.warmup >= fit.steps:
+    for name in FITS:
+        fit, idle = getattr(config, name), name == "judge" and not config.data.files
+        if fit.warmup >= fit.steps and not idle:
             yield (f"{name}.warmup = {fit.warmup} is not below {name}.steps = {fit.steps}: the "
                    "learning rate does no more than rise")
+    warmup = config.ppo.critic_warmup
     for name in ("rlhf", *config.pit.curriculum):
-        if getattr(config, name).iterations <= config.ppo.critic_warmup:
-            yield (f"{name}.iterations = {getattr(config, name).iterations} are not above "
-                   f"ppo.critic_warmup = {config.ppo.critic_warmup}: only its critic would learn")
+        iterations = getattr(config, name).iterations
+        if iterations <= warmup:
+            yield (f"{name}.iterations = {iterations} are not above ppo.critic_warmup = {warmup}: "
+                   "only its critic would learn")
 
 
 def within_range(no_eos_score: float, scores):
     """Yield a warning where a response without its end gets no less than more than one in a hundred
     of those that have theirs, whose scores (in spreads) these are."""
-    if (scores <= no_eos_score).sum() > len(scores) / 100:
-        yield (f"ppo.no_eos_score = {no_eos_score:g} is no lower than what "
-               f"{(scores <= no_eos_score).mean():.0%} of the responses get that end (from "
-               f"{scores.min():.1f} on): lower it")
+    reached = scores <= no_eos_score
+    if reached.sum() > len(scores) / 100:
+        yield (f"ppo.no_eos_score = {no_eos_score:g} is no lower than what {reached.mean():.0%} of "
+               f"the responses get that end (from {scores.min():.1f} on): lower it")
 
 
 def refuse_inner_ends(responses: list[list[int]], tokenizer) -> None:
