@@ -11,7 +11,7 @@ import pytest
 import sentencepiece
 
 import data
-from conftest import MARKERS, ROOT, tiny_config, tiny_run, write_lines
+from conftest import MARKERS, ROOT, needs, tiny_config, tiny_run, write_lines
 from data import load_data
 from runtime import UserError, load_config
 from tools import bills, files
@@ -100,7 +100,7 @@ def test_conversations_that_are_no_pairs_are_counted_by_reason(tmp_path):
     (sides([{"role": "user"}], QN), "'content' is missing"),
     (sides([{"role": "user", "content": None}], QN), "'content' is missing"),
     (sides([{"content": "y"}], QN), "'role' is missing"),
-    (sides(said("a: y"), said("a: n"), prompt=5), "'prompt' is missing or no string"),
+    (sides(said("a: y"), said("a: n"), prompt={}), "'prompt' is missing or no string"),
     (sides(said("a: y"), said("a: n"), prompt=["q"]), "'prompt' is no list of messages"),
     (summarised("\ud800", "y", "n"), "'post'"), (summarised("p", "y", "n", "o"), "two summaries")])
 def test_a_record_that_is_none_is_named_by_file_and_line(tmp_path, record, word):
@@ -116,6 +116,45 @@ def test_one_prompt_is_one_key_in_whatever_format_it_comes(tmp_path):
         JUDGED | {"preference": 1, "input": ""}, JUDGED | {"preference": 1, "input": "text"}]))
     assert [pair.prompt for pair in pairs] == [[("user", "q")]] * 5 + [[("user", "q\n\ntext")]]
     assert [pair.key == pairs[0].key for pair in pairs] == [True] * 5 + [False]
+
+
+GOOD = {"plain": sides("y", "n", prompt="q"), "conversations": sides(QY, QN),
+        "HH-RLHF": sides("\n\nHuman: q\n\nAssistant: y", "\n\nHuman: q\n\nAssistant: n"),
+        "summaries": summarised("q", "y", "n"), "judge set": JUDGED | {"preference": 1}}
+BAD = {"plain": GOOD["plain"] | {"chosen": None}, "conversations": sides(QY, [{"role": "bot"}]),
+       "HH-RLHF": sides("no turn", "no turn"), "summaries": GOOD["summaries"] | {"choice": 2},
+       "judge set": JUDGED | {"preference": 7}}
+REASONS = {"plain": "field 'chosen' is missing or no string of text",
+           "conversations": "field 'content' is missing or no string of text",
+           "HH-RLHF": "field 'chosen' has no turn '\\n\\nAssistant:'",
+           "summaries": "no summary comparison",
+           "judge set": "expected votes 0, 1 or 2 in annotator..., votes or preference"}
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_a_few_records_that_cannot_be_used_are_left_out_counted_and_shown(tmp_path, capsys, kind):
+    good, bad = GOOD[kind], BAD[kind]
+    path = write_lines(tmp_path / "a.jsonl", [bad, *[good] * 96, bad, bad, 5, bad])
+    pairs, dropped = read(path)
+    assert len(pairs) == 96 and dropped == {REASONS[kind]: 4, "expected a JSON object a line": 1}
+    shown = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[:2] for line in shown] == [["data", "left out"]] * 3
+    assert [f"{path}:{n}: {REASONS[kind]}" in line for n, line in zip((1, 98, 99), shown)] == (
+        [True] * 3)
+    path = write_lines(tmp_path / "a.jsonl", [good] * 94 + [bad] * 5)
+    line = refusal(read, path)
+    assert f"{path}:95: {REASONS[kind]}" in line
+    assert line.endswith("(5 of 99 records cannot be used)")
+    assert not capsys.readouterr().err
+
+
+def test_numbers_and_truth_values_are_taken_as_text(tmp_path):
+    pairs, dropped = read(write_lines(tmp_path / "a.jsonl", [
+        {"instruction": 5, "response1": True, "response2": 2.5, "annotator1": 1},
+        sides(7, False, prompt="q"),
+        sides(said("u: q") + [{"role": "assistant", "content": 1}], QN)]))
+    assert not dropped and [(p.prompt[0][1], p.chosen, p.rejected) for p in pairs] == [
+        ("5", "True", "2.5"), ("q", "7", "False"), ("q", "1", "n")]
 
 
 # ------------------------------------------------------------------------------------ judge sets
@@ -137,7 +176,7 @@ def test_the_majority_of_votes_decides_and_ties_are_counted(tmp_path, votes, ord
 @pytest.mark.parametrize("votes", [
     {}, {"votes": []}, {"votes": [3]}, {"votes": [None]}, {"votes": [[1]]}, {"votes": 1},
     {"votes": "12"}, {"preference": 1.5}, {"preference": None}, {"annotator1": "first"},
-    {"votes": [1], "input": 7}, {"votes": [1], "response1": None}])
+    {"votes": [1], "input": [7]}, {"votes": [1], "response1": None}])
 def test_malformed_votes_are_refused(tmp_path, votes):
     path = write_lines(tmp_path / "a.jsonl", [JUDGED | {"preference": 1}, JUDGED | votes])
     assert f"{path}:2: " in refusal(read, path)
@@ -162,8 +201,9 @@ def test_one_list_in_a_file_is_as_good_as_a_record_a_line_also_where_it_is_zippe
     assert f"{path}: no JSON" in refusal(read, path)
 
 
+@needs("pyarrow")
 def test_a_parquet_table_is_read_and_a_damaged_one_refused_in_one_line(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow
     from pyarrow import parquet
     path, chance, refused = tmp_path / "train.parquet", random.Random(0), 0
     rows = [sides(said(f"u: q{i}", f"a: y{i}"), said(f"u: q{i}", f"a: {'yn'[i > 2]}{i}"),

@@ -9,53 +9,83 @@
 
 A file holds JSON lines, one JSON list, or a Parquet table; it may be gzipped. A reader takes one
 record and where it stands (file:line) and returns a TextPair, or in a word why the record is no
-pair; it raises UserError for what is malformed.
+pair; it raises Unusable for a record that is not as its format says. A few of these are left out,
+as published files have some; a file that has many is refused.
 """
 
 import gzip
 import json
 import re
+import sys
 import zlib
 from collections import Counter
 from dataclasses import dataclass
 
 from tools.settings import UserError, reason_of
 
+MOST_UNUSABLE = 1 / 20  # of a file's records
+SHOWN = 3               # of those that are left out
 ROLES = ("system", "user", "assistant")
 Turn = tuple[str, str]  # role, text
 
 
 @dataclass
 class TextPair:
-    key: str             # pairs of one key stay in one fold: the prompt, or the id of its source
+    key: str             # pairs of one key stay in one fold: the first turn, or the source's id
     prompt: list[Turn]   # ends with the user's turn that is answered
     chosen: str
     rejected: str
 
 
+class Unusable(UserError):
+    """A record that is not as its format says. The `reason` is what such records are counted by."""
+
+    def __init__(self, where: str, reason: str, detail: str = ""):
+        super().__init__(f"{where}: {reason}{detail}")
+        self.reason = reason
+
+
 def read_pairs(path: str, dropped: Counter) -> list[TextPair]:
     """All usable pairs of a file; the others are counted in `dropped` by reason.
 
-    Raises UserError with file and line for what cannot be read.
+    Raises UserError with file and line for what cannot be read, and for a file of which more than
+    one record in twenty is not as its format says.
     """
-    pairs = []
+    pairs, unusable, count = [], [], 0
     try:
-        for record, where in records(str(path)):
-            if not isinstance(record, dict):
-                raise UserError(f"{where}: expected a JSON object a line")
-            pair = find_reader(record, where)(record, where)
+        for count, (record, where) in enumerate(records(str(path)), 1):
+            try:
+                pair = read_record(record, where)
+            except Unusable as error:
+                unusable.append(error)
+                continue
             if isinstance(pair, str):
                 dropped[pair] += 1
-            elif pair.chosen == pair.rejected:
-                dropped["responses equal"] += 1
-            elif not (pair.prompt and pair.prompt[-1][1].strip() and pair.chosen.strip()
-                      and pair.rejected.strip()):
-                dropped["empty text"] += 1
             else:
                 pairs.append(pair)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot read the data: {reason_of(error)}") from None
+    if len(unusable) > MOST_UNUSABLE * count:
+        raise UserError(f"{unusable[0]} ({len(unusable)} of {count} records cannot be used)")
+    for error in unusable[:SHOWN]:
+        print(f"data: left out: {error}", file=sys.stderr)
+    dropped.update(error.reason for error in unusable)
     return pairs
+
+
+def read_record(record, where: str) -> TextPair | str:
+    """The pair of a record, or in a word why it is none."""
+    if not isinstance(record, dict):
+        raise Unusable(where, "expected a JSON object a line")
+    pair = find_reader(record, where)(record, where)
+    if isinstance(pair, str):
+        return pair
+    if pair.chosen == pair.rejected:
+        return "responses equal"
+    if not (pair.prompt and pair.prompt[-1][1].strip() and pair.chosen.strip()
+            and pair.rejected.strip()):
+        return "empty text"
+    return pair
 
 
 def records(path: str):
@@ -126,17 +156,22 @@ def parquet_records(path: str):
 
 
 def text_field(record: dict, key: str, where: str) -> str:
-    """A string of a record. Raises UserError where it is missing or something else."""
+    """A string of a record; a number, true or false is taken as its text. Raises Unusable where it
+    is missing or something else."""
+    value = record.get(key)
+    if isinstance(value, (bool, int, float)):
+        value = str(value)
     try:
-        record[key].encode()
-    except (KeyError, AttributeError, UnicodeEncodeError):
-        raise UserError(f"{where}: field {key!r} is missing or no string of text") from None
-    return record[key]
+        value.encode()
+    except (AttributeError, UnicodeEncodeError):
+        raise Unusable(where, f"field {key!r} is missing or no string of text") from None
+    return value
 
 
 def key_of(turns: list[Turn]) -> str:
-    """The same for the same prompt, in whatever format it comes."""
-    return turns[0][1] if len(turns) == 1 else json.dumps(turns, ensure_ascii=False)
+    """The user's first turn, in whatever format it comes: conversations that begin alike are often
+    one conversation, longer and shorter."""
+    return next(text for role, text in turns if role == "user")
 
 
 def asked(prompt: str, chosen: str, rejected: str, key: str | None = None) -> TextPair:
@@ -154,8 +189,8 @@ def read_hh(record: dict, where: str) -> TextPair | str:
     for key in ("chosen", "rejected"):
         prompt, turn, response = text_field(record, key, where).rpartition("\n\nAssistant:")
         if not turn:
-            raise UserError(f"{where}: field {key!r} has no turn '\\n\\nAssistant:' (without a "
-                            "field 'prompt' it is read as a whole conversation of HH-RLHF)")
+            raise Unusable(where, f"field {key!r} has no turn '\\n\\nAssistant:'", " (without a "
+                           "field 'prompt' it is read as a whole conversation of HH-RLHF)")
         if "\n\nHuman:" in response:
             return "no response at the end"
         sides.append((prompt.strip(), response.strip()))
@@ -172,12 +207,12 @@ def read_hh(record: dict, where: str) -> TextPair | str:
 def read_turns(messages, key: str, where: str) -> list[Turn]:
     """A list of {"role", "content"}."""
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        raise UserError(f"{where}: field {key!r} is no list of messages")
+        raise Unusable(where, f"field {key!r} is no list of messages")
     turns = [(text_field(m, "role", where), text_field(m, "content", where)) for m in messages]
     for role, _ in turns:
         if role not in ROLES:
-            raise UserError(f"{where}: field {key!r} has the role {role!r}; known are "
-                            f"{', '.join(ROLES)}")
+            raise Unusable(where, f"field {key!r} has the role {role!r}",
+                           f"; known are {', '.join(ROLES)}")
     return turns
 
 
@@ -212,8 +247,8 @@ def read_summaries(record: dict, where: str) -> TextPair | str:
     if not (isinstance(info, dict) and isinstance(summaries, list) and len(summaries) == 2
             and all(isinstance(one, dict) for one in summaries) and choice in (0, 1)
             and type(choice) is int and "id" in info):
-        raise UserError(f"{where}: no summary comparison; expected info with id and post, two "
-                        "summaries and choice, 0 or 1")
+        raise Unusable(where, "no summary comparison", "; expected info with id and post, two "
+                       "summaries and choice, 0 or 1")
     post = text_field(info, "post" if info.get("post") else "article", where).strip()
     texts = [text_field(summary, "text", where).strip() for summary in summaries]
     return asked(post, texts[choice], texts[1 - choice], key=str(info["id"]))
@@ -231,14 +266,14 @@ def read_votes(record: dict, where: str) -> TextPair | str:
     votes += listed if isinstance(listed, list) else [listed, "no list"]
     votes += [record["preference"]] if "preference" in record else []
     if not votes or any(str(vote) not in ("0", "1", "2") for vote in votes):
-        raise UserError(f"{where}: expected votes 0, 1 or 2 in annotator..., votes or preference, "
-                        f"found {votes}")
+        raise Unusable(where, "expected votes 0, 1 or 2 in annotator..., votes or preference",
+                       f", found {votes}")
     lead = sum((0, 1, -1)[int(vote)] for vote in votes)
     return asked(prompt, *(texts if lead > 0 else texts[::-1])) if lead else "tie"
 
 
 def find_reader(record: dict, where: str):
-    """The reader of a record's format. Raises UserError where no format fits."""
+    """The reader of a record's format. Raises Unusable where no format fits."""
     if "summaries" in record:
         return read_summaries
     if "response1" in record and "response2" in record:
@@ -247,5 +282,5 @@ def find_reader(record: dict, where: str):
         if isinstance(record["chosen"], list):
             return read_conversations
         return read_plain if "prompt" in record else read_hh
-    raise UserError(f"{where}: expected the keys prompt, chosen and rejected (or those of another "
-                    f"format in tools/formats.py), found {', '.join(record) or 'none'}")
+    raise Unusable(where, "expected the keys prompt, chosen and rejected", " (or those of another "
+                   f"format in tools/formats.py), found {', '.join(record) or 'none'}")
