@@ -10,13 +10,16 @@ import shutil
 import struct
 
 import pytest
+import sentencepiece
 import torch
 
-from conftest import ROOT, tiny_gpt, tiny_run
+from conftest import ROOT, needs, tiny_gpt, tiny_run, write_lines
 from data import load_data
 from model import GPT, adapted, merged, sample, token_logprobs
 from runtime import Config, LoRASection, ModelSection, UserError, load_config
 from tools import bills, llama
+from tools.show import prompt_text
+from tools.tokens import encode_prompts
 from tools.vocabulary import read_tokenizer
 
 HH = ROOT.parent / "shared" / "data" / "hh-rlhf" / "helpful-base" / "test.jsonl.gz"
@@ -83,6 +86,7 @@ def refusal(function, *arguments) -> str:
 # ----------------------------------------------------------------------------------- what is read
 
 
+@needs("transformers", "safetensors")
 @pytest.mark.parametrize("stored", ["one file", "shards", "bin", "bin shards"])
 @pytest.mark.parametrize("family, changes", [
     ("Llama", {}),
@@ -93,7 +97,7 @@ def refusal(function, *arguments) -> str:
     ("Mistral", {"num_key_value_heads": 1}),
 ], ids=["grouped", "full tied", "theta", "llama3", "eps head_dim", "mistral"])
 def test_logits_are_those_of_transformers(tmp_path, family, changes, stored):
-    transformers = pytest.importorskip("transformers")
+    import transformers
     config = getattr(transformers, f"{family}Config")(**dict(
         vocab_size=61, hidden_size=32, intermediate_size=40, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=48) | changes)
@@ -133,10 +137,12 @@ def test_weights_in_bfloat16_are_read(tmp_path):
     assert_equal_logits(read(tmp_path), gpt)
 
 
+@needs("safetensors")
 @pytest.mark.parametrize("beside", [
     "pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.safetensors"])
 def test_what_lies_beside_the_weights_is_left_alone(tmp_path, beside):
-    save_file, gpt = pytest.importorskip("safetensors.torch").save_file, tiny_gpt(61)
+    from safetensors.torch import save_file
+    gpt = tiny_gpt(61)
     write_folder(tmp_path, gpt, weights={"an older one": torch.zeros(1)})
     save_file(their_weights(gpt), tmp_path / "model.safetensors")
     if beside.endswith("json"):  # of .bin shards that were not downloaded
@@ -156,12 +162,12 @@ def test_what_lies_beside_the_weights_is_left_alone(tmp_path, beside):
     ids=lambda changes: " ".join(changes) or "plain")
 def exported(request, tmp_path, tokenizer):
     """A GPT, and the folder that it was written to."""
-    pytest.importorskip("safetensors")
     gpt = tiny_gpt(tokenizer.vocab, **{k: v for k, v in request.param.items() if k != "lora"})
     gpt = scrambled(adapted(gpt, LoRASection(rank=3)) if "lora" in request.param else gpt)
     return gpt, export(tmp_path / "out", gpt, tokenizer)
 
 
+@needs("safetensors")
 def test_an_exported_folder_is_read_again(exported, tokenizer):
     gpt, folder = exported
     assert_equal_logits(read(folder), gpt)
@@ -171,15 +177,16 @@ def test_an_exported_folder_is_read_again(exported, tokenizer):
     assert f"--export {folder}: holds a model already" in refusal(export, folder, gpt, tokenizer)
 
 
+@needs("transformers", "safetensors")
 def test_transformers_reads_an_exported_folder(exported):
-    transformers = pytest.importorskip("transformers")
+    import transformers
     theirs = transformers.AutoModelForCausalLM.from_pretrained(exported[1])
     assert_equal_logits(exported[0], theirs)
     assert (theirs.config.bos_token_id, theirs.config.eos_token_id) == (None, 1)
 
 
+@needs("safetensors")
 def test_a_folder_that_holds_a_model_holds_all_of_it(tmp_path, tokenizer, monkeypatch):
-    pytest.importorskip("safetensors")
     written = []
     monkeypatch.setattr(llama, "write_whole", lambda path, write: written.append(path.name))
     export(tmp_path / "out", tiny_gpt(tokenizer.vocab), tokenizer)
@@ -203,7 +210,7 @@ def texts() -> list[str]:
 @pytest.fixture(scope="session")
 def json_tokenizer(tmp_path_factory):
     """A byte-level BPE tokenizer.json that begins texts with <|bos|>, and cuts and pads them."""
-    library = pytest.importorskip("tokenizers")
+    import tokenizers as library
     made = library.Tokenizer(library.models.BPE())
     made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = library.decoders.ByteLevel()
@@ -219,8 +226,9 @@ def json_tokenizer(tmp_path_factory):
     return read_tokenizer(path, "<|im_end|>")
 
 
+@needs("transformers", "tokenizers")
 def test_ids_of_a_tokenizer_json_are_those_of_transformers(json_tokenizer):
-    transformers = pytest.importorskip("transformers")
+    import transformers
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(json_tokenizer.path))
     given, whole = texts(), {"add_special_tokens": False}
     assert [json_tokenizer.fixed(text) for text in given] == theirs(given, **whole)["input_ids"]
@@ -229,6 +237,7 @@ def test_ids_of_a_tokenizer_json_are_those_of_transformers(json_tokenizer):
         assert json_tokenizer.encode(given, spaced) == wanted["input_ids"]
 
 
+@needs("tokenizers")
 def test_a_tokenizer_json_has_its_begin_and_its_end(json_tokenizer, tmp_path):
     assert (json_tokenizer.bos, json_tokenizer.eos, json_tokenizer.vocab) == (1, 0, 400)
     hello, = json_tokenizer.encode(["Hello, the cat"])
@@ -240,7 +249,8 @@ def test_a_tokenizer_json_has_its_begin_and_its_end(json_tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("kind, marker", [
-    ("json_tokenizer", "<|im_end|>"), ("tokenizer", "</s>"), ("tokenizer", "<|user|>")])
+    pytest.param("json_tokenizer", "<|im_end|>", marks=needs("tokenizers")),
+    ("tokenizer", "</s>"), ("tokenizer", "<|user|>")])
 def test_only_templates_have_markers(request, kind, marker):
     ours = request.getfixturevalue(kind)
     for _ in range(2):  # `encode` leaves no trace
@@ -249,9 +259,11 @@ def test_only_templates_have_markers(request, kind, marker):
         assert not any(number in ids for ids in ours.encode([marker, f"Hello{marker}\n"]))
 
 
+@needs("transformers", "tokenizers", "safetensors", "google.protobuf")
 @pytest.mark.parametrize("kind", ["tokenizer", "json_tokenizer", "of a folder"])
 def test_an_exported_tokenizer_has_equal_ids(request, tmp_path, kind):
-    transformers, source = pytest.importorskip("transformers"), tmp_path / "source"
+    import transformers
+    source = tmp_path / "source"
     ours = request.getfixturevalue("tokenizer" if kind == "tokenizer" else "json_tokenizer")
     gpt = tiny_gpt(ours.vocab, context=40)
     if kind == "of a folder":  # which says that another token is the end
@@ -279,8 +291,9 @@ def test_an_exported_tokenizer_has_equal_ids(request, tmp_path, kind):
         ("{{ messages }}", True) if kind == "of a folder" else (None, False))
 
 
+@needs("transformers", "safetensors", "google.protobuf")
 def test_exported_templates_make_the_prompts_of_the_run(bills_run, tmp_path):
-    transformers = pytest.importorskip("transformers")
+    import transformers
     run, data = bills_run
     folder = export(tmp_path / "out", GPT(run.config.model, data.vocab), data.tokenizer, run.config)
     templates = json.loads((folder / "templates.json").read_text())
@@ -291,6 +304,58 @@ def test_exported_templates_make_the_prompts_of_the_run(bills_run, tmp_path):
                       ("pit", data.pit(data.prompt(x), encoded))):
         text = templates[name].replace("{x}", turn).replace("{y_ref}", y_ref)
         assert theirs(text)["input_ids"] == ids
+
+
+LLAMA2 = {"user": "[INST] {x} [/INST]", "assistant": " {x} </s><s>", "policy": "{x} ",
+          "pit": "{x} {y_ref} </s><s>[INST] Better? [/INST] "}
+TURNS = [("user", "How much is tea?"), ("assistant", "It is 5 in all."), ("user", "And a hat?"),
+         ("assistant", "8."), ("user", "And both of them?")]
+
+
+@needs("transformers", "safetensors", "google.protobuf")
+@pytest.mark.parametrize("form", ["llama 2", "hh.toml", "tinyllama-hh.toml"])
+@pytest.mark.parametrize("whose", ["ours", "a Llama's"])
+def test_conversations_are_read_as_transformers_reads_them(tmp_path, form, whose):
+    """Whatever is left of one: what stands first in a sequence has the tokenizer's space before."""
+    import transformers
+    pairs = list(bills.make_pairs(60, 5, "first"))
+    if whose == "a Llama's":
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(p["chosen"] for p in pairs), model_prefix=str(tmp_path / "t"),
+            vocab_size=330, model_type="bpe", byte_fallback=True, minloglevel=2, num_threads=1,
+            normalization_rule_name="identity", remove_extra_whitespaces=False)
+    template = LLAMA2 if form == "llama 2" else {
+        key: text for key, text in vars(load_config(str(ROOT / "configs" / form), [
+            "--model.init_from=", "--lora.rank=0"]).template).items() if key != "system"}
+    talk = {"prompt": [{"role": role, "content": text} for role, text in TURNS],
+            "chosen": [{"role": "assistant", "content": "13."}],
+            "rejected": [{"role": "assistant", "content": "12."}]}
+    run = tiny_run(
+        tmp_path, data__files=[write_lines(tmp_path / "a.jsonl", [*pairs, talk])],
+        data__valid=2, data__test=2, data__max_prompt=400, data__max_response=150,
+        model__context=900, tokenizer__vocab=330, tokenizer__byte_fallback=True,
+        tokenizer__model="" if whose == "ours" else str(tmp_path / "t.model"),
+        **{f"template__{key}": text for key, text in template.items()})
+    data = load_data(run)
+    run.config.model.vocab = data.vocab
+    folder = export(tmp_path / "out", GPT(run.config.model, data.vocab), data.tokenizer, run.config)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    templates, y_ref = json.loads((folder / "templates.json").read_text()), "It is 3 in all."
+
+    def left(turns, limit=10 ** 6):
+        return encode_prompts([turns], data.turns, data.opening, data.tokenizer, limit)[0][0]
+
+    for turns in (TURNS, TURNS[2:], TURNS[4:], [("user", "How much?")]):
+        x = left(turns) if len(turns) == 1 else left(TURNS, len(left(turns)))
+        assert x == left(turns)
+        turns = "".join(templates[role].replace("{x}", text) for role, text in turns)
+        encoded = data.tokenizer.encode([y_ref], data.pit.spaced["{y_ref}"])[0]
+        for name, ids in (("policy", data.policy(x)), ("pit", data.pit(x, encoded))):
+            text = templates[name].replace("{x}", turns).replace("{y_ref}", y_ref)
+            assert theirs(text)["input_ids"] == ids, text
+    assert max((x for fold in data.folds.values() for x in fold.x), key=len) == left(TURNS)
+    assert left([("user", "How much?")]) == data.prompt("How much?")
+    assert prompt_text(data, data.prompt("How much?")) == "How much?"
 
 
 # ----------------------------------------------------------------------------------- llama2.c files
@@ -344,10 +409,10 @@ def test_stories260k_tells_its_story(tmp_path):
             assert -token_logprobs(gpt, rows).sum() / rows.mask.sum() < 1.5
 
 
+@needs("transformers", "safetensors", "google.protobuf")
 @pytest.mark.skipif(not STORIES.exists(), reason="stories260K is not there")
 def test_ids_of_stories260k_are_those_of_transformers(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("google.protobuf")
+    import transformers
     shutil.copy(STORIES / "tok512.model", tmp_path / "tokenizer.model")
     ours = read_tokenizer(tmp_path / "tokenizer.model", "")
     theirs = transformers.AutoTokenizer.from_pretrained(
@@ -423,14 +488,15 @@ def test_weights_of_another_model_are_refused(tmp_path, name, tensor, said):
     assert refusal(read, tmp_path).startswith(f"{tmp_path}: tensor {name} {said}")
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", pytest.param("model.safetensors",
+                                                                    marks=needs("safetensors"))])
 @pytest.mark.parametrize("left", [0, 5, 1000, -1])
 def test_damaged_weights_are_refused(tmp_path, name, left):
     write_folder(tmp_path, tiny_gpt(61))
     path = tmp_path / name
     if name == "model.safetensors":
-        library = pytest.importorskip("safetensors.torch")
-        library.save_file(their_weights(tiny_gpt(61)), path)
+        from safetensors.torch import save_file
+        save_file(their_weights(tiny_gpt(61)), path)
         (tmp_path / "pytorch_model.bin").unlink()
     path.write_bytes(path.read_bytes()[:left])
     assert f"{path}: cannot read the weights (" in refusal(read, tmp_path)
@@ -438,7 +504,8 @@ def test_damaged_weights_are_refused(tmp_path, name, left):
     assert f"{tmp_path}: neither model.safetensors nor" in refusal(read, tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "json_tokenizer"])
+@pytest.mark.parametrize("kind", ["tokenizer", pytest.param("json_tokenizer",
+                                                            marks=needs("tokenizers"))])
 def test_an_end_that_the_tokenizer_lacks_is_refused(request, kind):
     path = request.getfixturevalue(kind).path
     line = refusal(read_tokenizer, path, "<|none|>")

@@ -6,6 +6,7 @@ queries and keys are put in our order when read, and back when written. Everythi
 this architecture does not have, by the name of the field.
 """
 
+import functools
 import json
 import math
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from tools.files import checksum as checksum_of_file
 from tools.files import write_whole
 from tools.memory import head_width
 from tools.settings import UserError
@@ -210,18 +212,28 @@ def unpaired(rows, width: int):
     return rows.unflatten(0, (-1, width // 2, 2)).transpose(1, 2).flatten(0, 2)
 
 
-def read_tensors(folder: Path) -> dict:
-    """All tensors of a folder: model.safetensors or pytorch_model.bin, in one file or several."""
+@functools.cache
+def checksum(path: str) -> str:
+    """Of all weights of a checkpoint."""
+    paths = weight_files(Path(path)) if Path(path).is_dir() else [path]
+    return " ".join(map(checksum_of_file, paths))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Where a folder's weights are: model.safetensors or pytorch_model.bin, whole or in parts."""
     for whole in ("model.safetensors", "pytorch_model.bin"):
         index = read_json(folder / f"{whole}.index.json").get("weight_map")
         names = dict.fromkeys(index.values()) if isinstance(index, dict) else ()
         files = [folder / name for name in names] or [folder / whole]
         if any(path.exists() for path in files):
-            break
-    else:
-        raise UserError(f"{folder}: neither model.safetensors nor pytorch_model.bin is there")
+            return files
+    raise UserError(f"{folder}: neither model.safetensors nor pytorch_model.bin is there")
+
+
+def read_tensors(folder: Path) -> dict:
+    """All tensors of a folder."""
     tensors = {}
-    for path in files:
+    for path in weight_files(folder):
         try:
             tensors |= (safetensors().load_file(path) if path.suffix == ".safetensors" else
                         torch.load(path, map_location="cpu", weights_only=True))
@@ -342,8 +354,10 @@ def write_folder(folder: Path, weights: dict, config, vocab: int, tokenizer):
 
 
 def written(templates: dict[str, str], tokenizer) -> dict[str, str]:
-    """The templates as whole texts have to be: with the space that is put before a turn's text and
-    a reference by tokenizers that always do."""
+    """The templates as whole texts have to be: without a space at the end, which is the response's
+    own, and with the one that is put before a turn's text and a reference by tokenizers that always
+    do."""
+    templates = {name: text.removesuffix(" ") for name, text in templates.items()}
     if not tokenizer.always_spaced:
         return templates
     slots = {"policy": "", "pit": "y_ref"}

@@ -48,7 +48,7 @@ def self_refine(run: Run, data: Data, policy: GPT, x: list, y_ref: list, tempera
 def with_rubric(data: Data, aspects) -> Data:
     """The data with Self-Refine's templates for a rubric of these aspects."""
     def template(text):
-        return Template(text, data.tokenizer, data.policy.start)
+        return Template(text, data.tokenizer, data.policy.start, first=True)
 
     return dataclasses.replace(data, feedback=template(rubric.feedback_template(aspects)),
                                rewrite=template(rubric.rewrite_template(aspects)))

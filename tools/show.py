@@ -4,12 +4,10 @@ import difflib
 import sys
 from itertools import chain
 
-import torch
-
 from data import Data
 from model import Rows
 from ppo import Prompts
-from runtime import Run, all_sum
+from runtime import Run
 from tools import bills
 
 
@@ -27,11 +25,12 @@ def marked(before: str, after: str) -> str:
 
 def prompt_text(data: Data, x: list[int]) -> str:
     """A prompt as text; one of a single turn without its template."""
-    user = data.turns["user"].parts
-    at = user.index("{x}")
-    before, after = list(chain(*user[:at])), list(chain(*user[at + 1:]))
-    turns = [i for i in range(len(x)) if x[i:i + len(before)] == before]
-    if before and turns != [0]:
+    first, later = data.opening["user"].parts, data.turns["user"].parts
+    at = first.index("{x}")
+    before, after = list(chain(*first[:at])), list(chain(*first[at + 1:]))
+    again = list(chain(*later[:at]))
+    others = [i for i in range(len(before), len(x)) if x[i:i + len(again)] == again]
+    if before and (x[:len(before)] != before or others):
         return data.tokenizer.show(x)
     return data.tokenizer.decode(x[len(before):len(x) - len(after)])
 
@@ -60,18 +59,15 @@ def observe(run: Run, data: Data, name: str, step: int, prompts: Prompts, rows: 
     if run.config.data.files:
         return copies
     grades = [bills.grade(prompt_text(data, x), y) for x, y in zip(prompts.x, responses)]
-    gold, count = all_sum(torch.tensor([sum(grades), float(len(grades))])).tolist()
-    return copies | {"gold": gold / count}
+    return copies | {"gold": sum(grades) / len(grades)}
 
 
 def copies_of_each(prompts: Prompts, responses: list[list[int]]) -> dict[str, float]:
-    """In stage 0 the share of y_l, and of y_w, that is copied (over all ranks, one of which may
-    have y_l alone); elsewhere the references have one source, and ppo.figures_of counts them."""
+    """In stage 0 the share of y_l, and of y_w, that is copied; elsewhere the references have one
+    source, and ppo.figures_of counts them."""
     sides = ("y_l", "y_w")
     if prompts.source[0] not in sides:
         return {}
-    sums = torch.zeros(2, 2)  # of each side: copies, responses
-    for source, y, y_ref in zip(prompts.source, responses, prompts.y_ref):
-        sums[sides.index(source)] += torch.tensor([float(y == y_ref), 1.0])
-    return {f"copies {side}": copied / count
-            for side, (copied, count) in zip(sides, all_sum(sums).tolist())}
+    copied = {side: [y == y_ref for source, y, y_ref in zip(
+        prompts.source, responses, prompts.y_ref) if source == side] for side in sides}
+    return {f"copies {side}": sum(same) / len(same) for side, same in copied.items()}
