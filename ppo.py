@@ -27,8 +27,8 @@ import torch
 import torch.nn as nn
 
 from model import GPT, Rows, by_portions, on_grid, portions, sample, scalars, token_logprobs
-from runtime import (NotFinite, PPOSection, Run, StageSection, all_sum, descend, random_numbers,
-                     ranks)
+from runtime import (NotFinite, PPOSection, Run, StageSection, all_sum, descend, gather_rows, mine,
+                     random_numbers)
 from tools.checks import tell, troubles
 
 
@@ -71,10 +71,10 @@ def compute_gae(rewards, values, mask, gamma: float, lam: float):
 
 
 def whiten(x, mask):
-    """x [B, T] with mean 0 and variance 1 over the mask (and over all ranks), 0 elsewhere."""
-    count, total = all_sum(torch.stack([mask.sum().float(), (x * mask).sum()]))
-    mean = total / count
-    variance = all_sum((((x - mean) * mask) ** 2).sum()) / count
+    """x [B, T] with mean 0 and variance 1 over the mask, 0 elsewhere."""
+    count = mask.sum().float()
+    mean = (x * mask).sum() / count
+    variance = (((x - mean) * mask) ** 2).sum() / count
     return (x - mean) * torch.rsqrt(variance + 1e-8) * mask
 
 
@@ -95,21 +95,26 @@ def value_loss(values, old_values, returns, mask, clip: float):
     return 0.5 * (squares * mask).sum()
 
 
-def kl_coefficient(beta: float, kl: float, target: float, power: float) -> float:
-    """beta, and (kl / target)^power of it where the KL (nats a response) is above its target.
+def kl_coefficient(beta: float, kl: float, target: float, power: float, most: float) -> float:
+    """beta, and (kl / target)^power of it where the KL (nats a response) is above its target; at
+    most `most` times beta, so that after one wild iteration the KL does not drown the score.
 
     A wall, which is there at once. A beta that adapts step by step (arXiv 1909.08593) lags behind
     the policy: over the few dozen iterations of a stage the KL swings around its target."""
-    return beta * max(1.0, kl / target) ** power
+    return beta * min(max(1.0, kl / target) ** power, most)
 
 
 @dataclass
 class Prompts:
-    """What this rank's rollout starts from. `x` and `y_ref` are kept as token ids."""
+    """What a rollout starts from. `x` and `y_ref` are kept as token ids."""
     ids: list[list[int]]      # B prompts, as the policy reads them
     x: list[list[int]]
     y_ref: list[list[int]]    # empty lists for RLHF
     source: list[str]         # of y_ref: "y_w", "y_l", "M_P^RL", or "" for RLHF
+
+    def mine(self):
+        """This rank's share."""
+        return Prompts(mine(self.ids), mine(self.x), mine(self.y_ref), mine(self.source))
 
 
 @dataclass
@@ -177,23 +182,26 @@ def make_learner(policy: GPT, critic: Critic, ppo: PPOSection, stage: StageSecti
 @torch.no_grad()
 def roll_out(learner: Learner, anchor: GPT, prompts: Prompts, task: Task, ppo: PPOSection,
              max_new: int, eos: int, spread: list[float], generator) -> Rollout:
-    """Sample responses and compute all that the update needs.
+    """Sample responses and compute all that the update needs, each rank for its share of the
+    prompts. Every rank gets the whole rollout.
 
     The raw score is shifted and scaled by `spread`, the (mean, std) of scores before training; a
     response without its end gets ppo.no_eos_score instead.
     """
-    portion = anchor.config.portion
-    chances = random_numbers(len(prompts.ids) * ranks(), max_new, generator)  # as many on each rank
-    rows = sample(learner.policy, prompts.ids, chances, ppo.temperature, eos)
+    portion, own = anchor.config.portion, prompts.mine()
+    chances = random_numbers(len(prompts.ids), max_new, generator)
+    rows = sample(learner.policy, own.ids, chances, ppo.temperature, eos)
     mask = rows.mask
     ended = rows.tokens.gather(1, rows.length[:, None] - 1)[:, 0] == eos
     mean, std = spread
-    score = torch.where(ended, (task.score(prompts, rows) - mean) / std, ppo.no_eos_score)
+    score = torch.where(ended, (task.score(own, rows) - mean) / std, ppo.no_eos_score)
     logp, ref_logp = (
         by_portions(lambda part: token_logprobs(one, part, ppo.temperature), rows, portion)
         for one in (learner.policy, anchor))
     kl = kl_penalty(logp, ref_logp, mask)
     values = by_portions(learner.critic, rows, portion)
+    rows = Rows(*map(gather_rows, (rows.tokens, rows.prompt, rows.length)))
+    mask, logp, kl, values, score, ended = map(gather_rows, (mask, logp, kl, values, score, ended))
     rewards = token_rewards(score, kl, mask, learner.beta)
     advantages, returns = compute_gae(rewards, values, mask, ppo.gamma, ppo.lam)
     return Rollout(rows, mask, logp, kl, values, whiten(advantages, mask), returns, score, ended)
@@ -221,12 +229,15 @@ def add_gradients(learner: Learner, batch: Rollout, ppo: PPOSection, train_polic
 def update(learner: Learner, rollout: Rollout, ppo: PPOSection, train_policy: bool,
            generator) -> dict:
     """Epochs of minibatches over one rollout; returns mean losses and figures, and of this rank's
-    first minibatch the ratio rho, or its inverse, that is farthest from 1."""
+    first minibatch the ratio rho, or its inverse, that is farthest from 1.
+
+    A minibatch is drawn from the whole rollout and then shared by the ranks, so that the update
+    does not depend on how many there are."""
     totals, first = torch.zeros(4), None
     for _ in range(ppo.epochs):
         order = torch.randperm(len(rollout.score), generator=generator)
         for chosen in order.chunk(ppo.minibatches):
-            sums, farthest = add_gradients(learner, rollout[chosen], ppo, train_policy)
+            sums, farthest = add_gradients(learner, rollout[mine(chosen)], ppo, train_policy)
             first = farthest if first is None else first
             totals += sums
             if train_policy:
@@ -239,7 +250,7 @@ def update(learner: Learner, rollout: Rollout, ppo: PPOSection, train_policy: bo
 
 
 def figures_of(rollout: Rollout, prompts: Prompts, bare: Callable) -> dict:
-    """Means over all ranks' responses: reward, KL in nats a response, lengths, degenerate ones."""
+    """Means over the responses: reward, KL in nats a response, lengths, degenerate ones."""
     responses = [bare(ids) for ids in rollout.rows.responses()]
     ref_logp = rollout.logp - rollout.kl
     error = ((rollout.returns - rollout.values) ** 2 * rollout.mask).sum()
@@ -250,7 +261,7 @@ def figures_of(rollout: Rollout, prompts: Prompts, bare: Callable) -> dict:
         sum(y == y_ref and source != "" for y, y_ref, source in
             zip(responses, prompts.y_ref, prompts.source)),
         sum(not y for y in responses), rollout.mask.sum(), error])
-    count, *sums, tokens, error = all_sum(sums).tolist()
+    count, *sums, tokens, error = sums.tolist()
     names = ("reward", "kl", "k3", "eos_rate", "length", "copies", "empty")
     return dict(zip(names, (s / count for s in sums))) | {"value_error": error / tokens}
 
@@ -277,7 +288,8 @@ def train(run: Run, task: Task, learner: Learner, anchor: GPT, spread: list[floa
         train_policy = iteration > ppo.critic_warmup
         run.last_good = None  # from here on the learner changes; what was saved before is good
         figures |= update(learner, rollout, ppo, train_policy, shuffle)
-        learner.beta = kl_coefficient(stage.beta, figures["kl"], stage.kl_target, ppo.kl_power)
+        learner.beta = kl_coefficient(stage.beta, figures["kl"], stage.kl_target, ppo.kl_power,
+                                      ppo.kl_wall)
         figures |= task.observe(iteration, prompts, rollout.rows, rollout.score, rollout.kl.sum(1))
         bar.set_postfix({k: figures[k] for k in ("reward", "kl", "gold") if k in figures})
         run.log("metrics.jsonl", {"stage": task.name, "step": iteration} | figures)

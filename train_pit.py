@@ -24,7 +24,7 @@ from data import Data, Fold, load_data
 from model import GPT, Rows, pad_rows
 from ppo import Critic, Prompts, Task
 from reward import RewardModel
-from runtime import Run, StageSection, command_line, gather, mine, random_numbers
+from runtime import Run, StageSection, command_line, gather, random_numbers
 from sample import STAGES, answer, in_batches
 from tools import checks, report
 from tools.launch import guard
@@ -37,8 +37,8 @@ SUPERVISED = BASE + ("sft", "pit_sft", "reward", "rp", "rpit")
 
 
 def draw_pairs(run: Run, data: Data, name: str, iteration: int, number: int) -> Fold:
-    """`number` pairs of the RL fold for one iteration, the same for all ranks: the fold is gone
-    through in a random order, another one each time."""
+    """`number` pairs of the RL fold for one iteration: the fold is gone through in a random order,
+    another one each time."""
     fold, start = data.folds["rl"], iteration * number
     size, name_seed = len(fold), sum(map(ord, name))
     turns = range(start // size, (start + number - 1) // size + 1)
@@ -51,7 +51,7 @@ def draw_prompts(run: Run, data: Data, name: str, iteration: int, number: int) -
     """Eq. 3: the policy reads x."""
     x = draw_pairs(run, data, name, iteration, number).x
     ids = [data.policy(one) for one in x]
-    return Prompts(*map(mine, (ids, x, [[]] * number, [""] * number)))
+    return Prompts(ids, x, [[]] * number, [""] * number)
 
 
 def draw_data_references(run: Run, data: Data, name: str, iteration: int, number: int) -> Prompts:
@@ -60,7 +60,7 @@ def draw_data_references(run: Run, data: Data, name: str, iteration: int, number
     x, y_ref = pairs.x * 2, pairs.y_l + pairs.y_w
     ids = [data.pit(*pair) for pair in zip(x, y_ref)]
     source = ["y_l"] * len(pairs) + ["y_w"] * len(pairs)
-    return Prompts(*map(mine, (ids, x, y_ref, source)))
+    return Prompts(ids, x, y_ref, source)
 
 
 def draw_policy_references(run: Run, data: Data, name: str, policy: GPT, iteration: int,
@@ -70,7 +70,7 @@ def draw_policy_references(run: Run, data: Data, name: str, policy: GPT, iterati
     generator = run.generator(f"{name} references {iteration}")
     y_ref = answer(run, data, policy, x, run.config.ppo.temperature, generator)
     ids = [data.pit(*pair) for pair in zip(x, y_ref)]
-    return Prompts(*map(mine, (ids, x, y_ref, ["M_P^RL"] * number)))
+    return Prompts(ids, x, y_ref, ["M_P^RL"] * number)
 
 
 def difference_score(data: Data, rp: RewardModel, prompts: Prompts, rows: Rows):
@@ -86,7 +86,7 @@ def measure_spread(run: Run, data: Data, task: Task, anchor: GPT) -> list:
     beside: the lowest score of a response with its end (ppo.no_eos_score should lie below, but for
     outliers), and mean and spread of (x, y_ref, y_ref), for RLHF of an empty response."""
     number = run.config.ppo.batch * max(1, min(4, 256 // run.config.ppo.batch))
-    prompts = task.draw(0, number)
+    prompts = task.draw(0, number).mine()
     chances = random_numbers(number, run.config.data.max_response,
                              run.generator(f"{task.name} spread"))
     responses = in_batches(run, data, anchor, prompts.ids, chances, run.config.ppo.temperature)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from conftest import ROOT, command, read_lines, write_lines
+from conftest import ROOT, command, needs, read_lines, write_lines
 from runtime import load_config
 from tools import bills
 from tools.files import load, save
@@ -181,8 +181,8 @@ def test_seconds_are_those_of_the_stages_that_a_report_stands_on(tmp_path):
         "data", "sft", "pit_sft", "rp", "rpit", "rlhf", "stage1", "rlhf_more"]
 
 
+@needs("matplotlib")
 def test_a_run_that_has_trained_nothing_has_no_curves(tmp_path):
-    pytest.importorskip("matplotlib")
     draw_curves(SimpleNamespace(folder=tmp_path))
     assert not list(tmp_path.iterdir())
 
@@ -275,12 +275,12 @@ def test_hh_conversations_go_all_the_way(tmp_path):
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train_pit.py")
 
 
-@pytest.mark.parametrize("start", [("train_pit.py", "--run.ranks=2"), TORCHRUN,
+@pytest.mark.parametrize("start", [TORCHRUN, ("train_pit.py", "--run.ranks=4"),
                                    ("train_pit.py", "--run.ranks=2", "--run.shard=true")])
-def test_two_ranks_do_what_one_does(trained, tmp_path, start):
-    """Batches and random numbers are shared out and gradients are summed, so that every loss, every
-    rollout and the report agree (with one minibatch an epoch, which each rank deals for itself);
-    also where each rank holds one half of the weights."""
+def test_several_ranks_do_what_one_does(trained, tmp_path, start):
+    """Batches, minibatches and random numbers are shared out and gradients are summed, so that
+    every loss, every rollout and the report agree; also where each rank holds one half of the
+    weights."""
     succeed(*start, "--config", TINY, f"--run.dir={tmp_path}")
     folder, one = tmp_path / "tiny", trained[0]
     lines, expected = (sorted(read_lines(path / "metrics.jsonl"), key=lambda line: (

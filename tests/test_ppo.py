@@ -140,11 +140,12 @@ def test_value_clip_is_around_the_old_value():
 
 
 def test_the_kl_costs_more_above_its_target():
-    assert kl_coefficient(0.1, 3.0, 2.0, 4.0) == pytest.approx(0.1 * 81 / 16)  # 1.5^4
-    assert kl_coefficient(0.1, 2.2, 2.0, 1.0) == pytest.approx(0.11)
+    assert kl_coefficient(0.1, 3.0, 2.0, 4.0, 16.0) == pytest.approx(0.1 * 81 / 16)  # 1.5^4
+    assert kl_coefficient(0.1, 2.2, 2.0, 1.0, 16.0) == pytest.approx(0.11)
     for low in (-0.3, 0.0, 1.0, 2.0):
-        assert kl_coefficient(0.1, low, 2.0, 4.0) == 0.1
-    assert kl_coefficient(0.1, 9.0, 2.0, 0.0) == 0.1
+        assert kl_coefficient(0.1, low, 2.0, 4.0, 16.0) == 0.1
+    assert kl_coefficient(0.1, 9.0, 2.0, 0.0, 16.0) == 0.1
+    assert kl_coefficient(0.1, 8.0, 2.0, 4.0, 16.0) == 1.6  # not 256 times as much
 
 
 # -------------------------------------------------------------------------------- rolling out
@@ -363,7 +364,8 @@ def test_a_stage_warms_up_anneals_and_adapts(tmp_path):
     task.observe = lambda *_: seen.append(policy.embedding.weight.clone()) or {"gold": 0.5}
     stage = StageSection(iterations=4, beta=0.1, kl_target=1e-3, lr_scale=0.5)
     learner, history = train(tmp_path, policy, anchor, critic, task, stage, ppo__critic_warmup=2,
-                             ppo__lr=1e-3, ppo__critic_lr=4e-3, ppo__kl_power=2.0)
+                             ppo__lr=1e-3, ppo__critic_lr=4e-3, ppo__kl_power=2.0,
+                             ppo__kl_wall=1e9)
     assert [torch.equal(weight, start) for weight in seen] == [True, True, False, False]
     # in the last of 4 iterations 1 - 0.9 * 3 / 4 = 0.325 of the rate is left
     assert learner.policy_optimizer.param_groups[0]["lr"] == pytest.approx(0.5e-3 * 0.325)

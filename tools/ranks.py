@@ -3,6 +3,7 @@ are summed over all."""
 
 import torch
 import torch.distributed as dist
+from torch.nn.utils.rnn import pad_sequence
 
 _together = False  # whether ranks have to make forward passes together, see in_step
 
@@ -39,6 +40,16 @@ def gather(items: list) -> list:
     parts = [None] * ranks()
     dist.all_gather_object(parts, items)
     return [part[i] for i in range(len(parts[0])) for part in parts if i < len(part)]
+
+
+def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """The rows [b] or [b, t] of all ranks as one tensor, in the order that `mine` dealt them from;
+    shorter rows are padded with zeros."""
+    if ranks() == 1:
+        return tensor
+    rows = [torch.as_tensor(row) for row in gather(list(tensor.detach().cpu().numpy()))]
+    whole = torch.stack(rows) if tensor.dim() == 1 else pad_sequence(rows, batch_first=True)
+    return whole.to(tensor.device)
 
 
 def in_step(count: int) -> int:
