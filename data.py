@@ -1,9 +1,10 @@
 """Preference pairs: files, tokenizer, templates, folds and batches.
 
 A pair is a triple (x, y_w, y_l): a prompt and two responses, y_w preferred, in any of the published
-formats of tools/formats.py. Pairs are split by prompt into test, valid and three equal folds for
-SFT, reward and RL (the paper's split), so no prompt is in two of them. Everything that is left out
-is counted. Token ids lie in one array in the run's data.pt, which is mapped into memory.
+formats of tools/formats.py. Pairs are split into test, valid and three equal folds for SFT, reward
+and RL (the paper's split): by the user's first turn, bills by their things, summaries by their
+post, so that no fold asks what another one has seen. Everything that is left out is counted. Token
+ids lie in one array in the run's data.pt, which is mapped into memory.
 
 A template is plain text with slots such as {x} and {y_ref}; its literal parts, the turns of a
 prompt and the reference are encoded apart and joined as ids, so that any tokenizer serves, and
@@ -49,16 +50,20 @@ def split_keys(keys: list[str], config: DataSection, seed: int) -> dict[str, str
 
 class Template:
     """Puts token ids into the slots of a text. A space before a slot, or at the end, belongs to the
-    text that comes there: `spaced` has what is before each slot, and at "" before the response."""
+    text that comes there: `spaced` has what is before each slot, and at "" before the response.
 
-    def __init__(self, text: str, tokenizer: Tokenizer | JSONTokenizer, start=()):
-        self.start, self.parts = start, []  # the beginning of a sequence, if the tokenizer has one
+    `start` are the ids that begin a sequence, if the tokenizer has such; `first` says that the text
+    stands at its beginning, where some tokenizers put a space before it."""
+
+    def __init__(self, text: str, tokenizer: Tokenizer | JSONTokenizer, start=(),
+                 first: bool = False):
+        self.start, self.parts = start, []
         self.spaced = {}
         for literal, slot in re.findall(rf"(.*?)({'|'.join(SLOTS)}|\Z)", text, re.DOTALL):
             self.spaced.setdefault(slot, literal.endswith(" ") if literal or self.parts else None)
             literal = literal.removesuffix(" ")
             if literal:
-                self.parts.append(tokenizer.fixed(literal, bool(start) and not self.parts))
+                self.parts.append(tokenizer.fixed(literal, first and not self.parts))
             self.parts += [slot] if slot else []
 
     def __call__(self, x, y_ref=(), feedback=()) -> list[int]:
@@ -88,6 +93,7 @@ class Data:
     tokenizer: Tokenizer | JSONTokenizer
     vocab: int                     # rows of the embedding
     turns: dict[str, Template]     # of a prompt, by their role
+    opening: dict[str, Template]   # the same of a turn that begins its prompt
     policy: Template               # what M_P and R_P read before y
     pit: Template                  # what M_PIT and R_PIT read before y
     feedback: Template             # of Self-Refine, what the policy reads before its feedback
@@ -99,7 +105,7 @@ class Data:
 
     def prompt(self, text: str) -> list[int]:
         """A user's first turn."""
-        user = self.turns["user"]
+        user = self.opening["user"]
         return user(self.tokenizer.encode([text], user.spaced["{x}"])[0])
 
     def response(self, text: str) -> list[int]:
@@ -127,10 +133,10 @@ class Data:
 
 def encode_pairs(pairs: list[TextPair], config: Config, tokenizer, turns: dict[str, Template],
                  dropped: Counter) -> dict[str, list]:
-    """Encode, drop what is too long, and split. Returns the rows (x, y_w, y_l) of each fold.
-    Prompts that are the same once their first turns are gone stay in one fold."""
-    x, cut = encode_prompts([pair.prompt for pair in pairs], turns, tokenizer,
-                            config.data.max_prompt)
+    """Encode, drop what is too long, and split by the groups of `fold_keys`. Returns the rows
+    (x, y_w, y_l) of each fold, first one of each group, then the others."""
+    x, cut = encode_prompts([pair.prompt for pair in pairs], turns,
+                            opening_templates(config, tokenizer), tokenizer, config.data.max_prompt)
     spaced = Template(config.template.policy, tokenizer).spaced[""]
     y_w, y_l = (tokenizer.encode([getattr(pair, side) for pair in pairs], spaced)
                 for side in ("chosen", "rejected"))
@@ -141,23 +147,31 @@ def encode_pairs(pairs: list[TextPair], config: Config, tokenizer, turns: dict[s
     dropped["prompt too long"] += no_prompt
     dropped["response too long"] += len(pairs) - no_prompt - sum(fits)
     dropped[CUT] += sum(c and fit for c, fit in zip(cut, fits))
-    keys = fold_keys([pair.key for pair in pairs], x, cut)
+    keys = fold_keys([pair.key for pair in pairs], x)
     if not any(fits):
         raise UserError(f"data: all {len(pairs)} pairs are longer than data.max_prompt or "
                         f"data.max_response: {no_prompt} prompts are, and the "
                         f"median response has {sorted(longest)[len(longest) // 2]} tokens; raise "
                         "these and model.context")
     fold_of = split_keys([key for key, fit in zip(keys, fits) if fit], config.data, config.run.seed)
-    rows = {name: [] for name in FOLDS}
+    first, later, seen = {name: [] for name in FOLDS}, {name: [] for name in FOLDS}, set()
     for key, fit, row in zip(keys, fits, zip(x, y_w, y_l)):
         if fit:
-            rows[fold_of[key]].append(row)
-    return rows
+            (later if key in seen else first)[fold_of[key]].append(row)
+            seen.add(key)
+    return {name: first[name] + later[name] for name in FOLDS}
 
 
-def turn_templates(config: Config, tokenizer) -> dict[str, Template]:
+def turn_templates(config: Config, tokenizer, first: bool = False) -> dict[str, Template]:
     """The templates of a prompt's turns, by role."""
-    return {role: Template(getattr(config.template, role), tokenizer) for role in ROLES}
+    return {role: Template(getattr(config.template, role), tokenizer, first=first)
+            for role in ROLES}
+
+
+def opening_templates(config: Config, tokenizer) -> dict[str, Template]:
+    """Those of a turn that begins its prompt, which begins the sequence, if template.policy begins
+    with it (template.pit should begin alike: its prompts are the same ids)."""
+    return turn_templates(config, tokenizer, first=config.template.policy.startswith("{x}"))
 
 
 def prepare(run: Run) -> dict:
@@ -174,6 +188,9 @@ def prepare(run: Run) -> dict:
     if not pairs:
         raise UserError(f"{', '.join(sources)}: no usable pair of {counts['read']} read: "
                         f"{dict(dropped) or 'no line'}")
+    if not config.data.files:
+        for pair in pairs:  # a bill in other words is no other question
+            pair.key = bills.bill_of(pair.key)
     for role in {role for pair in pairs if len(pair.prompt) > 1 for role, _ in pair.prompt}:
         if getattr(config.template, role) == "{x}":
             raise UserError(f"{', '.join(sources)}: prompts have several turns; set "
@@ -191,8 +208,9 @@ def prepare(run: Run) -> dict:
     counts |= {name: len(fold) for name, fold in rows.items()} | {
         f"dropped, {reason}": count for reason, count in dropped.items() if count}
     tqdm.write("data: " + "; ".join(f"{name} {n:,}" for name, n in counts.items()), sys.stderr)
-    sizes = {path: Path(path).stat().st_size for path in config.data.files}
-    return {"counts": counts, "tokenizer": model.read_bytes(), "sizes": sizes} | flattened(rows)
+    checksums = {path: files.checksum(path) for path in config.data.files}
+    return {"counts": counts, "tokenizer": model.read_bytes(),
+            "checksums": checksums} | flattened(rows)
 
 
 def load_data(run: Run) -> Data:
@@ -202,7 +220,9 @@ def load_data(run: Run) -> Data:
     content = run.stage("data", sections, lambda: prepare(run) if runtime.rank() == 0 else {})
     if "tokens" not in content:
         content = files.load(run.folder / "data.pt")
-    checks.refuse_changed(content.get("sizes", {}))
+    checks.refuse_changed(content["checksums"])
+    if run.trains:
+        checks.tell(run.told, "data", checks.scarce(config, content["counts"]))
     path = run.folder / file_name(content["tokenizer"])
     if runtime.rank() == 0 and not (path.exists() and path.read_bytes() == content["tokenizer"]):
         files.write_whole(path, lambda file: file.write(content["tokenizer"]))
@@ -210,13 +230,14 @@ def load_data(run: Run) -> Data:
     tokenizer = read_tokenizer(path, config.tokenizer.eos)
     checks.tell(run.told, "template", checks.odd_markers(config, tokenizer))
     start = [tokenizer.bos] if tokenizer.bos >= 0 else []
-    templates = [Template(text, tokenizer, start) for text in (
+    templates = [Template(text, tokenizer, start, first=True) for text in (
         config.template.policy, config.template.pit, *vars(config.refine).values())]
     checks.refuse_short_context(templates, config)
     vocab = config.model.vocab or tokenizer.vocab
     if vocab < tokenizer.vocab:
         raise UserError(f"tokenizer.model has {tokenizer.vocab} pieces, but the embedding of "
                         f"model.init_from {vocab} rows; they do not belong together")
-    return Data(tokenizer, vocab, turn_templates(config, tokenizer), *templates,
+    return Data(tokenizer, vocab, turn_templates(config, tokenizer),
+                opening_templates(config, tokenizer), *templates,
                 {name: Fold(*columns_of(content, name)) for name in FOLDS}, content["counts"],
                 run.device)

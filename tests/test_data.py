@@ -66,7 +66,7 @@ def test_hh_conversations_split_at_the_last_assistant_turn(tmp_path):
     for path in (plain, zipped):
         pairs, dropped = read(path)
         turns = [("user", "Hi"), ("assistant", "Yes?"), ("user", "A pun?")]
-        assert pairs == [TextPair(json.dumps(turns), turns, "Sure: one", "No")]
+        assert pairs == [TextPair("Hi", turns, "Sure: one", "No")]  # kept with what began so
         assert dropped == {"prompts differ": 1, "responses equal": 1, "empty text": 1,
                            "no response at the end": 1}
 
@@ -90,7 +90,7 @@ def without(record: dict, key: str) -> dict:
     ("[1, 2]", "JSON object"),
     ("7", "JSON object"),
     (without(PLAIN, "chosen"), "chosen"),
-    (PLAIN | {"chosen": 5}, "'chosen'"),
+    (PLAIN | {"chosen": [5]}, "'chosen'"),
     (PLAIN | {"prompt": None}, "'prompt'"),
     ({"text": "x"}, "found text"),
     ({}, "found none"),
@@ -99,7 +99,7 @@ def without(record: dict, key: str) -> dict:
     (summaries("0"), "choice, 0 or 1"),
     (summaries(2), "choice, 0 or 1"),
     (summaries(0, texts=("only",)), "two summaries"),
-    (summaries(0, post=3), "'post'"),
+    (summaries(0, post={"text": "x"}), "'post'"),
     (without(summaries(0), "info"), "info"),
     (without(summaries(0), "choice"), "choice"),
     ({"info": {"post": "x"}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 0}, "id"),
@@ -110,6 +110,7 @@ def test_a_bad_line_is_named_by_file_and_line(tmp_path, line, said):
         read(path)
     message = str(caught.value)
     assert message.startswith(f"{path}:3: ") and said in message and "\n" not in message
+    assert "no JSON (" in message or message.endswith(" (1 of 4 records cannot be used)")
 
 
 def test_an_unreadable_file_is_named(tmp_path):
@@ -169,9 +170,38 @@ def test_each_rank_has_a_prompt_of_each_fold(monkeypatch):
 
 def test_a_cut_prompt_stays_with_its_equals():
     x = [[1, 2], [3, 4], [3, 4], [5], [5], [6]]
-    keys = fold_keys(["a", "long b", "b", "long c", "long d", "e"], x, [0, 1, 0, 1, 1, 0])
+    keys = fold_keys(["a", "long b", "b", "long c", "long d", "e"], x)
     assert keys[:3] == ["a", "b", "b"] and keys[5] == "e"
     assert keys[3] == keys[4] and keys[3] not in keys[:3]
+
+
+def test_what_links_two_groups_makes_them_one():
+    x = [[1], [1], [2], [3], [2], [], [], [4]]  # [1] links a and b, then [2] both to c
+    assert fold_keys(["a", "b", "b", "c", "c", "d", "e", "f"], x) == [*"aaaaadef"]
+
+
+def test_a_bill_in_other_words_is_in_the_same_fold(tmp_path):
+    loaded = load_data(tiny_run(tmp_path, data__bills=3000, data__valid=100, data__test=200))
+    found = {name: [bills.bill_of(loaded.tokenizer.decode(x)) for x in fold.x]
+             for name, fold in loaded.folds.items()}
+    asked = sum(map(len, found.values()))
+    assert len(set().union(*found.values())) == sum(len(set(one)) for one in found.values()) < asked
+    for name, held_out in (("valid", 100), ("test", 200)):  # each bill, then other wordings
+        assert len(set(found[name])) == len(set(found[name][:held_out])) == held_out
+    assert loaded.counts["read"] == asked == 3000
+    assert bills.bill_of("How much is tea, a coupon and a hat?") == "tea, coupon, hat" == (
+        bills.bill_of("What is the bill for tea, a coupon and a hat?"))
+
+
+def test_conversations_that_begin_alike_are_in_one_fold(tmp_path):
+    lines = [{side: talk(f"Hi {i}", *["So?", "Yes"] * k, text) for side, text in (
+        ("chosen", f"Tea {i} {k}"), ("rejected", "No"))} for i in range(30) for k in range(3)]
+    loaded = load_data(tiny_run(
+        tmp_path, data__files=[write_lines(tmp_path / "a.jsonl", lines)], data__valid=3,
+        data__test=4, template__user="<|user|>{x}", template__assistant="<|assistant|>{x}",
+        data__max_prompt=200, model__context=500, tokenizer__vocab=80))
+    assert {name: len(fold) for name, fold in loaded.folds.items()} == {
+        "valid": 9, "test": 12, "sft": 24, "reward": 24, "rl": 21}
 
 
 def bill_lines(count: int) -> list[dict]:

@@ -128,6 +128,11 @@ def things_of(question: str) -> list[str]:
     return [bare(thing) for thing in things]
 
 
+def bill_of(question: str) -> str:
+    """The things in order, the same in whatever words they are asked about."""
+    return ", ".join(things_of(question))
+
+
 def judge(question: str, response: str) -> dict[str, float]:
     """The hidden judge: each aspect's grade between 0 and 1.
 

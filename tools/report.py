@@ -223,7 +223,8 @@ def stage_seconds(run: Run, stages: list[str]) -> dict[str, float]:
 
 def once_each(fold: Fold, number: int) -> Fold:
     """The first pair of each prompt, `number` of them: answers to one prompt are no independent
-    trials, and some data sets have many pairs on one."""
+    trials, and some data sets have many pairs on one. (A fold begins with one pair of each group
+    that the split keeps together.)"""
     first = {}
     for i, x in enumerate(fold.x):
         first.setdefault(tuple(x), i)
@@ -233,7 +234,8 @@ def once_each(fold: Fold, number: int) -> Fold:
 def evaluate(run: Run, data: Data, models: Models) -> dict:
     """The content of report.json."""
     seconds, setting, kept = stage_seconds(run, stages_of(run)), run.config.eval, Kept(run)
-    fold = once_each(data.folds[setting.split], setting.prompts)
+    groups = getattr(run.config.data, setting.split)
+    fold = once_each(data.folds[setting.split], min(setting.prompts, groups))
     x = fold.x
     judge = Judge(data, models, x)
     table = Table(judge, run.config.data.max_response)

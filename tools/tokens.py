@@ -12,38 +12,55 @@ FOLDS = ("sft", "reward", "rl", "valid", "test")  # in the order in which they a
 CUT = "first turns"  # of prompts that are kept without them
 
 
-def cut_from_left(turns: list[list[int]], roles: list[str], limit: int) -> list[int]:
+def cut_from_left(turns: list[list[int]], roles: list[str], limit: int,
+                  opening: list[list[int]] | None = None) -> list[int]:
     """The ids of a prompt's turns as one list of at most `limit`, if need be without its first
-    turns: it then begins at a later turn of the user's, after the system's. [] if none fits."""
-    system = int(roles[0] == "system")
+    turns: it then begins at a later turn of the user's, after the system's. [] if none fits.
+    `opening` has the turns as they are where they begin the prompt, if that is otherwise."""
+    opening, system = opening or turns, int(roles[0] == "system")
     for first in [system] + [i for i in range(system + 1, len(roles)) if roles[i] == "user"]:
-        ids = [i for turn in turns[:system] + turns[first:] for i in turn]
+        kept = [*range(system), *range(first, len(roles))]
+        ids = opening[kept[0]] + [i for k in kept[1:] for i in turns[k]]
         if len(ids) <= limit:
             return ids
     return []
 
 
-def encode_prompts(prompts: list[list[Turn]], turns: dict, tokenizer,
+def encode_prompts(prompts: list[list[Turn]], turns: dict, opening: dict, tokenizer,
                    limit: int) -> tuple[list[list[int]], list[bool]]:
-    """Each prompt's turns in the templates of their roles (`turns`), and whether first turns were
-    cut off; [] for one whose last turn alone is too long."""
+    """Each prompt's turns in the templates of their roles (`turns`, and `opening` for the one that
+    begins the prompt), and whether first turns were cut off; [] for one whose last turn alone is
+    too long."""
     texts = {role: iter(tokenizer.encode([text for prompt in prompts for who, text in prompt
                                           if who == role], turns[role].spaced["{x}"]))
              for role in turns}
     encoded, cut = [], []
     for prompt in prompts:
         roles = [role for role, _ in prompt]
-        whole = [turns[role](next(texts[role])) for role in roles]
-        encoded.append(cut_from_left(whole, roles, limit))
-        cut.append(0 < len(encoded[-1]) < sum(map(len, whole)))
+        given = [(role, next(texts[role])) for role in roles]
+        later, first = ([own[role](ids) for role, ids in given] for own in (turns, opening))
+        encoded.append(cut_from_left(later, roles, limit, first))
+        cut.append(0 < len(encoded[-1]) < len(first[0]) + sum(map(len, later[1:])))
     return encoded, cut
 
 
-def fold_keys(keys: list[str], x: list[list[int]], cut: list[bool]) -> list[str]:
-    """What decides a pair's fold: its prompt's key; of a prompt that lost its first turns, the key
-    of another one that is what is left of it, or the ids that are left."""
-    whole = {tuple(ids): key for key, ids, c in zip(keys, x, cut) if not c}
-    return [whole.get(tuple(ids), str(ids)) if c else key for key, ids, c in zip(keys, x, cut)]
+def fold_keys(keys: list[str], x: list[list[int]]) -> list[str]:
+    """What decides each pair's fold. Pairs of one key stay together, and so do those whose prompts
+    are the same once first turns are gone; so, in turn, do all that such pairs link. The name of a
+    group is the least of its keys."""
+    leader: dict = {}  # of each key and prompt one that is nearer to its group's name
+
+    def find(name):
+        while (above := leader.setdefault(name, name)) != name:
+            leader[name] = leader[above]  # the next search is shorter
+            name = above
+        return name
+
+    for key, ids in zip(keys, x):
+        ends = find(key), find(tuple(ids) if ids else key)
+        least, other = sorted(ends, key=lambda name: (isinstance(name, tuple), name))
+        leader[other] = least
+    return [find(key) for key in keys]
 
 
 class Column:
