@@ -21,9 +21,9 @@ import torch
 from tqdm import tqdm
 
 from tools import checks, files, interrupt, llama, state
-from tools.launch import choose_for, pick_device, start_ranks
-from tools.ranks import (all_sum, barrier, gather, in_step, mine, random_numbers,  # noqa: F401
-                         rank, ranks, step_together, together)  # also for who imports runtime
+from tools.launch import choose_for, pick_device, start_ranks, usual_ranks
+from tools.ranks import (all_sum, barrier, gather, gather_rows, in_step, mine,  # noqa: F401
+                         random_numbers, rank, ranks, step_together, together)  # also for others
 from tools.settings import UserError, fill, read_arguments, to_toml
 
 
@@ -37,8 +37,8 @@ class RunSection:
     dir: str = "runs"
     base: str = ""              # a run folder whose finished stages are used where they fit
     seed: int = 1
-    device: str = "auto"        # auto, cuda, mps or cpu
-    ranks: int = 1              # processes to start on a CPU, one thread each
+    device: str = "auto"        # auto (cuda where there is a GPU, else cpu), cuda, mps or cpu
+    ranks: int = 0              # processes on a CPU, one thread each; 0: one a core, at most 8
     amp: str = "auto"           # "bf16" autocast, or "off"; auto: bf16 on a GPU
     compile: bool = False       # torch.compile of the blocks: saves memory, samples slower
     shard: bool = False         # split weights and optimisers over the ranks (FSDP2)
@@ -51,8 +51,8 @@ class DataSection:
     files: list[str] = field(default_factory=list)  # preference pairs; none: make bills
     bills: int = 120_000        # pairs to make where no file is given
     total: str = "first"        # bills: the place of the total; "last" is the control
-    valid: int = 1000           # prompts held out for choices
-    test: int = 1000            # prompts held out for the report
+    valid: int = 1000           # questions held out for choices, with all their pairs
+    test: int = 1000            # questions held out for the report
     max_prompt: int = 32        # tokens; longer conversations lose their first turns
     max_response: int = 40      # tokens, the end included; also the longest sample
 
@@ -142,6 +142,7 @@ class PPOSection:
     no_eos_score: float = -5.0  # of a response that did not end, in spreads of the reward
     grad_clip: float = 1.0
     kl_power: float = 4.0       # of KL / target, by which beta rises above it; 0 keeps beta fixed
+    kl_wall: float = 16.0       # times beta, the most that it rises to
 
 
 @dataclass
@@ -211,7 +212,7 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
 
 ONLY_SPEED = {"model.portion", "model.look_every"}  # as run.amp, they change only the rounding
 LOGS = ("metrics.jsonl", "samples.jsonl")
-FORMAT = 2  # of checkpoints; 1 had rotary pairs (i, i + C/2)
+FORMAT = 3  # of checkpoints; 1 had rotary pairs (i, i + C/2), 2 splits by the whole prompt
 
 
 def command_line(description: str, *arguments) -> tuple[argparse.Namespace, Config]:
@@ -259,7 +260,7 @@ class Run:
     def __init__(self, config: Config, trains: bool = True):
         self.config, self.trains = config, trains
         self.device = pick_device(config.run.device)
-        start_ranks(config.run.ranks, self.device)
+        start_ranks(config.run.ranks or usual_ranks(config, self.device), self.device)
         config.run.ranks = ranks()
         choose_for(self.device, config)
         checks.check_config(config, f"on {ranks()} ranks")  # torchrun may start others
@@ -312,6 +313,8 @@ class Run:
                   for key, value in keys.items()
                   if {section, f"{section}.{key}"} & {*sections, "run.seed"}
                   and f"{section}.{key}" not in ONLY_SPEED} | {"format": FORMAT}
+        if "model" in sections and self.config.model.init_from:  # its path says not what lies there
+            inputs["the weights of model.init_from"] = llama.checksum(self.config.model.init_from)
         for path in dict.fromkeys((self.folder / f"{name}.pt", self.base / f"{name}.pt")):
             content = self.fitting(path, inputs)
             if content:

@@ -20,7 +20,7 @@ from data import Data, Fold, load_data
 from model import GPT, Linear, Rows, adapted, portions, token_logprobs
 from reward import RewardModel, make_branches
 from runtime import FitSection, Run, all_sum, command_line, descend, mine, rank, ranks
-from tools import checks, llama, memory
+from tools import checks, llama, measure, memory
 from tools.launch import guard
 from tools.measure import as_text, held_out_accuracies
 from tools.state import put, weights
@@ -48,10 +48,11 @@ def learning_rate(fit: FitSection, step: int) -> float:
     return fit.lr * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def train(run: Run, name: str, model, fit: FitSection, fold: Fold, width, loss_of) -> None:
+def train(run: Run, name: str, model, fit: FitSection, fold: Fold, width, loss_of,
+          held_out=dict) -> None:
     """A supervised training. `loss_of(pairs)` returns a summed loss, its count, and how many of
     `accuracy`'s things were right; `width` of the lengths of x, y_w and y_l is about how many
-    positions a pair takes."""
+    positions a pair takes; `held_out()` measures what was trained, for the log's last line."""
     lengths = width(*(column.lengths for column in vars(fold).values()))
     rng = np.random.default_rng([run.config.run.seed, len(name), sum(map(ord, name))])
     optimizer = torch.optim.AdamW(model.parameters(), lr=fit.lr, betas=(0.9, 0.95),
@@ -72,6 +73,8 @@ def train(run: Run, name: str, model, fit: FitSection, fold: Fold, width, loss_o
             total, seen, good = course.sums.tolist()
             figures = {"loss": total / seen, "accuracy": good / seen}
             bar.set_postfix(figures)
+            if step == fit.steps:
+                figures |= held_out()
             run.log("metrics.jsonl", {"stage": name, "step": step} | figures | {
                 "grad_norm": norm, "lr": learning_rate(fit, step - 1)})
             course.sums = torch.zeros(3)
@@ -145,7 +148,8 @@ def train_pointwise(run: Run, data: Data, name: str, policy: GPT, fold: Fold, se
         return make_branches([data.policy(x) for x in pairs.x], y_w, y_l, run.device)
 
     return train_reward_model(run, data, name, policy, fold, seed,
-                              lambda x, y_w, y_l: x + y_w + y_l, branches, reward.pointwise_loss)
+                              lambda x, y_w, y_l: x + y_w + y_l, branches, reward.pointwise_loss,
+                              measure.pointwise_agreement)
 
 
 def train_rpit(run: Run, data: Data, pit_policy: GPT) -> dict:
@@ -157,12 +161,13 @@ def train_rpit(run: Run, data: Data, pit_policy: GPT) -> dict:
 
     return train_reward_model(run, data, "rpit", pit_policy, data.folds["reward"],
                               run.config.run.seed, lambda x, y_w, y_l: 2 * x + 3 * (y_w + y_l),
-                              branches, reward.eq2_loss)
+                              branches, reward.eq2_loss, measure.gap_agreement)
 
 
 def train_reward_model(run: Run, data: Data, name: str, start: GPT, fold: Fold, seed: int, width,
-                       branches, loss) -> dict:
-    """A reward model from a supervised model."""
+                       branches, loss, agreement) -> dict:
+    """A reward model from a supervised model. At the end, before any RL, it is asked about the
+    validation pairs, of which it has learned nothing by heart."""
     model = new_reward_model(run, data, seed)
     put(model.trunk, weights(start))
     model = run.placed(model)
@@ -172,7 +177,12 @@ def train_reward_model(run: Run, data: Data, name: str, start: GPT, fold: Fold, 
         total, right = loss(model, branches(pairs, *ended))
         return total, torch.tensor(len(pairs)), right
 
-    train(run, name, model, getattr(run.config, name), fold, width, loss_of)
+    def held_out():
+        found = agreement(data, model, data.folds["valid"])
+        checks.tell(run.told, name, checks.unproven(found))
+        return {f"valid_{key}": value for key, value in found.items()}
+
+    train(run, name, model, getattr(run.config, name), fold, width, loss_of, held_out)
     return {"model": weights(model)}
 
 

@@ -211,7 +211,7 @@ def company(faults: Faults) -> None:
     process = faults.start("rank", "--run.ranks=2", "--run.save_every=0")
     while faults.progress("rank") < faults.point("rlhf", 4):
         time.sleep(0.01)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text("ascii").split()
     os.kill(int(children[0]), signal.SIGKILL)
     line = process.communicate(timeout=60)[1].splitlines()[-1]
     again = faults.finish("rank", "--run.ranks=2")

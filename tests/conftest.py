@@ -1,8 +1,8 @@
 """Shared by the tests: a CPU, one thread, the repository on the path, tiny models, runs, data."""
 
+import importlib.util
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,11 +19,33 @@ torch.set_num_threads(1)
 from data import Tokenizer, load_data  # noqa: E402
 from model import GPT  # noqa: E402
 from runtime import Config, ModelSection, Run, TokenizerSection  # noqa: E402
+from scripts import command  # noqa: E402, F401
 from tools import bills  # noqa: E402
 from tools.settings import set_field  # noqa: E402
 from tools.vocabulary import train_tokenizer  # noqa: E402
 
+needs = pytest.mark.needs  # of libraries that are extras: without one of them a test is skipped
 MARKERS = ["<|user|>", "<|assistant|>", "<|draft|>", "<|better|>"]
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "needs(*libraries): a test of what needs these extras")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for mark in item.iter_markers("needs"):
+            for name in mark.args:
+                if not is_there(name):
+                    item.add_marker(pytest.mark.skip(reason=f"needs an extra: {name}"))
+
+
+def is_there(name: str) -> bool:
+    """Whether a library, or a part of one, can be imported."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of a part, where the whole is not there
+        return False
 
 
 def tiny_gpt(vocab: int = 11, seed: int = 0, **changes) -> GPT:
@@ -61,13 +83,6 @@ def write_lines(path: Path, records: list) -> str:
 
 def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_bytes().splitlines()]
-
-
-def command(*arguments, stdin: str = "", **environment: str) -> subprocess.CompletedProcess:
-    """Run a script of the repository as a user does, on one thread."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, env=environment,
-                          input=stdin, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="session")

@@ -7,13 +7,14 @@ from collections import Counter
 
 import pytest
 
-from conftest import write_lines
+from conftest import needs, write_lines
 from tools.formats import read_pairs
 from runtime import UserError, load_config
 from tools.files import load
 from tools.vocabulary import Tokenizer
 
 pytest.importorskip("hypothesis", reason="an extra of the tests: pip install hypothesis")
+pytestmark = needs("hypothesis")
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 

@@ -17,7 +17,7 @@ import torch
 
 import sample
 import train_reward
-from conftest import tiny_run, write_lines
+from conftest import needs, tiny_run, write_lines
 from data import load_data, read_pairs
 from runtime import Config, RefineSection, TemplateSection, UserError
 from tools import bills, checks, launch
@@ -78,7 +78,7 @@ def refused(tmp_path, monkeypatch, capsys):
     ("--run.name=", "run.name"),
     ("--run.name=../x", "run.name"),
     ("--run.base=/nowhere", "there is no such run folder"),
-    ("--run.ranks=0", "run.ranks = 0 is out of range"),
+    ("--run.ranks=-1", "run.ranks = -1 is out of range"),
     ("--model.heads=3", "multiple of model.heads"),
     ("--model.kv_heads=3", "multiple of model.kv_heads"),
     ("--model.context=10", "model.context = 10 is too short for"),
@@ -109,6 +109,8 @@ def test_a_config_that_cannot_work(refused, override, said):
 def test_each_rank_needs_a_prompt(refused):
     assert "must be at least 3, one for each rank" in refused(
         "--data.test=2", "--run.ranks=3", "--ppo.batch=6", "--ppo.minibatches=1")
+    assert "at least 6, a response a rank in each of" in refused(
+        "--run.ranks=3", "--ppo.batch=4", "--ppo.minibatches=2")
 
 
 @pytest.mark.parametrize("content, said", [
@@ -154,7 +156,7 @@ PAIR = line(**GOOD[0])
     (b"[" * 100_000, "no JSON"),
     (line(prompt="x", chosen="y"), ":1: "),
     (line(question="x", answer="y"), ":1: "),
-    (line(prompt=1, chosen="y", rejected="z"), ":1: "),
+    (line(prompt={"x": 1}, chosen="y", rejected="z"), ":1: "),
     (line(prompt="x", chosen=None, rejected="z"), ":1: "),
     (line(prompt="x", chosen=["y"], rejected="z"), ":1: "),
     (line(chosen="no turns", rejected="here"), ":1: "),
@@ -203,6 +205,19 @@ def test_data_that_changed_since_they_were_prepared_are_refused(tmp_path):
         load_data(run)
     path.unlink()  # nobody needs it any more
     load_data(run)
+
+
+def test_data_that_changed_but_not_in_size_are_refused(tmp_path):
+    path = tmp_path / "a.jsonl"
+    write_lines(path, GOOD)
+    run = tiny_run(tmp_path, data__files=[str(path)], tokenizer__vocab=50)
+    load_data(run)
+    size = path.stat().st_size
+    write_lines(path, [{"prompt": p["prompt"], "rejected": p["chosen"], "chosen": p["rejected"]}
+                       for p in GOOD])  # the worse is now the better
+    assert path.stat().st_size == size
+    with pytest.raises(UserError, match="a.jsonl: has changed since"):
+        load_data(run)
 
 
 def test_an_end_that_stands_inside_of_responses_is_refused(tmp_path):
@@ -261,7 +276,8 @@ def test_windows_line_ends_and_a_byte_order_mark_do_no_harm(tmp_path):
 # ------------------------------------------------------------------- tokenizers and checkpoints
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no model", b"\x0a\x0b" * 500, b"{}"])
+@pytest.mark.parametrize("content", [None, b"", b"no model", b"\x0a\x0b" * 500,
+                                     pytest.param(b"{}", marks=needs("tokenizers"))])
 def test_a_tokenizer_that_is_none(refused, tmp_path, content):
     path = tmp_path / "t.model"
     if content is not None:
@@ -269,6 +285,18 @@ def test_a_tokenizer_that_is_none(refused, tmp_path, content):
     line = refused(f"--tokenizer.model={path}")
     assert f"{path}: " in line and ("no SentencePiece model" in line or "no tokenizer.json" in line
                                     or "cannot read the tokenizer" in line)
+
+
+@pytest.mark.parametrize("library, name, said", [
+    ("tokenizers", "t.json", "t.json: needs an extra: pip install tokenizers"),
+    ("pyarrow", "t.parquet", "t.parquet: Parquet needs an extra: pip install pyarrow")])
+def test_an_extra_that_is_not_installed_is_named(refused, tmp_path, monkeypatch, library, name,
+                                                 said):
+    monkeypatch.setitem(sys.modules, library, None)  # as if it were not there
+    (tmp_path / name).write_bytes(b"{}" if name.endswith("json") else b"PAR1")
+    field = "tokenizer.model" if name.endswith("json") else "data.files"
+    path = tmp_path / name
+    assert said in refused(f"--{field}={path if field[0] == 't' else [str(path)]}")
 
 
 class Malicious:

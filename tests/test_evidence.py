@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from conftest import ROOT, tiny_run
+from conftest import ROOT, needs, tiny_run
 from data import load_data
 from runtime import NotFinite, UserError
 from tools import bills, rivals, rubric
@@ -414,9 +414,12 @@ def test_the_table_of_targets_has_them_all_and_is_filled_in(made):
             at in target.aims for at in tables.EQUAL]
 
 
-def test_every_row_has_a_table_and_the_curves_have_plots(made):
+def test_every_row_has_a_table():
     assert {row.removesuffix("-headline") for row in tables.TABLES} == set(evidence.ROWS)
-    pytest.importorskip("matplotlib")
+
+
+@needs("matplotlib")
+def test_the_curves_have_plots(made):
     import plots
     plt, rows = plots.pyplot(), tables.read_rows(made)
     for name, plot in plots.PLOTS.items():

@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import re
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ import ppo
 import sample
 import train_pit
 import train_reward
-from conftest import tiny_config, tiny_gpt, write_lines
+from conftest import needs, tiny_config, tiny_gpt, write_lines
 from model import GPT, LoRA, Linear, adapted, merged, pad_rows, token_logprobs
 from reward import RewardModel, score
 from runtime import LoRASection, ModelSection, RewardSection, Run, UserError, load_config
@@ -223,12 +224,14 @@ examples = 2
 @pytest.fixture(scope="module")
 def source(tmp_path_factory, tokenizer):
     """A tiny Hugging Face folder, the model in it, and a config that starts from it."""
-    pytest.importorskip("safetensors")
     folder = tmp_path_factory.mktemp("lora")
     model = tiny_gpt(tokenizer.vocab, seed=7, layers=1, context=64)
-    theirs = tiny_config(folder)
-    theirs.model = model.config
-    llama.write_folder(folder / "model", merged(model), theirs, tokenizer.vocab, tokenizer)
+    (folder / "model").mkdir()
+    shutil.copyfile(tokenizer.path, folder / "model" / "tokenizer.model")
+    llama.write_json(folder / "model" / "config.json", llama.their_config(
+        model.config, tokenizer.vocab, -1, tokenizer.eos, 64))
+    torch.save(llama.their_weights(merged(model), model.config),
+               folder / "model" / "pytorch_model.bin")
     prompts = [f"tea and {i}" for i in range(40)]
     pairs = write_lines(folder / "pairs.jsonl", [
         {"prompt": x, "chosen": f"Sure! {x[8:]}", "rejected": f"{x[8:]} in all"} for x in prompts])
@@ -365,6 +368,7 @@ def test_pairs_for_a_judge_outside_and_its_verdicts(runs, source, tmp_path):
             assert row.startswith(f"| T = {t} | {systems} | 4 | {figures} [")
 
 
+@needs("safetensors")
 @pytest.mark.parametrize("name, stage", [("PIT stage 1", "stage1"), ("M_P^RL", "rlhf"),
                                          ("pretrained", None)])
 def test_an_exported_folder_holds_the_whole_policy(runs, source, tmp_path, tokenizer, name, stage):
@@ -389,9 +393,10 @@ def test_an_exported_folder_holds_the_whole_policy(runs, source, tmp_path, token
         call(sample.main, source, runs, f"--export={tmp_path}", "--model=PIT stage 2")
 
 
+@needs("safetensors", "tokenizers")
 def test_a_written_folder_says_what_ends_a_response(source, tmp_path):
     """Whichever tokenizer it has, and whether or not a folder lends its tokenizer_config."""
-    tokenizers = pytest.importorskip("tokenizers")
+    import tokenizers
     pieces = tokenizers.Tokenizer(tokenizers.models.BPE())
     pieces.add_special_tokens(["<|better|>"])
     pieces.save(str(tmp_path / "tokenizer.json"))

@@ -253,7 +253,7 @@ def test_the_memory_of_a_container_counts(monkeypatch):
     texts = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 5000 kB\n",
              "/sys/fs/cgroup/memory.max": "3000000\n", "/sys/fs/cgroup/memory.current": "1500000\n",
              "/sys/fs/cgroup/memory.stat": "anon 9\nactive_file 200000\ninactive_file 300000\n"}
-    monkeypatch.setattr(memory.Path, "read_text", lambda path: texts[str(path)])
+    monkeypatch.setattr(memory.Path, "read_text", lambda path, encoding: texts[str(path)])
     assert memory.free(torch.device("cpu")) == 2_000_000
     texts["/sys/fs/cgroup/memory.max"] = "max"
     assert memory.free(torch.device("cpu")) == 5_120_000

@@ -5,10 +5,12 @@ import errno
 import io
 import math
 import os
+import signal
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ import torch
 import runtime
 from conftest import ROOT, command, read_lines, tiny_config, tiny_run
 from runtime import Config, NotFinite, Run, UserError, descend, load_config
-from tools import launch, ranks
+from tools import files, interrupt, launch, ranks
 from tools.files import load, lock, save
 from tools.settings import to_toml
 
@@ -128,6 +130,107 @@ def test_rollouts_are_shared_evenly_by_ranks_minibatches_and_references(tmp_path
     assert config_of(tmp_path, text, "--ppo.batch=60").ppo.batch == 60
     with pytest.raises(UserError, match="ppo.batch must be even and a multiple of"):
         config_of(tmp_path, text, "--ppo.batch=45")
+    with pytest.raises(UserError, match="ppo.batch must be at least 15, a response a rank in each"):
+        config_of(tmp_path, text, "--ppo.batch=10")
+
+
+@pytest.mark.parametrize("cores, quota, fields, wanted", [
+    (2, "max 100000", [], 2), (16, "max 100000", [], 8), (1, "max 100000", [], 1),
+    (16, "400000 100000", [], 4), (16, "50000 100000", [], 1), (16, None, [], 8),
+    (16, None, ["--rp.batch=3"], 3), (16, None, ["--ppo.batch=16"], 4)])  # of four minibatches
+def test_as_many_ranks_as_cores_unless_it_is_said(tmp_path, monkeypatch, cores, quota, fields,
+                                                  wanted):
+    def read(path, encoding):
+        if quota is None:
+            raise FileNotFoundError
+        return quota
+
+    config = config_of(tmp_path, "", *fields)
+    assert config.run.ranks == 0
+    monkeypatch.setattr(launch.Path, "read_text", read)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    assert launch.usual_ranks(config, torch.device("cpu")) == wanted
+    assert launch.usual_ranks(config, torch.device("cuda")) == 1
+    monkeypatch.undo()
+    assert Run(config_of(tmp_path, f"[run]\ndir = {str(tmp_path)!r}")).config.run.ranks == 1
+
+
+# ------------------------------------------------------------------------ other operating systems
+
+
+def test_a_folder_is_locked_on_windows_too(tmp_path, monkeypatch):
+    held, calls = set(), []
+
+    def locking(number, mode, count):  # as the C library's
+        calls.append((mode, count, os.lseek(number, 0, os.SEEK_CUR)))
+        inode = os.fstat(number).st_ino
+        if inode in held:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        held.add(inode)
+
+    monkeypatch.setattr(files, "WINDOWS", True)
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(LK_NBLCK=2, locking=locking))
+    file = lock(tmp_path / "run")
+    with pytest.raises(UserError, match="another run is at work there"):
+        lock(tmp_path / "run")
+    assert calls == [(2, 1, 0)] * 2
+    file.close()
+
+
+def test_windows_opens_no_folder_and_replaces_no_mapped_file(tmp_path, monkeypatch):
+    def opened(path, flags, *more, real=os.open):
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, flags, *more)
+
+    monkeypatch.setattr(files, "WINDOWS", True)
+    monkeypatch.setattr(os, "open", opened)
+    save(tmp_path / "a.pt", {"inputs": {}, "w": torch.ones(2)})
+    loaded, mapped = torch.load, []
+    monkeypatch.setattr(torch, "load", lambda *a, **k: mapped.append(k["mmap"]) or loaded(*a, **k))
+    assert load(tmp_path / "a.pt")["w"].tolist() == [1, 1] and mapped == [False]
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_ranks_meet_at_a_file_whatever_its_name(tmp_path, monkeypatch, windows):
+    from urllib.parse import urlparse
+    monkeypatch.setattr(files, "WINDOWS", windows)
+    path = tmp_path / "a b%c" / "ranks"
+    url = launch.meeting_url(path)
+    read = urlparse(url).path  # as torch.distributed.rendezvous reads it
+    assert (launch.url2pathname(read) if windows else read) == str(path)
+    assert launch.meeting_folder(url) == path.parent
+
+
+def test_ctrl_break_is_taken_where_there_is_one(monkeypatch):
+    stand_in = signal.SIGUSR1
+    handlers = {number: signal.getsignal(number) for number in (
+        signal.SIGINT, signal.SIGTERM, stand_in)}
+    monkeypatch.setattr(signal, "SIGBREAK", stand_in, raising=False)
+    try:
+        for of_another, wanted in ((False, interrupt.handle), (True, signal.SIG_IGN)):
+            interrupt.install(of_another)
+            assert [signal.getsignal(number) for number in handlers] == [wanted] * 3
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("cuda, mps, wanted", [(True, True, "cuda"), (False, True, "cpu"),
+                                               (False, False, "cpu")])
+def test_mps_is_taken_only_where_it_is_asked_for(monkeypatch, cuda, mps, wanted):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert launch.pick_device("auto").type == wanted
+    if mps:
+        assert launch.pick_device("mps").type == "mps"
+
+
+def test_output_is_utf_8_whatever_the_machine_prefers():
+    done = guarded("print('Gr\u00fc\u00dfe \u2192')", '"$PY" -c "$MAIN"', PYTHONIOENCODING="cp1252",
+                   PYTHONUTF8="0")
+    assert done.stdout == "Gr\u00fc\u00dfe \u2192\n" and done.returncode == 0
 
 
 @pytest.mark.parametrize("text, said", [
@@ -183,12 +286,13 @@ def test_guard_says_what_to_do_where_a_file_cannot_be_written(capsys, number, sa
     assert ended.value.code == 2 and capsys.readouterr().err == f"error: a.json: no; {said}\n"
 
 
-def guarded(code: str, shell: str) -> subprocess.CompletedProcess:
+def guarded(code: str, shell: str, **environment: str) -> subprocess.CompletedProcess:
     """A shell pipeline around a guarded main function, $MAIN."""
     main = f"from tools.launch import guard\nimport sys, os, signal, time\nguard(lambda: {code})"
     return subprocess.run(["bash", "-c", f"set -o pipefail; {shell}"], cwd=ROOT, text=True,
-                          capture_output=True, env=os.environ | {
-                              "PY": sys.executable, "MAIN": main, "PYTHONUNBUFFERED": ""})
+                          capture_output=True, encoding="utf-8", env=os.environ | {
+                              "PY": sys.executable, "MAIN": main,
+                              "PYTHONUNBUFFERED": ""} | environment)
 
 
 @pytest.mark.parametrize("code, reader, read", [
@@ -220,6 +324,29 @@ def test_a_checkpoint_is_read_as_it_was_written(tmp_path):
     assert torch.equal(content["model"]["w"], torch.arange(3))
     assert (content["beta"], content["names"]) == (0.1, ["x"])
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_write_takes_nobodys_file_and_clears_what_a_kill_left(tmp_path, monkeypatch):
+    names = [".tmp", ".json.tmp", ".json~", ".json.part"]
+    for name in names:
+        (tmp_path / f"pairs{name}").write_text("mine")
+    files.write_whole(tmp_path / "pairs.json", lambda file: file.write(b"[]"))
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {
+        "pairs.json": "[]"} | {f"pairs{name}": "mine" for name in names}
+    monkeypatch.setattr(files.Path, "unlink", lambda *_, **__: None)  # as if it were killed
+
+    def half(file):
+        file.write(b"half of")
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            files.write_whole(tmp_path / "pairs.json", half)
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 7  # two more, each with a name of its own
+    lock(tmp_path).close()  # a run that takes up the folder
+    assert {p.name for p in tmp_path.iterdir()} == {"pairs.json", "lock"} | {
+        f"pairs{name}" for name in names}
 
 
 @pytest.mark.parametrize("failing", ["torch.save", "os.fsync", "os.replace"])

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from tools import files
 from tools.settings import UserError, nearest
 
 COMPARISONS = ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw")  # of Eq. 2
 MAY_BE_ZERO = {"seed", "head_width", "model.vocab", "rank", "save_every", "portion", "look_every",
-               "warmup", "weight_decay", "lm_coef",
+               "warmup", "weight_decay", "lm_coef", "ranks",
                "critic_warmup", "beta", "gamma", "lam", "kl_power", "temperatures"}
 FITS = ("sft", "pit_sft", "rp", "rpit", "judge")
 CHOICES = {"run.device": ("auto", "cuda", "mps", "cpu"), "run.amp": ("auto", "bf16", "off"),
@@ -41,14 +42,16 @@ def problems(config):
                     yield f"{name} = {item} is out of range: it must be finite" + (
                         " and above 0" * (lowest > 0) + " and 0 or more" * (lowest == 0)
                         + " and 1 at most" * (highest == 1))
-    model, rows = config.model, config.ppo.minibatches * config.run.ranks
+    model, rows = config.model, config.ppo.minibatches * config.run.ranks  # 0: they will fit
     triple = 2 * config.data.max_prompt + 6 * config.data.max_response  # positions that it takes
     for wrong, message in [
         ((model.head_width % 2 if model.head_width else model.width % (2 * model.heads)),
          "model.width must be an even multiple of model.heads"),
         (model.heads % model.kv_heads, "model.heads must be a multiple of model.kv_heads"),
-        (config.ppo.batch % rows or config.ppo.batch % 2,
-         f"ppo.batch must be even and a multiple of minibatches x ranks ({rows})"),
+        (config.ppo.batch % config.ppo.minibatches or config.ppo.batch % 2,
+         f"ppo.batch must be even and a multiple of ppo.minibatches ({config.ppo.minibatches})"),
+        (config.ppo.batch < rows,
+         f"ppo.batch must be at least {rows}, a response a rank in each of ppo.minibatches"),
         (not (config.pit.curriculum and config.reward.terms and config.eval.temperatures),
          "pit.curriculum, reward.terms and eval.temperatures must not be empty"),
         (any(len(set(names)) < len(names) for names in (
@@ -176,10 +179,10 @@ def refuse_short_context(templates, config) -> None:
                         f"data.max_response; raise it to {needed}")
 
 
-def refuse_changed(sizes: dict[str, int]) -> None:
-    """Raises UserError where a data file is there and no more as large as it was."""
-    for path, size in sizes.items():
-        if Path(path).exists() and Path(path).stat().st_size != size:
+def refuse_changed(checksums: dict[str, str]) -> None:
+    """Raises UserError where a data file is there and no more what it was."""
+    for path, known in checksums.items():
+        if Path(path).exists() and files.checksum(path) != known:
             raise UserError(f"{path}: has changed since this run's data were made of it; choose "
                             "another --run.name")
 
@@ -197,6 +200,43 @@ def odd_markers(config, tokenizer):
     if odd:
         yield (f"{', '.join(odd)}: not single tokens of this tokenizer, but spelt out; take the "
                "chat template of the model in [template], see the README")
+
+
+FOLD_OF = {"sft": "sft", "pit_sft": "sft", "rp": "reward", "rpit": "reward", "judge": "rl"}
+TOO_LONG = "raise data.{} and with it model.context"
+REMEDIES = {"prompt too long": TOO_LONG.format("max_prompt"),
+            "response too long": TOO_LONG.format("max_response")}
+
+
+def scarce(config, counts: dict[str, int]):
+    """Yield a warning where the data are hardly what was meant: more than a third of the pairs
+    dropped for one reason, more held out than trained on, a training that goes over its fold more
+    than ten times."""
+    for name, count in counts.items():
+        reason = name.removeprefix("dropped, ")
+        if name != reason and count > counts["read"] / 3:
+            remedy = REMEDIES.get(reason, "is it the file that you meant?")
+            yield f"{reason}: {count:,} of {counts['read']:,} pairs are dropped; {remedy}"
+    held_out = counts["valid"] + counts["test"]
+    trained = sum(counts[fold] for fold in ("sft", "reward", "rl"))
+    if held_out > trained:
+        yield (f"held out are {held_out:,} pairs, more than the {trained:,} that are trained on: "
+               "lower data.test and data.valid")
+    for name in FITS if config.data.files else FITS[:-1]:  # bills have another judge
+        fit, pairs = getattr(config, name), counts[FOLD_OF[name]]
+        passes = fit.steps * min(fit.batch, pairs) / pairs
+        if passes > 10:
+            yield (f"{name}.steps = {fit.steps} go {passes:.0f} times over the {pairs:,} pairs of "
+                   f"their fold, and learn them by heart: lower {name}.steps, or bring more pairs")
+
+
+def unproven(agreement: dict):
+    """Yield a warning where a reward model is not shown to know more of held-out pairs than a coin;
+    `agreement` is of tools/measure.py."""
+    if agreement["ci_low"] <= 0.5:
+        yield ("validation pairs: agreement {accuracy:.3f} [{ci_low:.3f}, {ci_high:.3f}] of "
+               "{pairs:,} may be chance: RL against this reward model may teach nothing; it needs "
+               "more pairs, fewer passes over them or a better trunk").format(**agreement)
 
 
 def chance(accuracy: float):

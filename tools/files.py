@@ -5,9 +5,11 @@ they are checked first: a flipped bit is an error, not a weight.
 """
 
 import errno
+import hashlib
 import json
 import os
 import pickle
+import secrets
 import zipfile
 from pathlib import Path
 
@@ -16,21 +18,27 @@ import torch
 from tools.settings import UserError, reason_of
 
 
+WINDOWS = os.name == "nt"
+UNFINISHED = ".pit-unfinished"  # how the names of temporary files end
+
+
 def write_whole(path: Path, write) -> None:
-    """Write a file whole or not at all: to a temporary one, synced, then renamed over the old one.
+    """Write a file whole or not at all: to a temporary one, whose name nobody else has, synced,
+    then renamed over the old one.
 
     Raises UserError where that fails; what was there before is then still there.
     """
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{UNFINISHED}")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # else the new name could be lost
-        os.close(folder)
+        if not WINDOWS:  # which opens no folders
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)  # else the new name could be lost
+            os.close(folder)
     except BaseException as error:
         try:
             temporary.unlink(missing_ok=True)
@@ -68,7 +76,8 @@ def load(path: Path) -> dict:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():
                 raise zipfile.BadZipFile("its check sums do not fit its content")
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=True,
+                             mmap=not WINDOWS)  # which replaces no file that is mapped
         if not isinstance(content, dict) or "inputs" not in content:
             raise zipfile.BadZipFile("it is no checkpoint of a stage")
         return content
@@ -118,19 +127,20 @@ def rewrite(path: Path, drop: str, add: list[str]) -> None:
 def sync(path: Path) -> None:
     """See to it that what was appended to a file survives a loss of power."""
     if path.exists():
-        with open(path, "rb") as file:
+        with open(path, "ab") as file:  # Windows syncs no file that is open for reading
             os.fsync(file.fileno())
 
 
 def lock(folder: Path):
     """Make a folder and keep other runs out of it until the returned file is closed or the process
-    ends, however it ends. Raises UserError where another run is at work there, or it cannot be
-    written."""
-    import fcntl  # not on Windows
+    ends, however it ends; remove what writes that were killed have left there. Raises UserError
+    where another run is at work there, or it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / "lock", "w")
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file = open(folder / "lock", "ab")
+        take(file)
+        for left in folder.glob(f".*{UNFINISHED}"):
+            left.unlink()
     except BlockingIOError:
         raise UserError(f"{folder}: another run is at work there; wait for it, or choose another "
                         "--run.name") from None
@@ -138,3 +148,24 @@ def lock(folder: Path):
         raise UserError(f"{folder}: cannot write the run folder, or lock it ({error.strerror}); "
                         "choose another --run.dir") from None
     return file
+
+
+def take(file) -> None:
+    """Lock an open file for this process. Raises BlockingIOError where another one has it."""
+    if not WINDOWS:
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    import msvcrt
+    try:
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # its first byte, which need not be there
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EDEADLOCK):
+            raise
+        raise BlockingIOError(error.errno, error.strerror) from None
+
+
+def checksum(path: str | Path) -> str:
+    """SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

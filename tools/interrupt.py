@@ -1,5 +1,6 @@
-"""SIGINT and SIGTERM: inside of a training they wait for the end of the step, that it can be saved;
-elsewhere, or the second time, they end the program with 128 + their number."""
+"""SIGINT and SIGTERM, and Windows' Ctrl-Break, which stands for SIGTERM there: inside of a training
+they wait for the end of the step, that it can be saved; elsewhere, or the second time, they end the
+program with 128 + their number."""
 
 import os
 import signal
@@ -37,6 +38,7 @@ def leave(saved: str) -> None:
 
 
 def install(of_another: bool) -> None:
-    """Handle both; ignore them in a process `of_another` one, which ends it by SIGKILL."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN if of_another else handle)
+    """Handle them; ignore them in a process `of_another` one, which kills it."""
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN if of_another else handle)

@@ -6,15 +6,16 @@ starts by itself.
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
+from urllib.request import url2pathname
 
 import torch
 import torch.distributed as dist
 
-from tools import files, interrupt
+from tools import checks, files, interrupt
 from tools.settings import UserError
 
 _children: list[subprocess.Popen] = []
@@ -23,8 +24,9 @@ _children: list[subprocess.Popen] = []
 def guard(main) -> None:
     """Run a script's main function; a UserError ends it with one line and exit code 2."""
     interrupt.install(of_another="PIT_MEETING" in os.environ)
-    if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(errors="replace")  # what is typed may be no UTF-8
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what is typed may be no UTF-8
+            stream.reconfigure(encoding="utf-8", errors="replace")
     line, unread = "", False
     try:
         main()
@@ -48,17 +50,19 @@ def guard(main) -> None:
     finally:
         stop_ranks(failed=bool(line) or unread or sys.exc_info()[0] is not None)
     if unread:
-        sys.exit(128 + signal.SIGPIPE)
+        sys.exit(128 + 13)  # SIGPIPE, which Windows has not
     if line:
         print(f"error: {line}\n" * (os.environ.get("RANK", "0") == "0"), end="", file=sys.stderr)
         sys.exit(2)
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" takes the best there is. Raises UserError if it is absent."""
+    """The device of that name; "auto" is a GPU of CUDA where there is one, else the CPU. (Nothing
+    was tried on Apple's MPS, which has to be asked for.) Raises UserError if it is absent."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
              "cpu": True}
-    name = next(kind for kind in there if there[kind]) if name == "auto" else name
+    if name == "auto":
+        name = "cuda" if there["cuda"] else "cpu"
     if not there[name]:
         raise UserError(f"run.device = {name!r}: this machine has none; try --run.device=cpu")
     return torch.device(name, int(os.environ.get("LOCAL_RANK", 0)) if name == "cuda" else None)
@@ -72,6 +76,27 @@ def choose_for(device: torch.device, config) -> None:
     run.amp = ("bf16" if gpu else "off") if run.amp == "auto" else run.amp
 
 
+def usual_ranks(config, device: torch.device) -> int:
+    """How many processes share a CPU where run.ranks = 0: one for each physical core, at most 8 and
+    no more than the smallest batch can feed. Before anyone sets it, torch's number of threads is
+    that of the cores (OMP_NUM_THREADS lowers it); a container may have the time of fewer."""
+    if device.type != "cpu":
+        return 1
+    fits = [getattr(config, name).batch for name in checks.FITS]
+    return max(1, min(8, torch.get_num_threads(), allotted_cores(),
+                      config.ppo.batch // config.ppo.minibatches, *fits,
+                      config.eval.prompts, config.data.test, config.data.valid))
+
+
+def allotted_cores() -> int:
+    """Cores whose time a Linux container may use; where no limit is set, more than there are."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # another system, or "max"
+        return sys.maxsize
+
+
 def start_ranks(count: int, device: torch.device) -> None:
     """Join torchrun's ranks, or on a CPU start `count` - 1 more processes of this command.
 
@@ -81,10 +106,12 @@ def start_ranks(count: int, device: torch.device) -> None:
         torch.cuda.set_device(device)
     if device.type == "cpu":
         torch.set_num_threads(1)
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+        loopback = {"linux": "lo", "darwin": "lo0"}  # on Windows gloo finds it by itself
+        if sys.platform in loopback:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[sys.platform])
         if count > 1 and "RANK" not in os.environ:
-            meeting = tempfile.mkdtemp() + "/ranks"
-            os.environ.update(WORLD_SIZE=str(count), PIT_MEETING=f"file://{meeting}", RANK="0")
+            meeting = Path(tempfile.mkdtemp(), "ranks")
+            os.environ.update(WORLD_SIZE=str(count), PIT_MEETING=meeting_url(meeting), RANK="0")
             for number in range(1, count):
                 _children.append(subprocess.Popen(
                     [sys.executable, *sys.argv], env=os.environ | {"RANK": str(number)},
@@ -96,6 +123,18 @@ def start_ranks(count: int, device: torch.device) -> None:
             rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
 
 
+def meeting_url(path: Path) -> str:
+    """The address of a file where ranks find each other, as torch reads it: behind file:// it takes
+    a path as it is, but on Windows, where file:///C:/a%20b is C:\\a b."""
+    return path.as_uri() if files.WINDOWS else f"file://{path}"
+
+
+def meeting_folder(url: str) -> Path:
+    """Where the file of that address lies."""
+    path = url.removeprefix("file://")
+    return Path(url2pathname(path) if files.WINDOWS else path).parent
+
+
 def stop_ranks(failed: bool) -> None:
     """Leave the process group and end the processes that this one started."""
     if dist.is_initialized() and not failed:
@@ -105,6 +144,5 @@ def stop_ranks(failed: bool) -> None:
             child.kill()
         child.wait()
     if _children:
-        shutil.rmtree(os.path.dirname(os.environ["PIT_MEETING"].removeprefix("file://")),
-                      ignore_errors=True)
+        shutil.rmtree(meeting_folder(os.environ["PIT_MEETING"]), ignore_errors=True)
     _children.clear()

@@ -70,6 +70,20 @@ def fold_scores(data: Data, rp: RewardModel, rpit: RewardModel, fold: Fold) -> d
     return scores
 
 
+def pointwise_agreement(data: Data, model: RewardModel, fold: Fold) -> dict:
+    """How often a pointwise reward model agrees with a fold's labels."""
+    w, l = pointwise_scores(data, model, fold)
+    return share_right(list(w > l))
+
+
+def gap_agreement(data: Data, rpit: RewardModel, fold: Fold) -> dict:
+    """How often r^{w,l} > r^{l,w} in a fold's triples."""
+    x, y_w, y_l = fold.x[:], fold.y_w[:], fold.y_l[:]
+    given_l, given_w = ([data.pit(*pair) for pair in zip(x, y_ref)] for y_ref in (y_l, y_w))
+    (wl, _), (_, lw) = (two_scores(rpit, data, given, y_w, y_l) for given in (given_l, given_w))
+    return share_right(list(wl > lw))
+
+
 def held_out_accuracies(data: Data, rp: RewardModel, rpit: RewardModel, split: str) -> dict:
     """How often R_P and each comparison of Eq. 2 agree with the labels of held-out pairs, beside
     the longer response as a guess (not counting equal lengths), and the majority's answer, which is

@@ -82,14 +82,16 @@ def free(device: torch.device) -> float:
         return torch.cuda.mem_get_info(device)[0]
     found = [float("inf")]
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
         found += [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvail")]
         group = Path("/sys/fs/cgroup")  # a container's own limit
-        limit = (group / "memory.max").read_text().strip()
+        limit = (group / "memory.max").read_text("ascii").strip()
         if limit != "max":
-            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            stat = (group / "memory.stat").read_text("ascii").splitlines()
+            stat = dict(line.split() for line in stat)
             cached = float(stat["active_file"]) + float(stat["inactive_file"])  # given up if needed
-            found.append(float(limit) - float((group / "memory.current").read_text()) + cached)
+            used = float((group / "memory.current").read_text("ascii"))
+            found.append(float(limit) - used + cached)
     except (OSError, ValueError, KeyError):
         pass  # another system
     return min(found)
