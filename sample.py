@@ -22,6 +22,7 @@ from data import Data, load_data
 from model import GPT, merged, sample
 from runtime import Run, UserError, command_line, gather, in_step, mine, random_numbers
 from tools import llama, verdicts
+from tools.familiar import Familiar
 from tools.launch import guard
 from tools.settings import nearest
 from tools.show import gold_note, marked
@@ -89,15 +90,19 @@ def show_improvements(run: Run, data: Data, models: Models, prompt: str, args, g
 
 def respond(run: Run, data: Data, models: Models, args) -> None:
     """Improve the response to --prompt, or to each prompt that is typed in."""
-    generator = run.generator("sample", args.seed)
-    if args.prompt is not None:
-        show_improvements(run, data, models, args.prompt, args, generator)
-        return
-    print("A prompt a line; an empty line ends.")
-    for prompt in iter(lambda: sys.stdin.readline().strip(), ""):
+    generator, familiar = run.generator("sample", args.seed), Familiar(data)
+    if args.prompt is None:
+        print("A prompt a line; an empty line ends.")
+    prompts = [args.prompt] if args.prompt is not None else iter(
+        lambda: sys.stdin.readline().strip(), "")
+    for prompt in prompts:
+        for doubt in familiar.doubts(data.prompt(prompt), prompt):
+            print(f"warning: {doubt}", file=sys.stderr)
         try:
             show_improvements(run, data, models, prompt, args, generator)
         except UserError as error:
+            if args.prompt is not None:
+                raise
             print(error)
 
 

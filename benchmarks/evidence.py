@@ -46,6 +46,7 @@ KL_TARGETS = (1.5, 3.0)
 LR_TIMES = (1.0, 2.0, 4.0)  # a learning rate
 LESSONS = (3, 5, 8)
 TOO_MANY = 120       # iterations of a stage
+TIMED, AT_ONCE = 3, 256  # times that an answer is timed, questions that are asked together
 MORE = 3             # times the pairs
 ORIGINALS = ("y_0 ~ M_P^SFT", "y_0 ~ M_P^RL")
 
@@ -404,8 +405,8 @@ def cost(lab: Lab) -> dict:
         if not system.trainings:
             continue
         times = []
-        for _ in range(4):  # the first warms up
-            responses = Responses(lab, "test", 1.0, number=256)
+        for _ in range(1 + TIMED):  # the first warms up
+            responses = Responses(lab, "test", 1.0, number=AT_ONCE)
             start = time.perf_counter()
             y = system.make(responses)
             times.append((time.perf_counter() - start) / len(y))

@@ -89,6 +89,11 @@ class Tokenizer:
             return self.pieces.encode([self.lead + text for text in texts])
         return behind(self.pieces.encode, texts)
 
+    def unknown(self, text: str) -> str:
+        """The characters of a text that the tokenizer cannot spell."""
+        no_piece = self.pieces.unk_id()
+        return "".join(c for c in dict.fromkeys(text) if no_piece in self.pieces.encode(c))
+
     def decode(self, ids: list[int]) -> str:
         """The text of token ids; the end and what follows it are left out."""
         ids = ids[:ids.index(self.eos)] if self.eos in ids else ids
@@ -154,6 +159,14 @@ class JSONTokenizer:
         if spaced is False and not self.lead:
             return behind(self.plain, texts)
         return self.plain([self.lead * bool(spaced) + text for text in texts])
+
+    def unknown(self, text: str) -> str:
+        """The characters of a text that the tokenizer cannot spell: it drops them, or has a token
+        that stands for all of them."""
+        found = self.plain(list(dict.fromkeys(text)))
+        no_piece = self.pieces.token_to_id(getattr(self.pieces.model, "unk_token", None) or "")
+        return "".join(c for c, ids in zip(dict.fromkeys(text), found) if not c.isspace() and (
+            not ids or no_piece is not None and no_piece in ids))
 
     def decode(self, ids: list[int]) -> str:
         """The text of token ids; the end and what follows it are left out."""

@@ -1,0 +1,58 @@
+"""Whether a prompt is said to be unlike the data."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import sample
+from tools.familiar import Familiar, neighbours
+from tools.vocabulary import JSONTokenizer
+from conftest import needs
+
+
+def test_neighbours_are_pairs_with_both_ends():
+    code = lambda a, b: (a << 32) + (b & 0xffffffff)
+    assert neighbours([[5, 6], [], [7]]).tolist() == [
+        code(-1, 5), code(5, 6), code(6, -1), code(-1, -1), code(-1, 7), code(7, -1)]
+    pairs = np.array([(a, b) for a in range(-1, 40) for b in range(-1, 40)])
+    assert len({code(int(a), int(b)) for a, b in pairs}) == len(pairs)
+
+
+def test_the_share_of_new_neighbours_by_hand():
+    folds = {"sft": [[1, 2, 3]], "reward": [[3, 1]], "rl": [[2]], "valid": [[1, 2, 3]],
+             "test": [[3, 1, 2], [1, 4, 3]]}
+    data = SimpleNamespace(tokenizer=SimpleNamespace(unknown=lambda text: ""), folds={
+        name: SimpleNamespace(x=x) for name, x in folds.items()})
+    familiar = Familiar(data)
+    # known are -1 1 2 3 -1, -1 3 1 -1 and -1 2 -1. New in the last test prompt: 1 4, 4 3, of four
+    assert familiar.most == 0.5
+    assert familiar.share_new([1, 2]) == 0.0 and familiar.share_new([2, 1]) == pytest.approx(1 / 3)
+    assert not list(familiar.doubts([1, 4, 3], "")) and not list(familiar.doubts([2, 1], ""))
+    said, = familiar.doubts([4], "")
+    assert "100% of its neighbouring pieces" in said and "at most 50%" in said
+
+
+def test_only_what_is_unlike_the_data_is_told(bills_run, monkeypatch, capsys):
+    run, data = bills_run
+    shown = []
+    monkeypatch.setattr(sample, "show_improvements", lambda run, data, models, prompt, *_:
+                        shown.append(prompt))
+    for prompt, words in (("What is the bill for tea, a coupon and a hat?", []),
+                          ("Write a poem", ["unlike the data"]), ("tea", ["unlike the data"]),
+                          ("How much is tea and a ☕?", ["'☕'", "unlike the data"])):
+        sample.respond(run, data, None, SimpleNamespace(prompt=prompt, seed=None))
+        said = capsys.readouterr().err.splitlines()
+        assert [line[:9] for line in said] == ["warning: "] * len(words)
+        assert all(word in line for word, line in zip(words, said)), said
+    assert len(shown) == 4  # each is answered all the same
+
+
+@needs("tokenizers")
+@pytest.mark.parametrize("unk_token, known", [(None, "bc"), ("<unk>", "bc")])
+def test_a_tokenizer_json_knows_what_it_cannot_spell(tmp_path, unk_token, known):
+    import tokenizers
+    vocabulary = {"</s>": 0, "<unk>": 1, "b": 2, "c": 3}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], unk_token=unk_token))
+    made.save(str(tmp_path / "t.json"))
+    assert JSONTokenizer(tmp_path / "t.json", "</s>").unknown(f"{known}ab ") == "a"
