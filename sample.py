@@ -60,12 +60,18 @@ def improve(run: Run, data: Data, policy: GPT, x: list, y_ref: list, temperature
     return generate(run, data, policy, prompts, temperature, generator)
 
 
+def encoded(run: Run, data: Data, prompt: str) -> list[int]:
+    """A user's first turn as token ids. Raises UserError where it is too long."""
+    x = data.prompt(prompt)
+    if len(x) > run.config.data.max_prompt:
+        raise UserError(f"the prompt has {len(x)} tokens, but data.max_prompt is "
+                        f"{run.config.data.max_prompt}; shorten it")
+    return x
+
+
 def show_improvements(run: Run, data: Data, models: Models, prompt: str, args, generator) -> None:
     """Print x, y_0 (or the given response) and each improvement with its r_gap."""
-    x = [data.prompt(prompt)]
-    if len(x[0]) > run.config.data.max_prompt:
-        raise UserError(f"the prompt has {len(x[0])} tokens, but data.max_prompt is "
-                        f"{run.config.data.max_prompt}; shorten it")
+    x = [encoded(run, data, prompt)]
     if args.ref is None:
         y = answer(run, data, models.policies["M_P^RL"], x, args.temperature, generator)
     else:
@@ -96,9 +102,9 @@ def respond(run: Run, data: Data, models: Models, args) -> None:
     prompts = [args.prompt] if args.prompt is not None else iter(
         lambda: sys.stdin.readline().strip(), "")
     for prompt in prompts:
-        for doubt in familiar.doubts(data.prompt(prompt), prompt):
-            print(f"warning: {doubt}", file=sys.stderr)
         try:
+            for doubt in familiar.doubts(encoded(run, data, prompt), prompt):
+                print(f"warning: {doubt}", file=sys.stderr)
             show_improvements(run, data, models, prompt, args, generator)
         except UserError as error:
             if args.prompt is not None:

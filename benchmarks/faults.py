@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -40,19 +39,18 @@ def flat(content: dict) -> list[tuple]:
 class Faults:
     """Runs of configs/tiny.toml below one folder, compared with an undisturbed one."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.survived, self.tried = folder, 0, 0
+    def __init__(self, folder: Path, sizes: tuple[str, ...] = SIZES):
+        self.folder, self.sizes, self.survived, self.tried = folder, sizes, 0, 0
         self.whole = self.content("whole", self.finish("whole"))
 
     def start(self, name: str, *overrides, file_limit: int | None = None) -> subprocess.Popen:
         command = [sys.executable, "train_pit.py", "--config", "configs/tiny.toml",
-                   f"--run.dir={self.folder}", f"--run.name={name}", "--run.device=cpu", *SIZES,
-                   *overrides]
-        limit = None if file_limit is None else (
-            lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit)))
+                   f"--run.dir={self.folder}", f"--run.name={name}", "--run.device=cpu",
+                   *self.sizes, *overrides]
+        if file_limit is not None:
+            command = ["prlimit", f"--fsize={file_limit}", *command]
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL,
-                                stderr=subprocess.PIPE, text=True, preexec_fn=limit,
-                                start_new_session=True)
+                                stderr=subprocess.PIPE, text=True, start_new_session=True)
 
     def finish(self, name: str, *overrides, **limits) -> tuple[int, str]:
         """Run to the end: the exit code, and what was said beside progress, warnings and counts."""

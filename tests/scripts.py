@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 300  # seconds
-PRELOAD = ["torch", "torch.distributed", "numpy", "sentencepiece", "tqdm", "pytest"]
+PRELOAD = ["torch", "torch._dynamo", "torch.distributed", "numpy", "sentencepiece", "tqdm", "pytest"]
 
 
 def command(*arguments, stdin: str = "", **environment: str) -> subprocess.CompletedProcess:

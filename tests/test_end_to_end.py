@@ -80,7 +80,7 @@ def test_the_models_of_a_run_are_different_ones(trained):
 def test_the_report_has_every_system_and_key(trained):
     report = report_of(trained[0])
     assert set(report) == REPORT
-    assert (report["prompts"], report["split"], report["judge"]) == (20, "test", "hidden judge")
+    assert (report["prompts"], report["split"], report["judge"]) == (16, "test", "hidden judge")
     found = [(r["system"], r["against"], r["temperature"], r["iteration"]) for r in report["rows"]]
     rl, sft, more = "M_P^RL", "M_P^SFT", "RLHF equal budget"
     assert found == [row for t in (1.0, 0.5) for row in [
@@ -118,7 +118,10 @@ def test_the_metrics_have_every_stage_and_only_finite_numbers(trained):
         steps.setdefault(line["stage"], []).append(line["step"])
         assert_finite(line)
         if line["stage"] in FITS:
-            assert set(line) == {"stage", "step", "loss", "accuracy", "grad_norm", "lr"}
+            last = line["step"] == FITS[line["stage"]][-1] and line["stage"] in ("rp", "rpit")
+            asked = {f"valid_{key}" for key in ("accuracy", "ci_low", "ci_high", "pairs")}
+            assert set(line) == {"stage", "step", "loss", "accuracy", "grad_norm", "lr"} | (
+                asked if last else set())
         elif line["step"] == 0:
             assert set(line) == {"stage", "step", "score_mean", "score_spread", "same_mean",
                                  "same_spread", "score_min_in_spreads"}
@@ -253,7 +256,7 @@ def test_train_reward_prints_accuracies(trained):
 def test_hh_conversations_go_all_the_way(tmp_path):
     lines = []
     for i, pair in enumerate(bills.make_pairs(300, 4, "first")):
-        start = f"\n\nHuman: Hi {i % 7}\n\nAssistant: Yes?\n\nHuman: {pair['prompt']}"
+        start = f"\n\nHuman: Hi {i}\n\nAssistant: Yes?\n\nHuman: {pair['prompt']}"
         lines.append({side: f"{start}\n\nAssistant: {pair[side]}"
                       for side in ("chosen", "rejected")})
     lines += [{"chosen": lines[0]["chosen"], "rejected": lines[1]["rejected"]}] * 3

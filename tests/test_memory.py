@@ -12,7 +12,7 @@ from model import GPT, Cache, adapted
 from reward import RewardModel, eq2_loss, make_branches
 from tools import memory
 
-VOCAB, PROMPT, RESPONSE, BATCH = 8000, 134, 50, 8  # the prompt has y_ref in it
+VOCAB, PROMPT, RESPONSE, BATCH = 4000, 134, 50, 4  # the prompt has y_ref in it
 
 
 class Alive(TorchDispatchMode):
@@ -42,7 +42,7 @@ class Alive(TorchDispatchMode):
 
 def setting(tmp_path, rank: int, amp: str):
     """A config and its trunk, wide enough that tensors outweigh what is small and not counted."""
-    config = tiny_config(tmp_path, model__layers=8, model__heads=8, model__kv_heads=2,
+    config = tiny_config(tmp_path, model__layers=4, model__heads=8, model__kv_heads=2,
                          model__width=256, model__hidden=704, model__context=512,
                          model__tied=False, model__portion=BATCH * (PROMPT + 2 * RESPONSE),
                          data__max_prompt=PROMPT - RESPONSE - 16, data__max_response=RESPONSE,

@@ -218,7 +218,7 @@ def test_training_minimises_the_loss_of_the_folds_pairs(bills_run, monkeypatch, 
     fold, seen = data.folds["reward"], {}
     monkeypatch.setattr(run.config.reward, "lm_coef", 0.0)
 
-    def train(run, name, model, fit, fold, width, loss_of):
+    def train(run, name, model, fit, fold, width, loss_of, held_out):
         torch.nn.init.normal_(model.head.weight)  # so that every pair has another score
         seen.update(model=model, fold=fold, loss=loss_of(fold[[4, 7, 2]]))
     monkeypatch.setattr(train_reward, "train", train)
