@@ -168,7 +168,7 @@ def test_a_draft_with_an_unknown_character_is_no_lesson(tmp_path):
 
 def few_prompts(folder):
     return [f"--run.dir={folder}", "--eval.prompts=8", "--ppo.batch=8", "--data.bills=500",
-            "--data.valid=8", "--data.test=20", "--data.max_response=24"]
+            "--data.valid=8", "--data.test=20", "--data.max_response=17"]
 
 
 @pytest.fixture(scope="module")

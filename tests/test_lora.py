@@ -315,6 +315,23 @@ def test_the_report_has_the_held_out_judge_and_what_it_compares(trained):
     assert len(lines) == 6 and all(json.loads(line)["x"] for line in lines)
 
 
+def test_adapters_are_not_put_onto_other_weights(runs, source):
+    path = source.folder / "pytorch_model.bin"
+    whole = path.read_bytes()
+    weights = torch.load(path)
+    weights["model.norm.weight"] += 0.5
+    torch.save(weights, path)
+    llama.checksum.cache_clear()  # as in another process
+    try:
+        with pytest.raises(UserError, match=r"sft.pt was made with other values \(or none\) of the "
+                                            "weights of model.init_from; choose another"):
+            call(sample.main, source, runs, "--prompt=tea and 1")
+    finally:
+        path.write_bytes(whole)
+        llama.checksum.cache_clear()
+    assert "y_1" in call(sample.main, source, runs, "--prompt=tea and 1", "--iters=1")
+
+
 class CutOff(BaseException):
     """As a kill: nothing is saved on the way out."""
 

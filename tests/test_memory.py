@@ -12,7 +12,7 @@ from model import GPT, Cache, adapted
 from reward import RewardModel, eq2_loss, make_branches
 from tools import memory
 
-VOCAB, PROMPT, RESPONSE, BATCH = 4000, 134, 50, 4  # the prompt has y_ref in it
+VOCAB, PROMPT, RESPONSE, BATCH = 4000, 134, 50, 2  # the prompt has y_ref in it
 
 
 class Alive(TorchDispatchMode):

@@ -355,6 +355,7 @@ def with_test_pairs(data, chosen: list[int]):
 def evaluated(bills_run, monkeypatch):
     """The run, for evaluations of models that it has not trained; the file that these keep."""
     monkeypatch.setattr(report, "stages_of", lambda run: ["data"])
+    monkeypatch.setattr(bills_run[0].config.data, "max_response", 12)  # such models never end
     path = bills_run[0].folder / "evaluation.part.pt"
     yield bills_run[0], path
     path.unlink(missing_ok=True)

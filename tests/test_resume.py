@@ -9,9 +9,12 @@ import pytest
 import torch
 
 import ppo
-from conftest import read_lines, tiny_config, tiny_gpt, tiny_run
-from runtime import NotFinite, UserError
+from conftest import read_lines, tiny_config, tiny_gpt, tiny_run, write_lines
+from data import load_data
+from runtime import NotFinite, Run, UserError
 from tools import checks, files, memory, state
+from tools.measure import held_out_accuracies, share_right
+from train_reward import new_gpt, new_reward_model, train_rp, train_rpit
 
 
 class CutOff(BaseException):
@@ -196,6 +199,70 @@ def test_stages_that_would_end_before_they_begin_are_told(tmp_path, fields, said
     lines = list(checks.doubts("cpu", config, trains=True))
     assert len(lines) == len(said) and all(map(str.startswith, lines, said))
     assert not list(checks.doubts("cpu", config, trains=False))
+
+
+PAIRS = {"read": 900, "sft": 200, "reward": 200, "rl": 200, "valid": 100, "test": 100}
+FEW = {f"{name}__{key}": value for name in checks.FITS for key, value in (
+    ("steps", 20), ("batch", 20))}  # twice over a fold
+
+
+@pytest.mark.parametrize("counts, fields, said", [
+    ({}, {}, []), ({"dropped, prompt too long": 300}, {}, []),
+    ({"dropped, prompt too long": 301, "dropped, tie": 302}, {}, [
+        "prompt too long: 301 of 900 pairs are dropped; raise data.max_prompt and with it "
+        "model.context", "tie: 302 of 900 pairs are dropped; is it the file that you meant?"]),
+    ({"dropped, response too long": 1731, "read": 2749}, {}, [
+        "response too long: 1,731 of 2,749 pairs are dropped; raise data.max_response"]),
+    ({"prompts without their first turns": 900}, {}, []),  # which are not dropped
+    ({"valid": 300, "test": 300}, {}, []),
+    ({"valid": 300, "test": 301}, {}, ["held out are 601 pairs, more than the 600 that are trained "
+                                       "on: lower data.test and data.valid"]),
+    ({}, {"sft__steps": 100}, []),  # ten times
+    ({}, {"sft__steps": 101, "rpit__steps": 150}, [
+        "sft.steps = 101 go 10 times over the 200 pairs", "rpit.steps = 150 go 15 times over"]),
+    ({"reward": 10}, {"rp__steps": 11}, ["rp.steps = 11 go 11 times over the 10 pairs of their "
+                                         "fold", "rpit.steps = 20 go 20 times"]),  # whole folds
+    ({"rl": 20}, {"judge__steps": 11}, []),
+    ({"rl": 20}, {"judge__steps": 11, "data__files": ["a"]}, ["judge.steps = 11 go 11 times"])])
+def test_data_that_are_hardly_what_was_meant_are_told(tmp_path, counts, fields, said):
+    config = tiny_config(tmp_path, **FEW | fields)
+    lines = list(checks.scarce(config, PAIRS | counts))
+    assert len(lines) == len(said) and all(map(str.startswith, lines, said)), lines
+
+
+def test_scarce_data_are_told_before_a_training_and_not_by_sample_py(tmp_path, capsys):
+    pairs = [{"prompt": f"tea {i}", "chosen": "a hat", "rejected": "salt"} for i in range(60)]
+    path = write_lines(tmp_path / "a.jsonl", pairs)
+    fields = dict(data__files=[path], tokenizer__vocab=30, data__valid=20, data__test=21)
+    load_data(tiny_run(tmp_path, **fields))
+    assert "warning: data: held out are 41 pairs, more than the 19" in capsys.readouterr().err
+    load_data(Run(tiny_config(tmp_path, **fields), trains=False))
+    assert "held out" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("right, told", [(60, False), (59, True), (50, True), (20, True)])
+def test_a_reward_model_that_may_know_nothing_is_told(right, told):
+    """Of 100 pairs 60 are the fewest whose interval leaves out one half."""
+    lines = list(checks.unproven(share_right([i < right for i in range(100)])))
+    assert [line.startswith(f"validation pairs: agreement 0.{right}") for line in lines] == (
+        [True] * told)
+
+
+def test_a_reward_model_is_asked_about_the_validation_pairs_before_rl(bills_run, tmp_path, capsys):
+    """By its last step: of R_P w > l, of R_PIT r^{w,l} > r^{l,w}."""
+    run, data = tiny_run(tmp_path, rp__steps=2, rpit__steps=2), bills_run[1]
+    policy, fold = new_gpt(run, data), data.folds["valid"]
+    for name, train, asked in (("rp", train_rp, "R_P"), ("rpit", train_rpit, "R_PIT wl>lw")):
+        content = run.stage(name, (name,), lambda: train(run, data, policy))
+        model = new_reward_model(run, data)
+        model.load_state_dict(content["model"])
+        wanted = held_out_accuracies(data, model, model, "valid")[asked]
+        first, last = read_lines(run.folder / "metrics.jsonl")[-2:]
+        assert last["stage"] == name and wanted["pairs"] == len(fold)
+        assert {key: last[f"valid_{key}"] for key in wanted} == pytest.approx(wanted)
+        assert not any(key.startswith("valid") for key in first)
+        low = wanted["ci_low"] <= 0.5
+        assert low == (f"warning: {name}: validation pairs: agreement" in capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("scores, said", [
