@@ -399,6 +399,14 @@ def test_an_evaluation_that_was_cut_off_goes_on(evaluated, bills_run, models, mo
     assert len(calls) == 2 * (most + first + done)
 
 
+def test_what_the_split_keeps_together_is_asked_once(evaluated, bills_run, models, monkeypatch):
+    """A bill in other words is no independent trial: such prompts come last in a fold."""
+    run, _ = evaluated
+    data = with_test_pairs(bills_run[1], [0, 1, 2, 3])
+    monkeypatch.setattr(run.config.data, "test", 3)
+    assert report.evaluate(run, data, models)["prompts"] == 3
+
+
 def test_an_evaluation_is_kept_until_all_is_written(evaluated, bills_run, models, tmp_path):
     run, path = evaluated
     found = report.evaluate(run, with_test_pairs(bills_run[1], [0, 1]), models)
