@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ from pathlib import Path
 from statistics import mean, stdev
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from tools.files import write_whole  # noqa: E402
+
 STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306,
            10: 2.262, 11: 2.228, 12: 2.201, 13: 2.179, 14: 2.160, 15: 2.145, 16: 2.131, 17: 2.120,
            18: 2.110, 19: 2.101, 20: 2.093}  # 97.5 % quantiles, by the number of seeds
@@ -122,10 +127,15 @@ def pit_table(seeds: list) -> str:
 
 
 def aspect_table(seeds: list) -> str:
-    names = list(seeds[0]["at"]["0.5"]["PIT"]["aspects"])
-    lines = [[system, *(f"{mean(gathered(seeds, 'at', '0.5', system, 'aspects', name)):.3f}"
-                        for name in names)] for system in seeds[0]["at"]["0.5"]]
-    return markdown(["aspects, T = 0.5", *names], lines)
+    """The judge's aspects at T = 0.5 and, where a system is at its best, at its own T."""
+    return "\n\n".join(aspects_at(seeds, at) for at in ("0.5", "best"))
+
+
+def aspects_at(seeds: list, at: str) -> str:
+    names = list(seeds[0]["at"][at]["PIT"]["aspects"])
+    lines = [[system, *(f"{mean(gathered(seeds, 'at', at, system, 'aspects', name)):.3f}"
+                        for name in names)] for system in seeds[0]["at"][at]]
+    return markdown([f"aspects, {PLACES[at]}", *names], lines)
 
 
 def headline_table(seeds: list) -> str:
@@ -398,9 +408,8 @@ def fill_pages(results: Path) -> None:
     for page in (results.parent / "evidence.md", results.parent.parent / "README.md"):
         text = page.read_text(encoding="utf-8") if page.exists() else ""
         if "<!-- table: " in text:
-            made = page.with_suffix(".tmp")  # the text between the tables has no other copy
-            made.write_text(filled(text, rows), "utf-8")
-            made.replace(page)
+            made = filled(text, rows).encode()
+            write_whole(page, lambda file: file.write(made))  # its text has no other copy
             print(f"written: {page}", flush=True)
 
 
