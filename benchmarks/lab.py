@@ -63,7 +63,7 @@ class Lab:
 
     def settings(self, chosen: tuple[str, ...]) -> dict:
         """The config and some of CHOSEN: all that decides what a row comes to but the code, the
-        seed, the ranks, which deal out minibatches, and other rounding than run.amp's."""
+        seed, and other rounding than run.amp's."""
         settled = copy.deepcopy(self.config)
         choose_for(pick_device(settled.run.device), settled)
         return {f"{section}.{key}": value
