@@ -18,7 +18,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from runtime import LoRASection, ModelSection, in_step
-from tools.packing import packed_weights
 
 
 class RMSNorm(nn.Module):
@@ -103,20 +102,15 @@ class LoRA(nn.Module):
 
 
 class Linear(nn.Module):
-    """x W^T, at first with weights of std 1/sqrt(inputs). While responses are sampled on a CPU,
-    `packed` is a copy of W in oneDNN's own order: products of few rows are up to twice as fast."""
+    """x W^T, at first with weights of std 1/sqrt(inputs); with LoRA an adapter adds to it."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs) * inputs ** -0.5)
-        self.packed = self.lora = None
+        self.lora = None
 
     def forward(self, x):
-        if not torch.compiler.is_compiling() and self.packed is not None:
-            y = torch.ops.mkldnn._linear_pointwise(x.to(self.packed.dtype), self.packed, None,
-                                                   "none", [], "")
-        else:
-            y = F.linear(x, self.weight)
+        y = F.linear(x, self.weight)
         return y if self.lora is None else y + self.lora(x)
 
 
@@ -364,23 +358,22 @@ def sample(model: GPT, prompts: list, chances, temperature: float, eos: int) -> 
     cache = Cache(size)
     live = torch.arange(len(prompts), device=device)                   # rows in the batch
     going = torch.ones(len(prompts), dtype=torch.bool, device=device)  # of these, not yet ended
-    with packed_weights(model, len(prompts)):
-        last = model(rows.tokens[:, :start], cache=cache,
-                     at=columns[:start] == rows.prompt[:, None] - 1)              # [B, D]
-        for column, chance in enumerate(chances.to(device).unbind(1), start):
-            token = draw(model.logits(last), temperature, chance[live])
-            at = rows.length[live]
-            rows.tokens[live, at] = torch.where(going, token, 0)
-            rows.length[live] = at + going
-            going = going & (token != eos)
-            look = (column - start) % look_every == look_every - 1
-            if column == size - 1 or look and not in_step(int(going.any())):
-                break
-            if look and 0 < going.float().mean() < 0.75:
-                live, token, at, bias = live[going], token[going], at[going], bias[going]
-                cache.keep(going)
-                going = going[going]
-            bias[:, :, column] = 0
-            seen = bias.repeat_interleave(model.config.kv_heads, dim=0)  # [live * K, 1, size]
-            last = model(token[:, None], at[:, None], seen, cache)[:, 0]
+    last = model(rows.tokens[:, :start], cache=cache,
+                 at=columns[:start] == rows.prompt[:, None] - 1)              # [B, D]
+    for column, chance in enumerate(chances.to(device).unbind(1), start):
+        token = draw(model.logits(last), temperature, chance[live])
+        at = rows.length[live]
+        rows.tokens[live, at] = torch.where(going, token, 0)
+        rows.length[live] = at + going
+        going = going & (token != eos)
+        look = (column - start) % look_every == look_every - 1
+        if column == size - 1 or look and not in_step(int(going.any())):
+            break
+        if look and 0 < going.float().mean() < 0.75:
+            live, token, at, bias = live[going], token[going], at[going], bias[going]
+            cache.keep(going)
+            going = going[going]
+        bias[:, :, column] = 0
+        seen = bias.repeat_interleave(model.config.kv_heads, dim=0)  # [live * K, 1, size]
+        last = model(token[:, None], at[:, None], seen, cache)[:, 0]
     return rows[torch.arange(len(prompts), device=device)]

@@ -7,7 +7,6 @@ is what tests/ show.
 """
 
 import random
-from contextlib import nullcontext
 from unittest import mock
 
 import torch
@@ -135,8 +134,6 @@ def sampling_tricks() -> None:
             with mock.patch.object(target, name, plain):
                 run()
         return patched
-    compare("weights packed for few rows, sampling", run, run_with(
-        gpt, "packed_weights", lambda *_: nullcontext()))
     compare("one product over all columns of the cache, sampling", run, run_with(
         gpt.Cache, "attend", sliced_attend))
     compare("one random number a token, sampling", run, run_with(gpt, "draw", noisy_draw))

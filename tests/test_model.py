@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import tiny_gpt
-from model import (Attention, Cache, Linear, RMSNorm, by_portions, draw, packed_weights,
+from model import (Attention, Cache, Linear, RMSNorm, by_portions, draw,
                    pad_rows, portions, rotary_table, rotate, sample, scalars,
                    token_logprobs)
 from runtime import ModelSection
@@ -208,16 +208,6 @@ def test_scalars_are_float32_where_the_trunk_is_bfloat16():
     with torch.autocast("cpu", torch.bfloat16):
         assert (head(hidden) - exact).abs().max() > 1e-3
         torch.testing.assert_close(scalars(head, hidden), exact)
-
-
-def test_packed_weights_give_the_same_states_and_are_only_lent():
-    model, tokens = tiny_gpt(), torch.randint(0, 11, (3, 12))
-    with torch.no_grad():
-        plain = model(tokens)
-        with packed_weights(model, 3):
-            assert model.head.packed is not None or not torch.backends.mkldnn.is_available()
-            torch.testing.assert_close(model(tokens), plain, atol=1e-5, rtol=1e-5)
-    assert all(m.packed is None for m in model.modules() if isinstance(m, Linear))
 
 
 @pytest.mark.parametrize("tied", [True, False])
