@@ -16,6 +16,7 @@ import zlib
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from tqdm import tqdm
@@ -31,26 +32,41 @@ class NotFinite(UserError):
     """A number that a training must not go on with."""
 
 
+def zero_or_more(default, most: float = sys.float_info.max):
+    """A number that may be 0; all others have to be above it."""
+    return field(default=default, metadata={"low": 0, "high": most})
+
+
+def any_number(default: float):
+    """A number that may be below 0."""
+    return field(default=default, metadata={"low": -sys.float_info.max})
+
+
+Comparison = Literal["wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw"]  # of Eq. 2
+Layer = Literal["qkv", "out", "gate_up", "down"]                   # linear layers of a block
+COMPARISONS, LAYERS = get_args(Comparison), get_args(Layer)
+
+
 @dataclass
 class RunSection:
     name: str = "synthetic"     # the run's folder is <dir>/<name>
     dir: str = "runs"
     base: str = ""              # a run folder whose finished stages are used where they fit
-    seed: int = 1
-    device: str = "auto"        # auto (cuda where there is a GPU, else cpu), cuda, mps or cpu
-    ranks: int = 0              # processes on a CPU, one thread each; 0: one a core, at most 8
-    amp: str = "auto"           # "bf16" autocast, or "off"; auto: bf16 on a GPU
+    seed: int = zero_or_more(1)
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: cuda where there is one, or cpu
+    ranks: int = zero_or_more(0)  # processes on a CPU, one thread each; 0: one a core, at most 8
+    amp: Literal["auto", "bf16", "off"] = "auto"            # autocast; auto: bf16 on a GPU
     compile: bool = False       # torch.compile of the blocks: saves memory, samples slower
     shard: bool = False         # split weights and optimisers over the ranks (FSDP2)
     log_every: int = 20         # supervised steps between two lines of metrics.jsonl
-    save_every: float = 60.0    # seconds between two saves inside of a stage
+    save_every: float = zero_or_more(60.0)  # seconds between two saves inside of a stage
 
 
 @dataclass
 class DataSection:
     files: list[str] = field(default_factory=list)  # preference pairs; none: make bills
     bills: int = 120_000        # pairs to make where no file is given
-    total: str = "first"        # bills: the place of the total; "last" is the control
+    total: Literal["first", "last"] = "first"  # bills: the place of the total; last: the control
     valid: int = 1000           # questions held out for choices, with all their pairs
     test: int = 1000            # questions held out for the report
     max_prompt: int = 32        # tokens; longer conversations lose their first turns
@@ -76,29 +92,29 @@ class TemplateSection:
 
 @dataclass
 class ModelSection:
-    init_from: str = ""         # Hugging Face folder or llama2.c .bin; sets the shape but context
+    init_from: str = ""         # Hugging Face folder of a Llama; sets the shape but context
     layers: int = 3
     heads: int = 4
     kv_heads: int = 4
     width: int = 128
     hidden: int = 256           # of the SwiGLU
     context: int = 128
-    head_width: int = 0         # 0: width / heads
-    vocab: int = 0              # rows of the embedding; 0: one for each piece of the tokenizer
+    head_width: int = zero_or_more(0)  # 0: width / heads
+    vocab: int = zero_or_more(0)  # rows of the embedding; 0: one for each piece of the tokenizer
     rope_theta: float = 10_000.0
     rope_scaling: list[float] = field(default_factory=list)  # Llama 3: factor, low, high, context
     norm_eps: float = 1e-5
     tied: bool = True           # the output layer shares the embedding's weights
-    portion: int = 0            # positions a training or scoring pass takes; 0: 2,048, GPU 65,536
-    look_every: int = 0         # new tokens between looks at which rows ended; 0: 1, GPU 16
+    portion: int = zero_or_more(0)  # positions that a pass takes; 0: 2,048, on a GPU 65,536
+    look_every: int = zero_or_more(0)  # new tokens between looks at who has ended; 0: 1, GPU 16
 
 
 @dataclass
 class LoRASection:
     """Adapters instead of full training; all models share one frozen trunk, model.init_from."""
-    rank: int = 0               # 0: full training
+    rank: int = zero_or_more(0)  # 0: full training
     alpha: float = 32.0         # the change of a weight is alpha / rank B A
-    linears: list[str] = field(default_factory=lambda: ["qkv", "out", "gate_up", "down"])
+    linears: list[Layer] = field(default_factory=lambda: list(LAYERS))
 
 
 @dataclass
@@ -107,17 +123,17 @@ class FitSection:
     steps: int = 1000
     batch: int = 64             # pairs a step
     lr: float = 1e-3
-    warmup: int = 50            # steps
-    weight_decay: float = 0.01
+    warmup: int = zero_or_more(50)  # steps
+    weight_decay: float = zero_or_more(0.01)
     clip: float = 1.0           # largest norm of the gradient
 
 
 @dataclass
 class RewardSection:
-    pool: str = "sum"           # "sum" over y's tokens, or "last" token
-    lm_coef: float = 0.5        # weight of the language-model loss beside (GRM, arXiv 2406.10216)
+    pool: Literal["sum", "last"] = "sum"  # sum over y's tokens, or the last token's score
+    lm_coef: float = zero_or_more(0.5)  # of the language-model loss beside (GRM, arXiv 2406.10216)
     logp_feature: bool = True   # score tokens by the trunk's own log-probabilities too
-    terms: list[str] = field(default_factory=lambda: list(checks.COMPARISONS))  # of Eq. 2
+    terms: list[Comparison] = field(default_factory=lambda: list(COMPARISONS))  # of Eq. 2
 
 
 @dataclass
@@ -134,14 +150,14 @@ class PPOSection:
     minibatches: int = 4
     lr: float = 2e-4
     critic_lr: float = 1e-3
-    critic_warmup: int = 4      # iterations in which only the critic learns
+    critic_warmup: int = zero_or_more(4)  # iterations in which only the critic learns
     clip: float = 0.2
-    gamma: float = 1.0
-    lam: float = 0.95
+    gamma: float = zero_or_more(1.0, most=1)
+    lam: float = zero_or_more(0.95, most=1)
     temperature: float = 1.0    # of rollouts, old and new log-probabilities alike
-    no_eos_score: float = -5.0  # of a response that did not end, in spreads of the reward
+    no_eos_score: float = any_number(-5.0)  # of a response that did not end, in spreads
     grad_clip: float = 1.0
-    kl_power: float = 4.0       # of KL / target, by which beta rises above it; 0 keeps beta fixed
+    kl_power: float = zero_or_more(4.0)  # of KL / target, by which beta rises above it; 0: fixed
     kl_wall: float = 16.0       # times beta, the most that it rises to
 
 
@@ -149,28 +165,28 @@ class PPOSection:
 class StageSection:
     """One run of PPO."""
     iterations: int = 50
-    beta: float = 0.03          # coefficient of the KL in the reward, below kl_target
+    beta: float = zero_or_more(0.03)  # coefficient of the KL in the reward, below kl_target
     kl_target: float = 2.0      # nats a response; see ppo.kl_coefficient
-    reference: str = "policy"   # source of y_ref: "data" (y_l and y_w) or "policy" (M_P^RL)
+    reference: Literal["data", "policy"] = "policy"  # source of y_ref: y_l and y_w, or M_P^RL
     lr_scale: float = 1.0
 
 
 @dataclass
 class PITSection:
-    curriculum: list[str] = field(default_factory=lambda: ["stage0", "stage1"])
-    score: str = "gap"          # "gap": R_PIT(x, y, y_ref); "difference": R_P(x, y) - R_P(x, y_ref)
+    curriculum: list[str] = field(default_factory=lambda: ["stage0", "stage1"])  # see Config
+    score: Literal["gap", "difference"] = "gap"  # R_PIT(x, y, y_ref), or R_P(x, y) - R_P(x, y_ref)
 
 
 @dataclass
 class EvalSection:
-    split: str = "test"         # "valid" for every choice, "test" for the report
+    split: Literal["valid", "test"] = "test"  # valid for every choice, test for the report
     prompts: int = 1000
-    temperatures: list[float] = field(default_factory=lambda: [1.0, 0.5])
+    temperatures: list[float] = field(default_factory=lambda: [1.0, 0.5], metadata={"low": 0})
     iterations: int = 4
     best_of: int = 4
     examples: int = 8           # prompts that are shown with all their responses
     equal_budget: bool = False  # let RLHF go on, for the samples of PIT's stages
-    seed: int = 1               # of the evaluation's samples and of the examples that are shown
+    seed: int = zero_or_more(1)  # of the evaluation's samples and of the examples that are shown
 
 
 @dataclass
@@ -190,10 +206,14 @@ class Config:
     ppo: PPOSection = field(default_factory=PPOSection)
     rlhf: StageSection = field(default_factory=StageSection)
     stage0: StageSection = field(default_factory=lambda: StageSection(reference="data"))
-    stage1: StageSection = field(default_factory=StageSection)
+    stage1: StageSection = field(default_factory=StageSection)  # a stage2 would be one more line
     pit: PITSection = field(default_factory=PITSection)
     refine: RefineSection = field(default_factory=RefineSection)
     eval: EvalSection = field(default_factory=EvalSection)
+
+    def stages(self) -> list[str]:
+        """The stages that pit.curriculum may name, in the order in which reports show them."""
+        return [f.name for f in dataclasses.fields(self) if f.name.startswith("stage")]
 
 
 def load_config(path: str, overrides: list[str] = ()) -> Config:
@@ -269,7 +289,6 @@ class Run:
         self.resumed = {"step": -1}     # what a stage that was cut off has left
         self.lines = defaultdict(list)  # of the logs, written by the current stage
         self.last_good = None           # step that was done, and what it changed
-        self.shortage = lambda: ""      # of memory for a stage, once it is known what it needs
         self.told = {} if rank() == 0 else None  # warnings
         checks.tell(self.told, "config", checks.doubts(self.device.type, config, trains))
         self.saved = self.begun = time.perf_counter()
@@ -329,9 +348,6 @@ class Run:
         self.take_up_logs(name)
         self.begun = self.saved = time.perf_counter()
         self.saving, self.last_good = (partial, inputs), None
-        short = self.shortage()
-        if all_sum(torch.tensor(float(bool(short)))) > 0:
-            raise UserError(short or "another rank has not the memory that this training needs")
         try:
             content = make() | {"inputs": inputs}
         except NotFinite:

@@ -28,7 +28,10 @@ from tools.settings import nearest
 from tools.show import gold_note, marked
 from train_reward import Models
 
-STAGES = {"stage0": "PIT stage 0", "stage1": "PIT stage 1"}  # in the config, in the report
+
+def title(stage: str) -> str:
+    """What the report calls a stage of the config: stage0 is "PIT stage 0"."""
+    return f"PIT stage {stage.removeprefix('stage')}"
 
 
 def in_batches(run: Run, data: Data, policy: GPT, prompts: list, chances, temperature: float):
@@ -83,7 +86,7 @@ def show_improvements(run: Run, data: Data, models: Models, prompt: str, args, g
     print(f"x    {prompt}\ny_0  {text}{gold_note(run, prompt, text)}")
     for i in range(1, args.iters + 1):
         y_ref, before = y, text
-        policy = models.policies[STAGES[run.config.pit.curriculum[-1]]]
+        policy = models.policies[title(run.config.pit.curriculum[-1])]
         y = improve(run, data, policy, x, y_ref, args.temperature, generator)
         text = data.tokenizer.decode(y[0])
         gap, copy = reward.score(models.rpit, data.pit_rows(x * 2, y_ref * 2, y + y_ref)).tolist()
@@ -148,7 +151,7 @@ def main() -> None:
         if args.eval:
             report.write(run, report.evaluate(run, data, models), args.judge_file)
         elif args.export:
-            name = args.model or STAGES[config.pit.curriculum[-1]]
+            name = args.model or title(config.pit.curriculum[-1])
             if name not in models.policies:
                 raise UserError(f"--model {name!r}: {nearest(name, models.policies)}")
             llama.write_folder(Path(args.export), merged(models.policies[name]), config,

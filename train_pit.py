@@ -25,7 +25,7 @@ from model import GPT, Rows, pad_rows
 from ppo import Critic, Prompts, Task
 from reward import RewardModel
 from runtime import Run, StageSection, command_line, gather, random_numbers
-from sample import STAGES, answer, in_batches
+from sample import answer, in_batches, title
 from tools import checks, report
 from tools.launch import guard
 from tools.show import observe
@@ -163,7 +163,7 @@ def train_all(run: Run, data: Data) -> Models:
     for name in run.config.pit.curriculum:
         inputs += (name,) if getattr(run.config, name).reference == "data" else ("rlhf", name)
         before = run.stage(name, inputs, lambda: train_pit_stage(run, data, name, models, before))
-        models.policies[STAGES[name]] = run.placed(new_gpt(run, data), before["model"])
+        models.policies[title(name)] = run.placed(new_gpt(run, data), before["model"])
     if run.config.eval.equal_budget:
         budget = tuple(f"{name}.{what}" for name in run.config.pit.curriculum
                        for what in ("iterations", "reference"))

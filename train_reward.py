@@ -9,7 +9,6 @@ how often each agrees with held-out pairs, with 95 % intervals.
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,8 +18,8 @@ import reward
 from data import Data, Fold, load_data
 from model import GPT, Linear, Rows, adapted, portions, token_logprobs
 from reward import RewardModel, make_branches
-from runtime import FitSection, Run, all_sum, command_line, descend, mine, rank, ranks
-from tools import checks, llama, measure, memory
+from runtime import FitSection, Run, all_sum, command_line, descend, mine, rank
+from tools import checks, llama, measure
 from tools.launch import guard
 from tools.measure import as_text, held_out_accuracies
 from tools.state import put, weights
@@ -189,8 +188,6 @@ def train_reward_model(run: Run, data: Data, name: str, start: GPT, fold: Fold, 
 def train_start(run: Run, data: Data) -> Models:
     """M_P^SFT, M_PIT^SFT, R_P and R_PIT, trained or restored."""
     data.trunk = load_trunk(run, data)
-    run.shortage = partial(memory.shortage, run.config, data.vocab, run.device, ranks(),
-                           0 if data.trunk is None else memory.size(data.trunk))
     sft = run.stage("sft", BASE + ("sft",), lambda: train_sft(run, data))
     policy = run.placed(new_gpt(run, data), sft["model"])
     pit_sft = run.stage("pit_sft", BASE + ("sft", "pit_sft"),

@@ -26,9 +26,8 @@ from lab import (CHOSEN, OUTSIDE_SEED, Lab, Responses, Trained, label, last_stag
                  mean_length, rl_samples)
 from tables import fill_pages
 
-from runtime import NotFinite, UserError, rank
+from runtime import COMPARISONS, NotFinite, UserError, rank
 from tools import interrupt
-from tools.checks import COMPARISONS
 from tools.files import write_whole
 from tools.launch import guard
 from tools.measure import fold_scores, pair_agreement

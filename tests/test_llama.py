@@ -7,7 +7,6 @@ import gzip
 import json
 import random
 import shutil
-import struct
 
 import pytest
 import sentencepiece
@@ -15,7 +14,7 @@ import torch
 
 from conftest import ROOT, needs, tiny_gpt, tiny_run, write_lines
 from data import load_data
-from model import GPT, adapted, merged, sample, token_logprobs
+from model import GPT, adapted, merged
 from runtime import Config, LoRASection, ModelSection, UserError, load_config
 from tools import bills, llama
 from tools.show import prompt_text
@@ -274,7 +273,7 @@ def test_an_exported_tokenizer_has_equal_ids(request, tmp_path, kind):
             chat_template="{{ messages }}", model_max_length=48).save_pretrained(source)
         gpt.config.init_from = str(source)
     folder = export(tmp_path / "out", gpt, ours)
-    assert llama.described_model(str(folder))[1] == (48 if kind == "of a folder" else 40)
+    assert llama.describe_folder(folder)[1] == (48 if kind == "of a folder" else 40)
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     given = texts() + [pair["prompt"] for pair in bills.make_pairs(1000, 2, "first")]
     if kind == "tokenizer":  # without byte_fallback: transformers drops what it cannot spell
@@ -356,57 +355,6 @@ def test_conversations_are_read_as_transformers_reads_them(tmp_path, form, whose
     assert max((x for fold in data.folds.values() for x in fold.x), key=len) == left(TURNS)
     assert left([("user", "How much?")]) == data.prompt("How much?")
     assert prompt_text(data, data.prompt("How much?")) == "How much?"
-
-
-# ----------------------------------------------------------------------------------- llama2.c files
-
-
-def write_bin(path, gpt: GPT) -> None:
-    """The file of a GPT as llama2.c writes it."""
-    c, w, vocab = gpt.config, gpt.state_dict(), gpt.embedding.num_embeddings
-    width = c.width // c.heads
-
-    def layers(name):
-        return torch.stack([w[f"blocks.{i}.{name}.weight"] for i in range(c.layers)])
-    q, k, v = layers("attention.qkv").split([c.width, c.kv_heads * width, c.kv_heads * width], 1)
-    gate, up = layers("mlp.gate_up").chunk(2, 1)
-    parts = [w["embedding.weight"], layers("attention_norm"), q, k, v, layers("attention.out"),
-             layers("mlp_norm"), gate, layers("mlp.down"), up, w["norm.weight"],
-             torch.zeros(c.context, width)] + [w["head.weight"]] * (not c.tied)
-    path.write_bytes(struct.pack("<7i", c.width, c.hidden, c.layers, c.heads, c.kv_heads,
-                                 vocab if c.tied else -vocab, c.context)
-                     + b"".join(part.numpy().tobytes() for part in parts))
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_llama2_c_file_is_read_if_it_is_whole(tmp_path, tied):
-    gpt, path = scrambled(tiny_gpt(61, tied=tied)), tmp_path / "m.bin"
-    write_bin(path, gpt)
-    assert_equal_logits(read(path), gpt)
-    assert f"{path} reads at most 48" in refusal(llama.described, str(path), 49)
-    path.write_bytes(path.read_bytes()[:-4])
-    assert f"{path}: has {path.stat().st_size} bytes, but its header asks" in refusal(read, path)
-    path.write_bytes(path.read_bytes()[:20])
-    assert f"{path}: no llama2.c checkpoint" in refusal(read, path)
-
-
-@pytest.mark.skipif(not STORIES.exists(), reason="stories260K is not there")
-def test_stories260k_tells_its_story(tmp_path):
-    (tmp_path / "c.toml").write_text("")
-    config = load_config(str(tmp_path / "c.toml"), [
-        f"--model.init_from={STORIES / 'stories260K.bin'}", "--model.context=512",
-        f"--tokenizer.model={STORIES / 'tok512.model'}"])
-    gpt = GPT(config.model, config.model.vocab)
-    gpt.load_state_dict(llama.read_weights(config.model.init_from, config.model))
-    ours = read_tokenizer(STORIES / "tok512.model", "")
-    known, = ours.encode(["Once upon a time, there was a little girl named Lily. She loved to play "
-                          "outside in the park. One day, she saw a big, red ball."])
-    chances = torch.rand(4, 250, generator=torch.Generator().manual_seed(0))
-    greedy = sample(gpt, [[ours.bos]], chances[:1], 0, ours.eos)
-    assert greedy.responses()[0][:len(known)] == known
-    for rows in (greedy, sample(gpt, [[ours.bos]] * 4, chances, 1.0, ours.eos)):
-        with torch.no_grad():
-            assert -token_logprobs(gpt, rows).sum() / rows.mask.sum() < 1.5
 
 
 @needs("transformers", "safetensors", "google.protobuf")

@@ -2,8 +2,10 @@
 
 import copy
 import dataclasses
+import gc
 import json
 import os
+import sys
 from collections import Counter
 from functools import partial
 from types import SimpleNamespace
@@ -13,15 +15,17 @@ import pytest
 import torch
 
 import ppo
+import runtime
 import sample
 import train_pit
-from conftest import command
+from conftest import ROOT, command, read_lines
 from data import Fold
 from model import pad_rows
 from reward import RewardModel, score
-from runtime import StageSection, UserError
+from runtime import Config, StageSection, UserError
 from sample import Models
 from tools import bills, measure, report, show
+from tools.files import load
 from train_reward import new_gpt
 
 
@@ -184,7 +188,7 @@ def chain_shown(bills_run, monkeypatch, capsys, stop: bool, gaps, texts=tuple(
     monkeypatch.setattr(sample, "improve", lambda *arguments: next(answers))
     monkeypatch.setattr(sample.reward, "score",
                         lambda model, read: rows.append(read) or torch.tensor(gaps[len(rows) - 1]))
-    models = SimpleNamespace(policies=dict.fromkeys(sample.STAGES.values()), rpit=None)
+    models = SimpleNamespace(policies=dict.fromkeys(map(sample.title, run.config.stages())), rpit=None)
     args = SimpleNamespace(ref=texts[0], iters=3, temperature=1.0, stop=stop)
     sample.show_improvements(run, data, models, "What is the bill for tea?", args, None)
     return capsys.readouterr().out.splitlines()[2:], texts, [
@@ -234,6 +238,40 @@ def test_each_stage_starts_from_and_is_anchored_to_what_the_method_says(bills_ru
     assert stage == StageSection(iterations=64) and task.name == "rlhf_more"
     assert spread == [1.0, 2.0]
     assert same(sft, before[0]) and same(pit_sft, before[1])  # the models are left as they were
+
+
+@dataclasses.dataclass
+class ThreeStages(Config):
+    stage2: StageSection = dataclasses.field(default_factory=StageSection)
+
+
+def test_a_third_stage_is_one_line_of_the_config(tmp_path, monkeypatch, capsys):
+    def call(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [
+            "script", "--config", str(ROOT / "configs" / "tiny.toml"), f"--run.dir={tmp_path}",
+            "--pit.curriculum=['stage0', 'stage1', 'stage2']", "--stage2.iterations=2",
+            "--stage2.reference=data", "--sft.steps=2", "--rlhf.iterations=2", "--eval.prompts=2",
+            "--eval.temperatures=[1.0]", "--eval.iterations=1", "--eval.equal_budget=false",
+            *arguments])
+        script.main()
+        return capsys.readouterr().out
+
+    with pytest.raises(UserError, match="unknown section 'stage2'"):
+        call(train_pit)
+    monkeypatch.setattr(runtime, "Config", ThreeStages)
+    with pytest.raises(UserError, match="pit.curriculum: 'stage3'; did you mean 'stage2'"):
+        call(train_pit, "--pit.curriculum=['stage3']")
+    call(train_pit)
+    gc.collect()  # with the run its lock goes
+    lines = read_lines(tmp_path / "tiny" / "metrics.jsonl")
+    assert [line["step"] for line in lines if line["stage"] == "stage2"] == [1, 2]
+    rows = json.loads((tmp_path / "tiny" / "report.json").read_text())["rows"]
+    against = [row["against"] for row in rows if row["system"] == "PIT stage 2"]
+    assert against == ["M_P^RL", "M_P^SFT"]  # it is the last stage, which improves both
+    before, after = (load(tmp_path / "tiny" / f"{name}.pt")["model"] for name in (
+        "stage1", "stage2"))
+    assert any(not torch.equal(w, after[name]) for name, w in before.items())
+    assert "y_1" in call(sample, "--prompt=How much is tea?", "--iters=1")
 
 
 # ------------------------------------------------------------------------------------- sampling

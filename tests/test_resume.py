@@ -1,4 +1,4 @@
-"""Stages that are cut off and go on, what they warn of, and the memory that they will need."""
+"""Stages that are cut off and go on, and what they warn of."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import ppo
 from conftest import read_lines, tiny_config, tiny_gpt, tiny_run, write_lines
 from data import load_data
 from runtime import NotFinite, Run, UserError
-from tools import checks, files, memory, state
+from tools import checks, files, state
 from tools.measure import held_out_accuracies, share_right
 from train_reward import new_gpt, new_reward_model, train_rp, train_rpit
 
@@ -283,48 +283,6 @@ def test_a_warning_comes_once_a_stage(tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.count("warning: rlhf: KL") == said.count("warning: stage0: KL") == 1
     assert said.count("warning") == 2
-
-
-# ---------------------------------------------------------------------------------------- memory
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_parameters_are_counted(tied):
-    model = tiny_gpt(vocab=30, tied=tied, kv_heads=2)
-    assert memory.parameters(model.config, 30) == sum(p.numel() for p in model.parameters())
-
-
-def test_a_model_that_does_not_fit_is_refused_before_it_is_made(tmp_path):
-    config = tiny_config(tmp_path, model__layers=80, model__width=8192, model__heads=64,
-                         model__kv_heads=8, model__hidden=28672)
-    said = memory.shortage(config, 32000, torch.device("cpu"), 1)
-    assert re.match(r"this training needs about [\d.]+ GB .* but [\d.]+ GB are free on cpu", said)
-    assert memory.shortage(tiny_config(tmp_path), 100, torch.device("cpu"), 2) == ""
-    run, calls = tiny_run(tmp_path), []
-    run.shortage = lambda: said
-    with pytest.raises(UserError, match="this training needs about"):
-        run.stage("sft", ("sft",), lambda: calls.append(1) or {})
-    assert not calls
-
-
-def test_shards_need_less(tmp_path):
-    config = tiny_config(tmp_path, model__width=512, model__layers=8)
-    whole = memory.needed(config, 32000, 4)
-    config.run.shard = True
-    shard = memory.needed(config, 32000, 4)
-    name = "activations and logits"
-    assert shard["weights"] == whole["weights"] / 4 and shard[name] == whole[name] > 0
-
-
-def test_the_memory_of_a_container_counts(monkeypatch):
-    texts = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 5000 kB\n",
-             "/sys/fs/cgroup/memory.max": "3000000\n", "/sys/fs/cgroup/memory.current": "1500000\n",
-             "/sys/fs/cgroup/memory.stat": "anon 9\nactive_file 200000\ninactive_file 300000\n"}
-    monkeypatch.setattr(memory.Path, "read_text", lambda path, encoding: texts[str(path)])
-    assert memory.free(torch.device("cpu")) == 2_000_000
-    texts["/sys/fs/cgroup/memory.max"] = "max"
-    assert memory.free(torch.device("cpu")) == 5_120_000
-    assert memory.free(SimpleNamespace(type="mps")) == 5_120_000
 
 
 def test_the_log_is_json(tmp_path):

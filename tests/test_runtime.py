@@ -275,6 +275,20 @@ def test_guard_lets_other_errors_through(capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("error", [
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore.")])
+def test_guard_says_what_to_lower_where_memory_is_short(capsys, error):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        launch.guard(main)
+    line = capsys.readouterr().err
+    assert ended.value.code == 2 and line.count("\n") == 1
+    assert line.startswith("error: out of memory; lower model.portion (activations), ppo.batch")
+
+
 @pytest.mark.parametrize("number, said", [
     (errno.ENOSPC, "make room"), (errno.EACCES, "choose a place that you may read and write")])
 def test_guard_says_what_to_do_where_a_file_cannot_be_written(capsys, number, said):

@@ -3,45 +3,40 @@
 import dataclasses
 import re
 import sys
+import typing
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from tools import files
-from tools.settings import UserError, nearest
+from tools.settings import UserError, choices, nearest
 
-COMPARISONS = ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw")  # of Eq. 2
-MAY_BE_ZERO = {"seed", "head_width", "model.vocab", "rank", "save_every", "portion", "look_every",
-               "warmup", "weight_decay", "lm_coef", "ranks",
-               "critic_warmup", "beta", "gamma", "lam", "kl_power", "temperatures"}
 FITS = ("sft", "pit_sft", "rp", "rpit", "judge")
-CHOICES = {"run.device": ("auto", "cuda", "mps", "cpu"), "run.amp": ("auto", "bf16", "off"),
-           "data.total": ("first", "last"),
-           "reward.pool": ("sum", "last"),
-           "reward.terms": COMPARISONS,
-           "lora.linears": ("qkv", "out", "gate_up", "down"),
-           "stage0.reference": ("data", "policy"), "stage1.reference": ("data", "policy"),
-           "pit.curriculum": ("stage0", "stage1"), "pit.score": ("gap", "difference"),
-           "eval.split": ("valid", "test")}
+
+
+def fields_of(config):
+    """Each field of each section: its name, value, allowed values (none: any) and bounds."""
+    for section in dataclasses.fields(config):
+        content = getattr(config, section.name)
+        kinds = typing.get_type_hints(type(content))
+        for f in dataclasses.fields(content):
+            yield (f"{section.name}.{f.name}", getattr(content, f.name), choices(kinds[f.name]),
+                   f.metadata.get("low", 1e-12), f.metadata.get("high", sys.float_info.max))
 
 
 def problems(config):
     """Yield what cannot work, each in a line that names the field."""
-    for section, keys in dataclasses.asdict(config).items():
-        for key, value in keys.items():
-            name = f"{section}.{key}"
-            for item in value if isinstance(value, list) else [value]:
-                if name in CHOICES and item not in CHOICES[name]:
-                    hint, known = nearest(item, CHOICES[name]), ", ".join(CHOICES[name])
-                    yield f"{name}: {item!r}; {hint}" + f" (all are {known})" * (known not in hint)
-                lowest = (-sys.float_info.max if key == "no_eos_score" else
-                          0 if {key, name} & MAY_BE_ZERO else 1e-12)
-                highest = 1 if name in ("ppo.gamma", "ppo.lam") else sys.float_info.max
-                if type(item) in (int, float) and not lowest <= item <= highest:
-                    yield f"{name} = {item} is out of range: it must be finite" + (
-                        " and above 0" * (lowest > 0) + " and 0 or more" * (lowest == 0)
-                        + " and 1 at most" * (highest == 1))
+    for name, value, allowed, low, high in fields_of(config):
+        allowed = config.stages() if name == "pit.curriculum" else allowed
+        for item in value if isinstance(value, list) else [value]:
+            if allowed and item not in allowed:
+                hint, known = nearest(item, allowed), ", ".join(allowed)
+                yield f"{name}: {item!r}; {hint}" + f" (all are {known})" * (known not in hint)
+            if type(item) in (int, float) and not low <= item <= high:
+                yield f"{name} = {item} is out of range: it must be finite" + (
+                    " and above 0" * (low > 0) + " and 0 or more" * (low == 0)
+                    + f" and {high} at most" * (high < sys.float_info.max))
     model, rows = config.model, config.ppo.minibatches * config.run.ranks  # 0: they will fit
     triple = 2 * config.data.max_prompt + 6 * config.data.max_response  # positions that it takes
     for wrong, message in [

@@ -35,8 +35,8 @@ class Familiar:
                    "models do not see them")
         share = self.share_new(x)
         if share > self.most:
-            yield (f"this prompt is unlike the data that the models were trained on: {share:.0%} of "
-                   "its neighbouring pieces stand together in no training prompt, of the held-out "
+            yield (f"this prompt is unlike the data that the models were trained on: {share:.0%} "
+                   "of its neighbouring pieces stand together in no training prompt, of the held-out "
                    f"prompts at most {self.most:.0%}; the answers may be noise")
 
 

@@ -42,7 +42,9 @@ def guard(main) -> None:
         line = f"{error.filename or 'a file'}: {error.strerror}; {files.remedy(error)}"
     except RuntimeError as error:
         if "out of memory" in str(error) or "can't allocate memory" in str(error):
-            line = "out of memory; lower model.portion or ppo.batch and run the same command again"
+            line = ("out of memory; lower model.portion (activations), ppo.batch (prompts and cache) "
+                    "or the model, or set run.shard on several devices; the same command goes on "
+                    "from the last save")
         elif any(child.poll() for child in _children):
             line = "another rank has died; the same command goes on from the last save"
         else:

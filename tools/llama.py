@@ -1,14 +1,13 @@
-"""Llama-type checkpoints: read as a Hugging Face folder or a llama2.c file, written as a folder.
+"""Llama-type checkpoints: read and written as Hugging Face folders.
 
 Ours has queries, keys and values in one matrix, gate and up in another, and turns the pairs
-(2i, 2i + 1) of a head, as Meta and llama2.c do; Hugging Face turns (i, i + C/2), so the rows of its
+(2i, 2i + 1) of a head, as Meta does; Hugging Face turns (i, i + C/2), so the rows of its
 queries and keys are put in our order when read, and back when written. Everything is refused that
 this architecture does not have, by the name of the field.
 """
 
 import functools
 import json
-import math
 import re
 import shutil
 from pathlib import Path
@@ -17,7 +16,6 @@ import torch
 
 from tools.files import checksum as checksum_of_file
 from tools.files import write_whole
-from tools.memory import head_width
 from tools.settings import UserError
 from tools.vocabulary import Tokenizer
 
@@ -70,23 +68,17 @@ def described(path: str, context: int) -> dict[str, dict]:
     is longer than the model can read.
     """
     if not Path(path).exists():
-        raise UserError(f"model.init_from = {path!r}: there is no such folder or file")
-    model, longest = described_model(path)
+        raise UserError(f"model.init_from = {path!r}: there is no such folder")
+    model, longest = describe_folder(Path(path))
     if context > longest:
         raise UserError(f"model.context = {context}, but {path} reads at most {longest} tokens; "
                         "lower model.context")
     return {"model": model, "tokenizer": describe_tokenizer(Path(path))}
 
 
-def described_model(path: str) -> tuple[dict, int]:
-    """[model] of a checkpoint, and the longest context."""
-    return describe_folder(Path(path)) if Path(path).is_dir() else describe_bin(path)
-
-
-def describe_tokenizer(path: Path) -> dict:
+def describe_tokenizer(folder: Path) -> dict:
     """The tokenizer that lies with a checkpoint, and what ends a response, where that is said.
     Raises UserError where there is only a tokenizer.model that lacks tokens added later."""
-    folder = path if path.is_dir() else path.parent
     found = [folder / name for name in TOKENIZERS if (folder / name).exists()]
     settings = read_json(folder / "tokenizer_config.json")
     added = [int(i) for i in settings.get("added_tokens_decoder", {})]
@@ -103,6 +95,8 @@ def describe_tokenizer(path: Path) -> dict:
 
 def describe_folder(folder: Path) -> tuple[dict, int]:
     """[model] of a Hugging Face folder's config.json, and the longest context."""
+    if not folder.is_dir():
+        raise UserError(f"model.init_from = {str(folder)!r}: name the folder that it lies in")
     path = folder / "config.json"
     config = read_json(path)
     if not config:
@@ -146,27 +140,10 @@ def describe_rotary(config: dict, path: Path) -> dict:
     return {"rope_theta": float(theta), "rope_scaling": scaling}
 
 
-def describe_bin(path: str) -> tuple[dict, int]:
-    """[model] of a llama2.c file, and the longest context."""
-    if Path(path).suffix in (".safetensors", ".json"):
-        raise UserError(f"model.init_from = {path!r}: name the folder that it lies in")
-    with open(path, "rb") as file:
-        header = torch.frombuffer(bytearray(file.read(28).ljust(28, b"\0")), dtype=torch.int32)
-    width, hidden, layers, heads, kv_heads, vocab, longest = header.tolist()
-    if min(width, hidden, layers, heads, kv_heads, abs(vocab), longest) < 1 or width % heads:
-        raise UserError(f"{path}: no llama2.c checkpoint: its header says {header.tolist()}")
-    return {"layers": layers, "heads": heads, "kv_heads": kv_heads, "width": width,
-            "hidden": hidden, "vocab": abs(vocab), "head_width": width // heads,
-            "norm_eps": 1e-5, "rope_theta": 10_000.0, "rope_scaling": [],
-            "tied": vocab > 0}, longest
-
-
 def read_weights(path: str, model) -> dict:
     """The weights of a checkpoint by our names, in float32, for a section [model] that was filled
     by `described`. Raises UserError for files that are missing or damaged, and tensors that are
     missing, left over or of another shape."""
-    if not Path(path).is_dir():
-        return read_bin(path, model)
     tensors = read_tensors(Path(path))
     tensors = {name: t for name, t in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
     if model.tied:
@@ -201,6 +178,11 @@ def read_weights(path: str, model) -> dict:
     return ours
 
 
+def head_width(model) -> int:
+    """Width of a head, said or as the others leave it."""
+    return model.head_width or model.width // model.heads
+
+
 def paired(rows, width: int):
     """Rows of queries or keys, those that turn together put side by side: (i, i + C/2) become
     (2i, 2i + 1) in each head."""
@@ -215,8 +197,7 @@ def unpaired(rows, width: int):
 @functools.cache
 def checksum(path: str) -> str:
     """Of all weights of a checkpoint."""
-    paths = weight_files(Path(path)) if Path(path).is_dir() else [path]
-    return " ".join(map(checksum_of_file, paths))
+    return " ".join(map(checksum_of_file, weight_files(Path(path))))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -253,36 +234,6 @@ def safetensors():
     except ImportError:
         raise UserError("safetensors files need an extra: pip install safetensors") from None
     return safetensors.torch
-
-
-def read_bin(path: str, model) -> dict:
-    """The weights of a llama2.c file: a header, then float32 tensors, those of all layers of a kind
-    together."""
-    d, q, kv = model.width, model.heads * model.head_width, model.kv_heads * model.head_width
-    n, hidden = model.layers, model.hidden
-    shapes = {"embedding": (model.vocab, d), "attention_norm": (n, d), "q": (n, q, d),
-              "k": (n, kv, d), "v": (n, kv, d), "out": (n, d, q), "mlp_norm": (n, d),
-              "gate": (n, hidden, d), "down": (n, d, hidden), "up": (n, hidden, d), "norm": (d,)}
-    size = Path(path).stat().st_size
-    longest = described_model(path)[1]
-    rotary = longest * model.head_width  # tables of old files, computed here
-    counts = [math.prod(shape) for shape in shapes.values()]
-    expected = 28 + 4 * (sum(counts) + rotary + (0 if model.tied else model.vocab * d))
-    if size != expected:
-        raise UserError(f"{path}: has {size} bytes, but its header asks for {expected}")
-    flat = torch.from_file(path, size=size // 4, dtype=torch.float32)[7:].clone()
-    flats = flat.split(counts + [len(flat) - sum(counts)])
-    parts = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), flats)}
-    head = parts["embedding"] if model.tied else flat[-model.vocab * d:].view(-1, d)
-    ours = {"embedding.weight": parts["embedding"], "norm.weight": parts["norm"],
-            "head.weight": head}
-    for i in range(n):
-        ours |= {f"blocks.{i}.{name}.weight": tensor for name, tensor in {
-            "attention_norm": parts["attention_norm"][i], "mlp_norm": parts["mlp_norm"][i],
-            "attention.qkv": torch.cat([parts[name][i] for name in "qkv"]),
-            "attention.out": parts["out"][i], "mlp.down": parts["down"][i],
-            "mlp.gate_up": torch.cat([parts["gate"][i], parts["up"][i]])}.items()}
-    return ours
 
 
 # ------------------------------------------------------------------------------------- the way back
@@ -330,9 +281,8 @@ def write_folder(folder: Path, weights: dict, config, vocab: int, tokenizer):
     already, or cannot be written."""
     save, source, longest = safetensors().save, None, config.model.context
     if config.model.init_from:
-        longest = described_model(config.model.init_from)[1]
         source = Path(config.model.init_from)
-        source = source if source.is_dir() else source.parent
+        longest = describe_folder(source)[1]
     content = their_config(config.model, vocab, tokenizer.bos, tokenizer.eos, longest)
     if (folder / "config.json").exists():
         raise UserError(f"--export {folder}: holds a model already; choose another folder")

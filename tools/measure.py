@@ -9,8 +9,7 @@ import reward
 from data import Data, Fold
 from model import portions
 from reward import RewardModel
-from runtime import gather, mine
-from tools.checks import COMPARISONS
+from runtime import COMPARISONS, gather, mine
 
 
 def share_right(right: list[bool]) -> dict:

@@ -20,7 +20,7 @@ import runtime
 from data import Data, Fold
 from reward import score
 from runtime import ONLY_SPEED, Run
-from sample import STAGES, answer, improve
+from sample import answer, improve, title
 from tools import bills, files, verdicts
 from tools.measure import (comparison, fold_scores, gap_scores, held_out_accuracies, pair_agreement,
                            pointwise_scores, rp_scores, share_right)
@@ -152,14 +152,14 @@ def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperatu
         refined = kept(f"Self-Refine, {temperature}", own, lambda: self_refine(
             run, data, policies["M_P^RL"], x, y_0, temperature, own))
         table.add("Self-Refine", refined, "M_P^RL", y_0, temperature, 1, y_0)
-    for name in [n for n in ("M_PIT^SFT", "PIT stage 0", "PIT stage 1") if n in policies]:
+    for name in [n for n in ("M_PIT^SFT", *map(title, run.config.stages())) if n in policies]:
         y = y_0
         chains[name] = [y_0]
         for i in range(1, 2 if name == "M_PIT^SFT" else setting.iterations + 1):
             y_ref, y = y, improved(name, y, i)
             chains[name].append(y)
             table.add(name, y, "M_P^RL", y_0, temperature, i, y_ref)
-    final = STAGES[run.config.pit.curriculum[-1]]
+    final = title(run.config.pit.curriculum[-1])
     over_sft = improved(final, sft, "of M_P^SFT")
     table.add(final, over_sft, "M_P^SFT", sft, temperature, 1, sft)
     if more is not None:
@@ -186,7 +186,7 @@ def sample_agreements(run: Run, data: Data, models: Models, judge: Judge, x: lis
     compare("pairs of M_P^SFT's samples", a, b, gap_scores(data, models.rpit, x, a, b),
             gap_scores(data, models.rpit, x, b, a))
     y_ref = answer(run, data, policies["M_P^RL"], x, 1.0, generator)
-    final = policies[STAGES[run.config.pit.curriculum[-1]]]
+    final = policies[title(run.config.pit.curriculum[-1])]
     a, b = (improve(run, data, final, x, y_ref, 1.0, generator) for _ in range(2))
     compare("pairs of PIT's samples over one y_ref ~ M_P^RL", a, b,
             *(gap_scores(data, models.rpit, x, y, y_ref) for y in (a, b)))
@@ -264,7 +264,7 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
 def comparisons(run: Run, data: Data, x: list, responses: dict) -> list[dict]:
     """What a judge outside may be asked to compare, as texts: the original response, the first
     improvement and, if it is there, Self-Refine's."""
-    final, found = STAGES[run.config.pit.curriculum[-1]], []
+    final, found = title(run.config.pit.curriculum[-1]), []
     for temperature, made in responses.items():
         texts = {name: [data.tokenizer.decode(ids) for ids in y] for name, y in (
             ("M_P^RL", made["chain"][0]), (final, made["chain"][1]),

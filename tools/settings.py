@@ -30,8 +30,17 @@ def nearest(word: str, words) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(words)}"
 
 
+def choices(kind) -> tuple:
+    """The values that a Literal, or a list of it, allows; () for other types."""
+    kind = typing.get_args(kind)[0] if typing.get_origin(kind) is list else kind
+    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+
+
 def typed(value, kind, where: str):
-    """`value` as type `kind` (int, float, str, bool or list of these), or UserError."""
+    """`value` as type `kind` (int, float, str, bool, a Literal of strings, or list of these), or
+    UserError. Whether a Literal allows it is checked where all of the config is."""
+    if choices(kind):
+        kind = list[str] if typing.get_origin(kind) is list else str
     if typing.get_origin(kind) is list:
         if isinstance(value, list):
             return [typed(item, typing.get_args(kind)[0], where) for item in value]
