@@ -42,7 +42,7 @@ def split_keys(keys: list[str], config: DataSection, seed: int) -> dict[str, str
     if len(distinct) < held_out + 3 * runtime.ranks():  # each rank needs a part of each fold
         raise UserError(f"data: {len(distinct)} distinct prompts are too few for {config.test} of "
                         f"test, {config.valid} of valid and three folds of {runtime.ranks()}; "
-                        "lower data.test and valid")
+                        "lower data.test and valid" + ", or run.ranks" * (runtime.ranks() > 1))
     folds = ["test"] * config.test + ["valid"] * config.valid
     folds += [FOLDS[i % 3] for i in range(len(distinct) - held_out)]
     return dict(zip(distinct, folds))
@@ -169,8 +169,9 @@ def turn_templates(config: Config, tokenizer, first: bool = False) -> dict[str, 
 
 
 def opening_templates(config: Config, tokenizer) -> dict[str, Template]:
-    """Those of a turn that begins its prompt, which begins the sequence, if template.policy begins
-    with it (template.pit should begin alike: its prompts are the same ids)."""
+    """Return the templates of a prompt's first turn. Where template.policy begins with {x}, that
+    turn begins the sequence, and gets the space that some tokenizers put there. (template.pit
+    should begin alike, since its prompts are the same ids.)"""
     return turn_templates(config, tokenizer, first=config.template.policy.startswith("{x}"))
 
 
@@ -220,7 +221,8 @@ def load_data(run: Run) -> Data:
     content = run.stage("data", sections, lambda: prepare(run) if runtime.rank() == 0 else {})
     if "tokens" not in content:
         content = files.load(run.folder / "data.pt")
-    checks.refuse_changed(content["checksums"])
+    if runtime.rank() == 0:
+        checks.refuse_changed(content["checksums"])
     if run.trains:
         checks.tell(run.told, "data", checks.scarce(config, content["counts"]))
     path = run.folder / file_name(content["tokenizer"])

@@ -27,8 +27,8 @@ import torch
 import torch.nn as nn
 
 from model import GPT, Rows, by_portions, on_grid, portions, sample, scalars, token_logprobs
-from runtime import (NotFinite, PPOSection, Run, StageSection, all_sum, descend, gather_rows, mine,
-                     random_numbers)
+from runtime import (NotFinite, PPOSection, Run, StageSection, all_sum, descend, gather,
+                     gather_rows, mine, random_numbers)
 from tools.checks import tell, troubles
 
 
@@ -228,8 +228,8 @@ def add_gradients(learner: Learner, batch: Rollout, ppo: PPOSection, train_polic
 
 def update(learner: Learner, rollout: Rollout, ppo: PPOSection, train_policy: bool,
            generator) -> dict:
-    """Epochs of minibatches over one rollout; returns mean losses and figures, and of this rank's
-    first minibatch the ratio rho, or its inverse, that is farthest from 1.
+    """Epochs of minibatches over one rollout; returns mean losses and figures, and of the first
+    minibatch the ratio rho, or its inverse, that is farthest from 1.
 
     A minibatch is drawn from the whole rollout and then shared by the ranks, so that the update
     does not depend on how many there are."""
@@ -246,7 +246,7 @@ def update(learner: Learner, rollout: Rollout, ppo: PPOSection, train_policy: bo
             descend(learner.critic, learner.critic_optimizer, sums[3], ppo.grad_clip, "PPO critic")
     means = all_sum(totals) / totals[3].clamp_min(1)
     return {"policy_loss": means[0].item(), "clipped": means[1].item(),
-            "value_loss": means[2].item(), "first_ratio": math.exp(first)}
+            "value_loss": means[2].item(), "first_ratio": math.exp(max(gather([first])))}
 
 
 def figures_of(rollout: Rollout, prompts: Prompts, bare: Callable) -> dict:

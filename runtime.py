@@ -158,7 +158,7 @@ class PPOSection:
     no_eos_score: float = any_number(-5.0)  # of a response that did not end, in spreads
     grad_clip: float = 1.0
     kl_power: float = zero_or_more(4.0)  # of KL / target, by which beta rises above it; 0: fixed
-    kl_wall: float = 16.0       # times beta, the most that it rises to
+    kl_wall: float = field(default=16.0, metadata={"low": 1})  # times beta, the most it rises to
 
 
 @dataclass
@@ -332,7 +332,7 @@ class Run:
                   for key, value in keys.items()
                   if {section, f"{section}.{key}"} & {*sections, "run.seed"}
                   and f"{section}.{key}" not in ONLY_SPEED} | {"format": FORMAT}
-        if "model" in sections and self.config.model.init_from:  # its path says not what lies there
+        if "lora" in sections and self.config.lora.rank:  # adapters belong to one trunk's weights
             inputs["the weights of model.init_from"] = llama.checksum(self.config.model.init_from)
         for path in dict.fromkeys((self.folder / f"{name}.pt", self.base / f"{name}.pt")):
             content = self.fitting(path, inputs)

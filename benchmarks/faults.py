@@ -27,6 +27,10 @@ from runtime import LOGS  # noqa: E402
 from tools.files import load  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
+LIMITED = """import os, resource, sys
+size = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+os.execv(sys.argv[2], sys.argv[2:])"""  # runs a command that may write files of this size
 SIZES = ("--sft.steps=200", "--rlhf.iterations=12")  # long enough to be hit
 
 
@@ -48,9 +52,9 @@ class Faults:
                    f"--run.dir={self.folder}", f"--run.name={name}", "--run.device=cpu",
                    *self.sizes, *overrides]
         if file_limit is not None:
-            command = ["prlimit", f"--fsize={file_limit}", *command]
+            command = [sys.executable, "-c", LIMITED, str(file_limit), *command]
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL,
-                                stderr=subprocess.PIPE, text=True, start_new_session=True)
+                                stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True)
 
     def finish(self, name: str, *overrides, **limits) -> tuple[int, str]:
         """Run to the end: the exit code, and what was said beside progress, warnings and counts."""

@@ -15,23 +15,23 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 300  # seconds
-PRELOAD = ["torch", "torch._dynamo", "torch.distributed", "numpy", "sentencepiece", "tqdm", "pytest"]
+PRELOAD = ["torch", "torch._dynamo", "torch.distributed", "numpy", "sentencepiece", "tqdm",
+           "pytest"]
 
 
 def command(*arguments, stdin: str = "", **environment: str) -> subprocess.CompletedProcess:
     """Run a script, or what else python may be given, with one thread."""
     arguments = list(map(str, arguments))
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    forks = "forkserver" in multiprocessing.get_all_start_methods()
-    on_gpu = bool(environment.get("CUDA_VISIBLE_DEVICES"))
-    if forks and not on_gpu and arguments[0].endswith(".py"):
+    own = environment["OMP_NUM_THREADS"] != "1" or bool(environment.get("CUDA_VISIBLE_DEVICES"))
+    if sys.platform == "linux" and not own and arguments[0].endswith(".py"):
         return forked(arguments, stdin, environment)
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, input=stdin,
                           capture_output=True, encoding="utf-8", timeout=LIMIT)
 
 
 def forked(arguments: list[str], stdin: str, environment: dict) -> subprocess.CompletedProcess:
-    """The same by a fork of the server."""
+    """Run a script as a fork of the server that has imported torch."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     before = os.environ.get("OMP_NUM_THREADS")

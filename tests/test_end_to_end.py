@@ -25,9 +25,9 @@ REPORT = {"name", "seed", "eval_seed", "split", "prompts", "judge", "rows", "rew
 PROMPT = "What is the bill for tea, a coupon and a hat?"
 
 
-def succeed(*arguments, stdin: str = "") -> str:
+def succeed(*arguments, stdin: str = "", **environment: str) -> str:
     """Run a script that has to end well; returns what it prints."""
-    done = command(*arguments, stdin=stdin)
+    done = command(*arguments, stdin=stdin, **environment)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     return done.stdout
@@ -278,13 +278,16 @@ def test_hh_conversations_go_all_the_way(tmp_path):
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train_pit.py")
 
 
-@pytest.mark.parametrize("start", [TORCHRUN, ("train_pit.py", "--run.ranks=4"),
-                                   ("train_pit.py", "--run.ranks=2", "--run.shard=true")])
-def test_several_ranks_do_what_one_does(trained, tmp_path, start):
+@pytest.mark.parametrize("start, cores", [
+    (TORCHRUN, 1), (("train_pit.py", "--run.ranks=0"), 4),
+    (("train_pit.py", "--run.ranks=3", "--run.shard=true"), 1)])
+def test_several_ranks_do_what_one_does(trained, tmp_path, start, cores):
     """Batches, minibatches and random numbers are shared out and gradients are summed, so that
-    every loss, every rollout and the report agree; also where each rank holds one half of the
-    weights."""
-    succeed(*start, "--config", TINY, f"--run.dir={tmp_path}")
+    every loss, every rollout and the report agree: of two ranks, of as many as there are cores, and
+    where each of three has unequal shares of a minibatch and a third of the weights."""
+    succeed(*start, "--config", TINY, f"--run.dir={tmp_path}", OMP_NUM_THREADS=str(cores))
+    assert load_config(str(tmp_path / "tiny" / "config.toml")).run.ranks == {
+        TORCHRUN: 2}.get(start, 4 if cores > 1 else 3)
     folder, one = tmp_path / "tiny", trained[0]
     lines, expected = (sorted(read_lines(path / "metrics.jsonl"), key=lambda line: (
         line["stage"], line["step"])) for path in (folder, one))

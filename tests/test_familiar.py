@@ -26,11 +26,21 @@ def test_the_share_of_new_neighbours_by_hand():
         name: SimpleNamespace(x=x) for name, x in folds.items()})
     familiar = Familiar(data)
     # known are -1 1 2 3 -1, -1 3 1 -1 and -1 2 -1. New in the last test prompt: 1 4, 4 3, of four
-    assert familiar.most == 0.5
+    assert familiar.usual == pytest.approx(0.49)  # nearly that one's, of three
     assert familiar.share_new([1, 2]) == 0.0 and familiar.share_new([2, 1]) == pytest.approx(1 / 3)
-    assert not list(familiar.doubts([1, 4, 3], "")) and not list(familiar.doubts([2, 1], ""))
+    assert familiar.share_new([9]) == 1.0
+    assert not list(familiar.doubts([2, 1], ""))
     said, = familiar.doubts([4], "")
-    assert "100% of its neighbouring pieces" in said and "at most 50%" in said
+    assert "100% of its neighbouring pieces" in said
+    assert "99% of the held-out prompts at most 49%" in said
+
+
+def test_one_odd_held_out_prompt_excuses_nothing():
+    x = [[1, 2, 3]] * 400
+    folds = dict.fromkeys(("sft", "reward", "rl"), x) | {"valid": x, "test": [*x, [9, 8, 7]]}
+    familiar = Familiar(SimpleNamespace(tokenizer=SimpleNamespace(unknown=lambda text: ""), folds={
+        name: SimpleNamespace(x=x) for name, x in folds.items()}))
+    assert familiar.usual == 0.0 and list(familiar.doubts([7, 8, 9], ""))
 
 
 def test_only_what_is_unlike_the_data_is_told(bills_run, monkeypatch, capsys):

@@ -307,6 +307,14 @@ def test_the_report_has_the_held_out_judge_and_what_it_compares(trained):
     assert len(lines) == 6 and all(json.loads(line)["x"] for line in lines)
 
 
+def test_weights_of_which_a_part_is_missing_are_named(tmp_path):
+    (tmp_path / "pytorch_model-1.bin").write_bytes(b"")
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {
+        name: f"pytorch_model-{name}.bin" for name in "12"}}))
+    with pytest.raises(UserError, match="model-2.bin: cannot read the weights .No such file"):
+        llama.checksum(str(tmp_path))
+
+
 def test_adapters_are_not_put_onto_other_weights(runs, source):
     path = source.folder / "pytorch_model.bin"
     whole = path.read_bytes()

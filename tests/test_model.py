@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from conftest import tiny_gpt
+from conftest import slow, tiny_gpt
 from model import (Attention, Cache, Linear, RMSNorm, by_portions, draw,
                    pad_rows, portions, rotary_table, rotate, sample, scalars,
                    token_logprobs)
@@ -184,12 +184,14 @@ def test_reading_token_by_token_through_the_cache_is_reading_at_once():
     torch.testing.assert_close(torch.cat(parts, 1), model(tokens), atol=1e-5, rtol=1e-5)
 
 
-def test_compiled_blocks_give_the_same_states_gradients_and_samples(monkeypatch):
-    """As torch traces them; what its compiler then makes of that takes a minute on a CPU, and
-    tests/test_gpu.py runs it."""
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=slow)])
+def test_compiled_blocks_give_the_same_states_gradients_and_samples(monkeypatch, backend):
+    """As torch traces them ("eager"), and what its compiler makes of that, in a minute."""
+    if backend == "inductor" and shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a compiler")
     compile_block = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda block, **how: compile_block(
-        block, backend="eager", **how))
+        block, backend=backend, **how))
     plain, compiled, tokens = tiny_gpt(), tiny_gpt(), torch.randint(0, 11, (3, 12))
     compiled.compile_blocks()
     for model in (plain, compiled):

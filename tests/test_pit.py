@@ -188,7 +188,8 @@ def chain_shown(bills_run, monkeypatch, capsys, stop: bool, gaps, texts=tuple(
     monkeypatch.setattr(sample, "improve", lambda *arguments: next(answers))
     monkeypatch.setattr(sample.reward, "score",
                         lambda model, read: rows.append(read) or torch.tensor(gaps[len(rows) - 1]))
-    models = SimpleNamespace(policies=dict.fromkeys(map(sample.title, run.config.stages())), rpit=None)
+    policies = dict.fromkeys(map(sample.title, run.config.stages()))
+    models = SimpleNamespace(policies=policies, rpit=None)
     args = SimpleNamespace(ref=texts[0], iters=3, temperature=1.0, stop=stop)
     sample.show_improvements(run, data, models, "What is the bill for tea?", args, None)
     return capsys.readouterr().out.splitlines()[2:], texts, [

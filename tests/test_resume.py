@@ -1,5 +1,7 @@
 """Stages that are cut off and go on, and what they warn of."""
 
+import dataclasses
+import gc
 import json
 import re
 from types import SimpleNamespace
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 import ppo
+import train_reward
 from conftest import read_lines, tiny_config, tiny_gpt, tiny_run, write_lines
 from data import load_data
 from runtime import NotFinite, Run, UserError
@@ -249,20 +252,35 @@ def test_a_reward_model_that_may_know_nothing_is_told(right, told):
 
 
 def test_a_reward_model_is_asked_about_the_validation_pairs_before_rl(bills_run, tmp_path, capsys):
-    """By its last step: of R_P w > l, of R_PIT r^{w,l} > r^{l,w}."""
-    run, data = tiny_run(tmp_path, rp__steps=2, rpit__steps=2), bills_run[1]
-    policy, fold = new_gpt(run, data), data.folds["valid"]
+    """By its last step: of R_P w > l, of R_PIT r^{w,l} > r^{l,w}; of each group one pair."""
+    run, data = tiny_run(tmp_path, rp__steps=2, rpit__steps=2, data__valid=15), bills_run[1]
+    policy, fold = new_gpt(run, data), data.folds["valid"][range(15)]
+    few = dataclasses.replace(data, folds=data.folds | {"valid": fold})
     for name, train, asked in (("rp", train_rp, "R_P"), ("rpit", train_rpit, "R_PIT wl>lw")):
         content = run.stage(name, (name,), lambda: train(run, data, policy))
         model = new_reward_model(run, data)
         model.load_state_dict(content["model"])
-        wanted = held_out_accuracies(data, model, model, "valid")[asked]
+        wanted = held_out_accuracies(few, model, model, "valid")[asked]
         first, last = read_lines(run.folder / "metrics.jsonl")[-2:]
         assert last["stage"] == name and wanted["pairs"] == len(fold)
         assert {key: last[f"valid_{key}"] for key in wanted} == pytest.approx(wanted)
         assert not any(key.startswith("valid") for key in first)
-        low = wanted["ci_low"] <= 0.5
-        assert low == (f"warning: {name}: validation pairs: agreement" in capsys.readouterr().err)
+        assert content["valid"] == wanted
+
+
+def test_an_unproven_reward_model_is_told_also_where_it_is_restored(bills_run, tmp_path, capsys,
+                                                                    monkeypatch):
+    low = share_right([True, False] * 10)
+    monkeypatch.setattr(train_reward.measure, "pointwise_agreement", lambda *_: low)
+    monkeypatch.setattr(train_reward.measure, "gap_agreement", lambda *_: low)
+    fields = {f"{name}__steps": 1 for name in checks.FITS}
+    for trains, told in ((True, 2), (True, 2), (False, 0)):
+        run = Run(tiny_config(tmp_path, **fields), trains)
+        train_reward.train_start(run, bills_run[1])
+        said = capsys.readouterr().err
+        assert said.count(": validation pairs: agreement 0.500 [") == told, said
+        del run
+        gc.collect()  # its lock goes
 
 
 @pytest.mark.parametrize("scores, said", [

@@ -203,6 +203,7 @@ def test_ranks_meet_at_a_file_whatever_its_name(tmp_path, monkeypatch, windows):
     assert launch.meeting_folder(url) == path.parent
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs a signal for a stand-in")
 def test_ctrl_break_is_taken_where_there_is_one(monkeypatch):
     stand_in = signal.SIGUSR1
     handlers = {number: signal.getsignal(number) for number in (

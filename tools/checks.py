@@ -35,7 +35,7 @@ def problems(config):
                 yield f"{name}: {item!r}; {hint}" + f" (all are {known})" * (known not in hint)
             if type(item) in (int, float) and not low <= item <= high:
                 yield f"{name} = {item} is out of range: it must be finite" + (
-                    " and above 0" * (low > 0) + " and 0 or more" * (low == 0)
+                    " and above 0" * (0 < low < 1) + f" and {low} or more" * (low in (0, 1))
                     + f" and {high} at most" * (high < sys.float_info.max))
     model, rows = config.model, config.ppo.minibatches * config.run.ranks  # 0: they will fit
     triple = 2 * config.data.max_prompt + 6 * config.data.max_response  # positions that it takes

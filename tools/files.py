@@ -160,7 +160,7 @@ def take(file) -> None:
     try:
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # its first byte, which need not be there
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EDEADLOCK):
+        if error.errno not in (errno.EACCES, errno.EDEADLK):
             raise
         raise BlockingIOError(error.errno, error.strerror) from None
 

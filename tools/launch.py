@@ -42,9 +42,9 @@ def guard(main) -> None:
         line = f"{error.filename or 'a file'}: {error.strerror}; {files.remedy(error)}"
     except RuntimeError as error:
         if "out of memory" in str(error) or "can't allocate memory" in str(error):
-            line = ("out of memory; lower model.portion (activations), ppo.batch (prompts and cache) "
-                    "or the model, or set run.shard on several devices; the same command goes on "
-                    "from the last save")
+            line = ("out of memory; lower model.portion (activations), ppo.batch (prompts and "
+                    "cache), run.ranks (each holds the models) or the model, or set run.shard on "
+                    "several devices; the same command goes on from the last save")
         elif any(child.poll() for child in _children):
             line = "another rank has died; the same command goes on from the last save"
         else:
@@ -79,10 +79,12 @@ def choose_for(device: torch.device, config) -> None:
 
 
 def usual_ranks(config, device: torch.device) -> int:
-    """How many processes share a CPU where run.ranks = 0: one for each physical core, at most 8 and
-    no more than the smallest batch can feed. Before anyone sets it, torch's number of threads is
-    that of the cores (OMP_NUM_THREADS lowers it); a container may have the time of fewer."""
-    if device.type != "cpu":
+    """Return how many processes share a CPU where run.ranks = 0: one for each core, at most 8 and
+    no more than the smallest batch can feed; where no script runs (a notebook), one.
+
+    Before anyone sets it, torch's number of threads is that of the cores, with MKL that of the
+    physical ones; OMP_NUM_THREADS changes it, and a container may have the time of fewer cores."""
+    if device.type != "cpu" or not Path(sys.argv[0]).is_file():
         return 1
     fits = [getattr(config, name).batch for name in checks.FITS]
     return max(1, min(8, torch.get_num_threads(), allotted_cores(),

@@ -196,8 +196,13 @@ def unpaired(rows, width: int):
 
 @functools.cache
 def checksum(path: str) -> str:
-    """Of all weights of a checkpoint."""
-    return " ".join(map(checksum_of_file, weight_files(Path(path))))
+    """Return the SHA-256 of each of a checkpoint's weight files. Raises UserError where one is
+    missing or cannot be read."""
+    try:
+        return " ".join(map(checksum_of_file, weight_files(Path(path))))
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot read the weights ({error.strerror}); download "
+                        "it again") from None
 
 
 def weight_files(folder: Path) -> list[Path]:
