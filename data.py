@@ -112,21 +112,21 @@ class Data:
         """A response, without its end."""
         return self.tokenizer.encode([text], self.policy.spaced[""])[0]
 
-    def ended(self, ids: list[int]) -> list[int]:
+    def add_eos(self, ids: list[int]) -> list[int]:
         """A response with its end."""
         return ids + [self.tokenizer.eos]
 
     def policy_rows(self, x: list, y: list) -> Rows:
         """x with y and its end, as M_P and R_P read them."""
         return pad_rows([self.policy(ids) for ids in x],
-                        [self.ended(ids) for ids in y], self.device)
+                        [self.add_eos(ids) for ids in y], self.device)
 
     def pit_rows(self, x: list, y_ref: list, y: list) -> Rows:
         """x and y_ref with y and its end, as M_PIT and R_PIT read them."""
         return pad_rows([self.pit(*pair) for pair in zip(x, y_ref)],
-                        [self.ended(ids) for ids in y], self.device)
+                        [self.add_eos(ids) for ids in y], self.device)
 
-    def bare(self, ids: list[int]) -> list[int]:
+    def strip_eos(self, ids: list[int]) -> list[int]:
         """A sampled response without its end, as a reference or for its text."""
         return ids[:-1] if ids and ids[-1] == self.tokenizer.eos else ids
 
@@ -224,13 +224,13 @@ def load_data(run: Run) -> Data:
     if runtime.rank() == 0:
         checks.refuse_changed(content["checksums"])
     if run.trains:
-        checks.tell(run.told, "data", checks.scarce(config, content["counts"]))
+        checks.warn_once(run.told, "data", checks.scarce(config, content["counts"]))
     path = run.folder / file_name(content["tokenizer"])
     if runtime.rank() == 0 and not (path.exists() and path.read_bytes() == content["tokenizer"]):
         files.write_whole(path, lambda file: file.write(content["tokenizer"]))
     runtime.barrier()
     tokenizer = read_tokenizer(path, config.tokenizer.eos)
-    checks.tell(run.told, "template", checks.odd_markers(config, tokenizer))
+    checks.warn_once(run.told, "template", checks.odd_markers(config, tokenizer))
     start = [tokenizer.bos] if tokenizer.bos >= 0 else []
     templates = [Template(text, tokenizer, start, first=True) for text in (
         config.template.policy, config.template.pit, *vars(config.refine).values())]

@@ -47,14 +47,14 @@ def rotary_table(context: int, width: int, theta: float, scaling=()) -> torch.Te
     return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
-def rotate(x, turns):
+def rotate(x, rotations):
     """Turn queries or keys x [B, T, H, C] by angles, complex [B, T, 1, C/2] or [T, 1, C/2].
 
     The pairs that turn together are (2i, 2i + 1), as in Meta's Llama. As complex numbers this is
     one pass over memory forward and one backward, where reals need five.
     """
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # [B, T, H, C/2]
-    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+    return torch.view_as_real(pairs * rotations).flatten(-2).to(x.dtype)
 
 
 class Cache:
@@ -124,11 +124,11 @@ class Attention(nn.Module):
         self.qkv = Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_width)
         self.out = Linear(self.heads * self.head_width, config.width)
 
-    def forward(self, x, turns, mask=None, cache=None, layer=0):
+    def forward(self, x, rotations, mask=None, cache=None, layer=0):
         batch, time, _ = x.shape
         qkv = self.qkv(x).view(batch, time, -1, self.head_width)  # [B, T, H + 2K, C]
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
-        q, k = rotate(qk, turns).split([self.heads, self.kv_heads], dim=2)
+        q, k = rotate(qk, rotations).split([self.heads, self.kv_heads], dim=2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H or K, T, C]
         if cache is not None and cache.filled:
             y = cache.attend(layer, q, k, v, mask)
@@ -161,8 +161,8 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x, turns, mask=None, cache=None, layer=0, at=None):
-        x = x + self.attention(self.attention_norm(x), turns, mask, cache, layer)
+    def forward(self, x, rotations, mask=None, cache=None, layer=0, at=None):
+        x = x + self.attention(self.attention_norm(x), rotations, mask, cache, layer)
         x = x if at is None else x[at]                                     # [N, D]
         return x + self.mlp(self.mlp_norm(x))
 
@@ -205,10 +205,10 @@ class GPT(nn.Module):
         Cache.attend as the mask.
         """
         angles = self.rotary[:tokens.shape[1]] if positions is None else self.rotary[positions]
-        turns = torch.view_as_complex(angles.float()).unsqueeze(-2)  # [B or -, T, 1, C/2]
+        rotations = torch.view_as_complex(angles.float()).unsqueeze(-2)  # [B or -, T, 1, C/2]
         x = self.embedding(tokens).float()                           # [B, T, D]
         for layer, block in enumerate(self.blocks):
-            x = block(x, turns, mask, cache, layer, at if block is self.blocks[-1] else None)
+            x = block(x, rotations, mask, cache, layer, at if block is self.blocks[-1] else None)
         if cache is not None:
             cache.filled += tokens.shape[1]
         return self.norm(x)
@@ -278,7 +278,7 @@ class Rows:
                                               self.length.tolist())]
 
 
-def portions(length, size: int):
+def micro_batches(length, size: int):
     """Indices of rows of similar length [B] that together take at most `size` positions (or of one
     row; 0: no limit): little padding, little memory, activations that fit a CPU's caches."""
     order = length.argsort(descending=True, stable=True)
@@ -319,38 +319,38 @@ def token_logprobs(model: GPT, rows: Rows, temperature: float = 1.0):
     return on_grid(rows.mask, -F.cross_entropy(logits, rows.tokens[rows.mask], reduction="none"))
 
 
-def by_portions(function, rows: Rows, size: int):
-    """function(rows) -> [B, T], computed for portions of at most `size` positions."""
+def by_micro_batches(function, rows: Rows, size: int):
+    """function(rows) -> [B, T], computed for micro-batches of at most `size` positions."""
     result = torch.zeros(rows.tokens.shape, device=rows.tokens.device)
-    for chosen in portions(rows.length, size):
+    for chosen in micro_batches(rows.length, size):
         part = function(rows[chosen])
         result[chosen, :part.shape[1]] = part
     return result
 
 
-def draw(logits, temperature: float, chance):
+def draw(logits, temperature: float, uniform):
     """One token a row from softmax(logits / temperature): the first whose cumulative probability
-    exceeds `chance` [B], numbers from [0, 1). Temperature 0 takes the likeliest."""
+    exceeds `uniform` [B], numbers from [0, 1). Temperature 0 takes the likeliest."""
     if temperature == 0:
         return logits.argmax(-1)
     upto = (logits / temperature).softmax(-1).cumsum(-1)                              # [B, V]
-    token = torch.searchsorted(upto, chance[:, None] * upto[:, -1:], right=True)[:, 0]
+    token = torch.searchsorted(upto, uniform[:, None] * upto[:, -1:], right=True)[:, 0]
     return token.clamp(max=logits.shape[-1] - 1)
 
 
 @torch.no_grad()
-def sample(model: GPT, prompts: list, chances, temperature: float, eos: int) -> Rows:
+def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int) -> Rows:
     """Sample a response to each prompt (lists of token ids), until all have ended.
 
     A response ends with its first `eos`, which is part of it, or is cut after as many tokens as
-    `chances` [B, new] has random numbers from [0, 1) for it: no row depends on the others, nor on
+    `uniforms` [B, new] has random numbers from [0, 1) for it: no row depends on the others, nor on
     how many ranks share them (`runtime.random_numbers`). New tokens share a column
     of the cache, behind the longest prompt. Rows that have ended leave once they are a quarter; the
     host looks (and waits for the device) once in `look_every` tokens.
     """
     device = model.embedding.weight.device
     look_every = max(1, model.config.look_every)
-    rows = pad_rows(prompts, device=device, room=chances.shape[1])
+    rows = pad_rows(prompts, device=device, room=uniforms.shape[1])
     start, size = int(rows.prompt.max()), rows.tokens.shape[1]
     columns = torch.arange(size, device=device)
     bias = torch.zeros(len(prompts), 1, size, device=device).masked_fill(
@@ -360,8 +360,8 @@ def sample(model: GPT, prompts: list, chances, temperature: float, eos: int) -> 
     going = torch.ones(len(prompts), dtype=torch.bool, device=device)  # of these, not yet ended
     last = model(rows.tokens[:, :start], cache=cache,
                  at=columns[:start] == rows.prompt[:, None] - 1)              # [B, D]
-    for column, chance in enumerate(chances.to(device).unbind(1), start):
-        token = draw(model.logits(last), temperature, chance[live])
+    for column, uniform in enumerate(uniforms.to(device).unbind(1), start):
+        token = draw(model.logits(last), temperature, uniform[live])
         at = rows.length[live]
         rows.tokens[live, at] = torch.where(going, token, 0)
         rows.length[live] = at + going

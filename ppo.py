@@ -26,10 +26,11 @@ from typing import Callable
 import torch
 import torch.nn as nn
 
-from model import GPT, Rows, by_portions, on_grid, portions, sample, scalars, token_logprobs
-from runtime import (NotFinite, PPOSection, Run, StageSection, all_sum, descend, gather,
-                     gather_rows, mine, random_numbers)
-from tools.checks import tell, troubles
+from model import (GPT, Rows, by_micro_batches, micro_batches, on_grid, sample, scalars,
+                   token_logprobs)
+from runtime import (NotFinite, PPOSection, Run, StageSection, all_sum, gather, gather_rows, mine,
+                     optimizer_step, random_numbers)
+from tools.checks import troubles, warn_once
 
 
 def kl_penalty(logp, ref_logp, mask):
@@ -189,17 +190,17 @@ def roll_out(learner: Learner, anchor: GPT, prompts: Prompts, task: Task, ppo: P
     response without its end gets ppo.no_eos_score instead.
     """
     portion, own = anchor.config.portion, prompts.mine()
-    chances = random_numbers(len(prompts.ids), max_new, generator)
-    rows = sample(learner.policy, own.ids, chances, ppo.temperature, eos)
+    uniforms = random_numbers(len(prompts.ids), max_new, generator)
+    rows = sample(learner.policy, own.ids, uniforms, ppo.temperature, eos)
     mask = rows.mask
     ended = rows.tokens.gather(1, rows.length[:, None] - 1)[:, 0] == eos
     mean, std = spread
     score = torch.where(ended, (task.score(own, rows) - mean) / std, ppo.no_eos_score)
     logp, ref_logp = (
-        by_portions(lambda part: token_logprobs(one, part, ppo.temperature), rows, portion)
+        by_micro_batches(lambda part: token_logprobs(one, part, ppo.temperature), rows, portion)
         for one in (learner.policy, anchor))
     kl = kl_penalty(logp, ref_logp, mask)
-    values = by_portions(learner.critic, rows, portion)
+    values = by_micro_batches(learner.critic, rows, portion)
     rows = Rows(*map(gather_rows, (rows.tokens, rows.prompt, rows.length)))
     mask, logp, kl, values, score, ended = map(gather_rows, (mask, logp, kl, values, score, ended))
     rewards = token_rewards(score, kl, mask, learner.beta)
@@ -211,7 +212,7 @@ def add_gradients(learner: Learner, batch: Rollout, ppo: PPOSection, train_polic
     """Add the gradients of both summed losses, portion by portion; returns sums, and the largest
     |log rho|."""
     sums, farthest = torch.zeros(4), 0.0  # policy loss, clipped tokens, value loss, tokens
-    for chosen in portions(batch.rows.length, learner.policy.config.portion):
+    for chosen in micro_batches(batch.rows.length, learner.policy.config.portion):
         part = batch[chosen]
         if train_policy:
             logp = token_logprobs(learner.policy, part.rows, ppo.temperature)
@@ -241,17 +242,18 @@ def update(learner: Learner, rollout: Rollout, ppo: PPOSection, train_policy: bo
             first = farthest if first is None else first
             totals += sums
             if train_policy:
-                descend(learner.policy, learner.policy_optimizer, sums[3], ppo.grad_clip,
-                        "PPO policy")
-            descend(learner.critic, learner.critic_optimizer, sums[3], ppo.grad_clip, "PPO critic")
+                optimizer_step(learner.policy, learner.policy_optimizer, sums[3], ppo.grad_clip,
+                               "PPO policy")
+            optimizer_step(learner.critic, learner.critic_optimizer, sums[3], ppo.grad_clip,
+                           "PPO critic")
     means = all_sum(totals) / totals[3].clamp_min(1)
     return {"policy_loss": means[0].item(), "clipped": means[1].item(),
             "value_loss": means[2].item(), "first_ratio": math.exp(max(gather([first])))}
 
 
-def figures_of(rollout: Rollout, prompts: Prompts, bare: Callable) -> dict:
+def figures_of(rollout: Rollout, prompts: Prompts, strip_eos: Callable) -> dict:
     """Means over the responses: reward, KL in nats a response, lengths, degenerate ones."""
-    responses = [bare(ids) for ids in rollout.rows.responses()]
+    responses = [strip_eos(ids) for ids in rollout.rows.responses()]
     ref_logp = rollout.logp - rollout.kl
     error = ((rollout.returns - rollout.values) ** 2 * rollout.mask).sum()
     sums = torch.tensor([
@@ -267,7 +269,7 @@ def figures_of(rollout: Rollout, prompts: Prompts, bare: Callable) -> dict:
 
 
 def train(run: Run, task: Task, learner: Learner, anchor: GPT, spread: list[float],
-          stage: StageSection, max_new: int, eos: int, bare: Callable) -> None:
+          stage: StageSection, max_new: int, eos: int, strip_eos: Callable) -> None:
     """The PPO loop of one stage; changes the learner."""
     ppo = run.config.ppo
     for iteration in (bar := run.steps(task.name, stage.iterations, learner)):
@@ -279,12 +281,12 @@ def train(run: Run, task: Task, learner: Learner, anchor: GPT, spread: list[floa
                               (learner.critic_optimizer, ppo.critic_lr)):
             annealed = 1 - 0.9 * (iteration - 1) / stage.iterations  # towards a tenth of it
             optimizer.param_groups[0]["lr"] = lr * stage.lr_scale * annealed
-        figures = figures_of(rollout, prompts, bare) | {"beta": learner.beta}
+        figures = figures_of(rollout, prompts, strip_eos) | {"beta": learner.beta}
         bad = [name for name, value in figures.items() if not math.isfinite(value)]
         if bad:
             raise NotFinite(f"{task.name}, iteration {iteration}: {', '.join(bad)} not finite; "
                             "what was good is saved; lower ppo.lr under another --run.name")
-        tell(run.told, task.name, troubles(figures, stage.kl_target))
+        warn_once(run.told, task.name, troubles(figures, stage.kl_target))
         train_policy = iteration > ppo.critic_warmup
         run.last_good = None  # from here on the learner changes; what was saved before is good
         figures |= update(learner, rollout, ppo, train_policy, shuffle)

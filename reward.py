@@ -23,7 +23,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import GPT, Rows, by_portions, on_grid, pad_rows, scalars
+from model import GPT, Rows, by_micro_batches, on_grid, pad_rows, scalars
 from runtime import RewardSection
 
 PAIRS = ("wl", "ww", "ll", "lw")  # candidate, then reference: "wl" is r_gap(x, y_w, y_l)
@@ -68,7 +68,7 @@ POOLS = {
 @torch.no_grad()
 def score(model: RewardModel, rows: Rows):
     """Scores [B] of prompts with their responses."""
-    scores = by_portions(lambda part: model(part)[0], rows, model.trunk.config.portion)
+    scores = by_micro_batches(lambda part: model(part)[0], rows, model.trunk.config.portion)
     return POOLS[model.config.pool](scores, rows)
 
 

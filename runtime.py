@@ -241,9 +241,9 @@ def command_line(description: str, *arguments) -> tuple[argparse.Namespace, Conf
     return args, load_config(args.config, overrides)
 
 
-def descend(model: torch.nn.Module, optimizer: torch.optim.Optimizer, count: torch.Tensor,
-            clip: float, what: str) -> float:
-    """One optimiser step from gradients of *summed* losses; returns the norm before clipping.
+def optimizer_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, count: torch.Tensor,
+                   clip: float, what: str) -> float:
+    """Take one optimiser step from gradients of *summed* losses; returns the norm before clipping.
 
     Gradients and `count` (tokens, or pairs) are summed over ranks and divided, so that neither
     micro-batches nor ranks of unequal size change the mean.
@@ -290,7 +290,7 @@ class Run:
         self.lines = defaultdict(list)  # of the logs, written by the current stage
         self.last_good = None           # step that was done, and what it changed
         self.told = {} if rank() == 0 else None  # warnings
-        checks.tell(self.told, "config", checks.doubts(self.device.type, config, trains))
+        checks.warn_once(self.told, "config", checks.doubts(self.device.type, config, trains))
         self.saved = self.begun = time.perf_counter()
         self.lock = files.lock(self.folder) if rank() == 0 and trains else None
         barrier()

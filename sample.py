@@ -34,11 +34,11 @@ def title(stage: str) -> str:
     return f"PIT stage {stage.removeprefix('stage')}"
 
 
-def in_batches(run: Run, data: Data, policy: GPT, prompts: list, chances, temperature: float):
+def in_batches(run: Run, data: Data, policy: GPT, prompts: list, uniforms, temperature: float):
     """A response to each of this rank's prompts as token ids, ends included; ppo.batch at once."""
     responses, parts = [], in_step(-(-len(prompts) // run.config.ppo.batch))
     for some in torch.arange(len(prompts)).tensor_split(parts):
-        responses += sample(policy, [prompts[i] for i in some], chances[some], temperature,
+        responses += sample(policy, [prompts[i] for i in some], uniforms[some], temperature,
                             data.tokenizer.eos).responses()
     return responses
 
@@ -46,9 +46,9 @@ def in_batches(run: Run, data: Data, policy: GPT, prompts: list, chances, temper
 def generate(run: Run, data: Data, policy: GPT, prompts: list[list[int]], temperature: float,
              generator) -> list[list[int]]:
     """A response to each prompt as token ids without their end, shared among the ranks."""
-    chances = random_numbers(len(prompts), run.config.data.max_response, generator)
-    responses = in_batches(run, data, policy, mine(prompts), chances, temperature)
-    return gather([data.bare(ids) for ids in responses])
+    uniforms = random_numbers(len(prompts), run.config.data.max_response, generator)
+    responses = in_batches(run, data, policy, mine(prompts), uniforms, temperature)
+    return gather([data.strip_eos(ids) for ids in responses])
 
 
 def answer(run: Run, data: Data, policy: GPT, x: list, temperature: float, generator) -> list:

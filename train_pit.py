@@ -75,7 +75,7 @@ def draw_policy_references(run: Run, data: Data, name: str, policy: GPT, iterati
 
 def difference_score(data: Data, rp: RewardModel, prompts: Prompts, rows: Rows):
     """The ablation R_P(x, y) - R_P(x, y_ref)."""
-    y = [data.bare(ids) for ids in rows.responses()]
+    y = [data.strip_eos(ids) for ids in rows.responses()]
     return (reward.score(rp, data.policy_rows(prompts.x, y))
             - reward.score(rp, data.policy_rows(prompts.x, prompts.y_ref)))
 
@@ -87,11 +87,11 @@ def measure_spread(run: Run, data: Data, task: Task, anchor: GPT) -> list:
     outliers), and mean and spread of (x, y_ref, y_ref), for RLHF of an empty response."""
     number = run.config.ppo.batch * max(1, min(4, 256 // run.config.ppo.batch))
     prompts = task.draw(0, number).mine()
-    chances = random_numbers(number, run.config.data.max_response,
+    uniforms = random_numbers(number, run.config.data.max_response,
                              run.generator(f"{task.name} spread"))
-    responses = in_batches(run, data, anchor, prompts.ids, chances, run.config.ppo.temperature)
+    responses = in_batches(run, data, anchor, prompts.ids, uniforms, run.config.ppo.temperature)
     rows = pad_rows(prompts.ids, responses, run.device)
-    copies = pad_rows(prompts.ids, [data.ended(ids) for ids in prompts.y_ref], run.device)
+    copies = pad_rows(prompts.ids, [data.add_eos(ids) for ids in prompts.y_ref], run.device)
     scores = np.array(gather(task.score(prompts, rows).tolist()))
     same = np.array(gather(task.score(prompts, copies).tolist()))
     ended = np.array(gather([ids[-1] == data.tokenizer.eos for ids in responses]))
@@ -101,7 +101,7 @@ def measure_spread(run: Run, data: Data, task: Task, anchor: GPT) -> list:
                               "score_spread": spread, "same_mean": float(same.mean()),
                               "same_spread": float(same.std()),
                               "score_min_in_spreads": float(whole.min()) if len(whole) else None})
-    checks.tell(run.told, task.name, checks.within_range(run.config.ppo.no_eos_score, whole))
+    checks.warn_once(run.told, task.name, checks.within_range(run.config.ppo.no_eos_score, whole))
     return [mean, spread]
 
 
@@ -121,7 +121,7 @@ def train_stage(run: Run, data: Data, task: Task, stage: StageSection, start: di
     critic = run.placed(Critic(new_gpt(run, data)), start["critic"])
     learner = ppo.make_learner(policy, critic, run.config.ppo, stage)
     ppo.train(run, task, learner, anchor, start["spread"], stage, run.config.data.max_response,
-              data.tokenizer.eos, data.bare)
+              data.tokenizer.eos, data.strip_eos)
     return {"model": weights(policy), "critic": weights(critic), "spread": start["spread"]}
 
 

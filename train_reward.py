@@ -16,9 +16,9 @@ import torch
 
 import reward
 from data import Data, Fold, load_data
-from model import GPT, Linear, Rows, adapted, portions, token_logprobs
+from model import GPT, Linear, Rows, adapted, micro_batches, token_logprobs
 from reward import RewardModel, make_branches
-from runtime import FitSection, Run, all_sum, command_line, descend, mine, rank
+from runtime import FitSection, Run, all_sum, command_line, mine, optimizer_step, rank
 from tools import checks, llama, measure
 from tools.launch import guard
 from tools.measure import as_text, held_out_accuracies
@@ -62,11 +62,11 @@ def train(run: Run, name: str, model, fit: FitSection, fold: Fold, width, loss_o
     for step in (bar := run.steps(name, fit.steps, course)):
         optimizer.param_groups[0]["lr"] = learning_rate(fit, step - 1)
         own, sums = mine(drawn[step - 1]), torch.zeros(3)
-        for part in portions(torch.tensor(lengths[own]), run.config.model.portion):
+        for part in micro_batches(torch.tensor(lengths[own]), run.config.model.portion):
             loss, count, right = loss_of(fold[own[part.tolist()]])
             loss.backward()
             sums += torch.tensor([loss.item(), float(count), float(right)])
-        norm = descend(model, optimizer, sums[1], fit.clip, name)
+        norm = optimizer_step(model, optimizer, sums[1], fit.clip, name)
         course.sums = course.sums + all_sum(sums)
         if step % run.config.run.log_every == 0 or step == fit.steps:
             total, seen, good = course.sums.tolist()
@@ -78,7 +78,7 @@ def train(run: Run, name: str, model, fit: FitSection, fold: Fold, width, loss_o
                 "grad_norm": norm, "lr": learning_rate(fit, step - 1)})
             course.sums = torch.zeros(3)
             if step > fit.steps // 2 and name in ("rp", "rpit", "judge"):
-                checks.tell(run.told, name, checks.chance(figures["accuracy"]))
+                checks.warn_once(run.told, name, checks.chance(figures["accuracy"]))
 
 
 def lm_loss(model: GPT, rows: Rows):
@@ -172,7 +172,7 @@ def train_reward_model(run: Run, data: Data, name: str, start: GPT, fold: Fold, 
     model = run.placed(model)
 
     def loss_of(pairs):
-        ended = ([data.ended(y) for y in side] for side in (pairs.y_w, pairs.y_l))
+        ended = ([data.add_eos(y) for y in side] for side in (pairs.y_w, pairs.y_l))
         total, right = loss(model, branches(pairs, *ended))
         return total, torch.tensor(len(pairs)), right
 
@@ -199,7 +199,7 @@ def train_start(run: Run, data: Data) -> Models:
     rpit = run.stage("rpit", BASE + ("sft", "pit_sft", "reward", "rpit"),
                      lambda: train_rpit(run, data, pit_policy))
     for name, content in (("rp", rp), ("rpit", rpit)) if run.trains else ():
-        checks.tell(run.told, name, checks.unproven(content["valid"]))
+        checks.warn_once(run.told, name, checks.unproven(content["valid"]))
     rp, rpit = (run.placed(new_reward_model(run, data), one["model"]) for one in (rp, rpit))
     trunk = {"pretrained": data.trunk} if data.trunk else {}
     return Models(rp, rpit, trunk | {"M_P^SFT": policy, "M_PIT^SFT": pit_policy})

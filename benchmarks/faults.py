@@ -156,12 +156,12 @@ def signals(faults: Faults) -> None:
                       f"exit code {code}, saved {', '.join(p.name for p in saved)}")
 
 
-def refused_once(faults: Faults, fault: str, name: str, said: str, mend=lambda: None,
+def refused_once(faults: Faults, fault: str, name: str, said: str, fix=lambda: None,
                  overrides=(), **limits) -> None:
-    """A run that has to be refused in one line with exit code 2 and, mended, to end well; a stage
+    """A run that has to be refused in one line with exit code 2 and, once fixed, to end well; a stage
     that had to be made again has its lines at the end of the logs."""
     code, line = faults.finish(name, *overrides, **limits)
-    mend()
+    fix()
     faults.finish(name)
     faults.report(fault, code == 2 and said in line and line.count("\n") == 0
                   and faults.same(name, sorted), line)

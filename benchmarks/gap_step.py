@@ -14,7 +14,7 @@ import torch
 from common import (WORKLOADS, alternate, forward_flops, gemm_peak, hf_config, ours, random_lists,
                     report)
 
-from model import portions
+from model import micro_batches
 from reward import RewardModel, eq2_loss, gap_loss, make_branches
 from runtime import RewardSection
 
@@ -36,7 +36,7 @@ def main() -> None:
     lengths = torch.tensor([2 * len(a) + 3 * len(b) + 3 * len(c) for a, b, c in zip(x, y_w, y_l)])
 
     def our_step():
-        for chosen in portions(lengths, model.trunk.config.portion):
+        for chosen in micro_batches(lengths, model.trunk.config.portion):
             part = [[column[i] for i in chosen] for column in (x, y_w, y_l)]
             prompts = [a + ref for refs in (part[2], part[1]) for a, ref in zip(part[0], refs)]
             loss, _ = eq2_loss(model, make_branches(prompts, part[1] * 2, part[2] * 2, "cpu"))

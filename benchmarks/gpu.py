@@ -60,10 +60,10 @@ class Side:
 def our_side(shape, compiled: bool, rows, prompts, device: str) -> Side:
     torch.manual_seed(0)
     model = GPT(shape, VOCAB).to(device)
-    chances = torch.rand(len(prompts), NEW, device=device)
+    uniforms = torch.rand(len(prompts), NEW, device=device)
     return Side(model.compile_blocks() if compiled else model,
                 lambda: -token_logprobs(model, rows).mean(),
-                lambda: sample(model, prompts, chances, 1.0, -1), device, keep_casts=False)
+                lambda: sample(model, prompts, uniforms, 1.0, -1), device, keep_casts=False)
 
 
 def their_side(shape, rows, prompts, device: str) -> Side:

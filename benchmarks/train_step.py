@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from common import WORKLOADS, alternate, forward_flops, gemm_peak, hf, ours, report
 
-from model import Rows, portions, token_logprobs
+from model import Rows, micro_batches, token_logprobs
 
 BATCH = {"W": (32, 128), "W2": (4, 256)}
 
@@ -29,7 +29,7 @@ def our_model(workload: str, tokens):
                 torch.full((len(tokens),), tokens.shape[1]))
 
     def backward(forward):
-        for chosen in portions(rows.length, model.config.portion):
+        for chosen in micro_batches(rows.length, model.config.portion):
             (-token_logprobs(forward, rows[chosen]).sum() / rows.mask.sum()).backward()
     return model, backward
 

@@ -1,4 +1,4 @@
-"""Bad input of every kind ends in one line that says what, where and how to mend it, and exit code
+"""Bad input of every kind ends in one line that says what, where and how to fix it, and exit code
 2; never in a traceback, never in silence. `python -m pytest tests/test_bad_input.py`"""
 
 import gzip

@@ -371,9 +371,9 @@ def test_a_tokenizer_of_somebody_elses_serves_as_well(tmp_path):
 def test_responses_get_and_lose_their_end(bills_run):
     _, loaded = bills_run
     eos = loaded.tokenizer.eos
-    assert loaded.ended([5, 6]) == [5, 6, eos]
-    assert loaded.bare([5, 6, eos]) == [5, 6] and loaded.bare([5, 6]) == [5, 6]
-    assert loaded.bare([eos]) == [] == loaded.bare([])
+    assert loaded.add_eos([5, 6]) == [5, 6, eos]
+    assert loaded.strip_eos([5, 6, eos]) == [5, 6] and loaded.strip_eos([5, 6]) == [5, 6]
+    assert loaded.strip_eos([eos]) == [] == loaded.strip_eos([])
 
 
 # ------------------------------------------------------------------------------ texts and batches

@@ -1,4 +1,4 @@
-"""Edges that once broke: one test for each bug that was found and mended."""
+"""Edges that once broke: one test for each bug that was found and fixed."""
 
 import gzip
 import json

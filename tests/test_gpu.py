@@ -62,14 +62,14 @@ import json, torch
 from model import GPT, sample, token_logprobs
 from runtime import ModelSection
 
-chances = torch.rand(4, 20, generator=torch.Generator().manual_seed(1))
+uniforms = torch.rand(4, 20, generator=torch.Generator().manual_seed(1))
 prompts, found = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10]], []
 for device in ("cpu", "cuda"):
     for look_every in (1, 16):
         torch.manual_seed(0)
         shape = ModelSection(width=32, hidden=48, kv_heads=2, context=48, look_every=look_every)
         model = GPT(shape, 11).to(device)
-        rows = sample(model, prompts, chances, 1.0, 0)
+        rows = sample(model, prompts, uniforms, 1.0, 0)
         found.append([device, rows.responses(), token_logprobs(model, rows).sum().item()])
 print(json.dumps(found))
 """

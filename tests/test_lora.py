@@ -172,8 +172,8 @@ def test_under_bfloat16_the_trunk_is_kept_so_and_adapters_are_not(source, tmp_pa
     expected = by_hand(halves, model.state_dict(), 6 / 2)
     with run.precision():
         torch.testing.assert_close(merged(model), expected, atol=1e-6, rtol=1e-6)
-        chances = torch.rand(4, 9, generator=torch.Generator().manual_seed(0))
-        rows = gpt.sample(model, PROMPTS, chances, 1.0, -1)
+        uniforms = torch.rand(4, 9, generator=torch.Generator().manual_seed(0))
+        rows = gpt.sample(model, PROMPTS, uniforms, 1.0, -1)
         logp = token_logprobs(model, rows)
         logp.sum().backward()
     assert [len(row) for row in rows.responses()] == [9] * 4 and rows.tokens.max() < data.vocab
@@ -341,8 +341,8 @@ def test_a_run_that_is_cut_off_twice_ends_as_one_that_is_not(runs, source, tmp_p
         """Run until this step of the optimisers in a module is asked for."""
         calls = iter(range(1, last))
         with monkeypatch.context() as patch:
-            patch.setattr(module, "descend", lambda *a, real=module.descend: real(*a) if next(
-                calls, 0) else (_ for _ in ()).throw(CutOff))
+            patch.setattr(module, "optimizer_step", lambda *a, real=module.optimizer_step: (
+                real(*a) if next(calls, 0) else (_ for _ in ()).throw(CutOff)))
             with pytest.raises(CutOff):
                 call(train_pit.main, source, tmp_path)
         gc.collect()  # with what was cut off its lock goes

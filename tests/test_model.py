@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from conftest import slow, tiny_gpt
-from model import (Attention, Cache, Linear, RMSNorm, by_portions, draw,
-                   pad_rows, portions, rotary_table, rotate, sample, scalars,
+from model import (Attention, Cache, Linear, RMSNorm, by_micro_batches, draw,
+                   pad_rows, micro_batches, rotary_table, rotate, sample, scalars,
                    token_logprobs)
 from runtime import ModelSection
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 1, 2], [3, 3]]
 
 
-def chances(rows: int, new: int, seed: int = 0):
+def uniforms(rows: int, new: int, seed: int = 0):
     return torch.rand(rows, new, generator=torch.Generator().manual_seed(seed))
 
 
@@ -199,7 +199,7 @@ def test_compiled_blocks_give_the_same_states_gradients_and_samples(monkeypatch,
     torch.testing.assert_close(compiled(tokens), plain(tokens), atol=1e-5, rtol=1e-5)
     for one, other in zip(plain.parameters(), compiled.parameters()):
         torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-5)
-    numbers = chances(4, 12)
+    numbers = uniforms(4, 12)
     assert sample(compiled, PROMPTS, numbers, 1.0, -1).responses() == sample(
         plain, PROMPTS, numbers, 1.0, -1).responses()
 
@@ -218,7 +218,7 @@ def test_greedy_samples_are_those_of_a_naive_loop(tied):
     free = [naive(model, prompt, 12, eos=-1) for prompt in PROMPTS]
     assert len({tuple(row) for row in free}) == 4  # rows that differ can be told apart
     eos = free[2][4]  # a token that ends at least one row before the limit
-    rows = sample(model, PROMPTS, chances(4, 12), 0, eos)
+    rows = sample(model, PROMPTS, uniforms(4, 12), 0, eos)
     assert rows.responses() == [naive(model, prompt, 12, eos) for prompt in PROMPTS]
     assert [row[:n] for row, n in zip(rows.tokens.tolist(), rows.prompt.tolist())] == PROMPTS
 
@@ -229,14 +229,14 @@ def test_greedy_samples_stay_so_when_rows_leave_the_batch():
     eos = max(range(11), key=lambda token: len({r.index(token) for r in free if token in r}))
     sizes = []
     model.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
-    rows = sample(model, prompts, chances(40, 16), 0, eos)
+    rows = sample(model, prompts, uniforms(40, 16), 0, eos)
     assert rows.responses() == [naive(model, prompt, 16, eos) for prompt in prompts]
     assert len(set(sizes[:16])) > 1  # they did leave
 
 
 def test_samples_end_with_their_first_eos_or_at_max_new():
     model, eos = tiny_gpt(seed=1), 4
-    rows = sample(model, PROMPTS * 50, chances(200, 6), 1.0, eos)
+    rows = sample(model, PROMPTS * 50, uniforms(200, 6), 1.0, eos)
     responses = rows.responses()
     ended = [r for r in responses if eos in r]
     assert 20 < len(ended) < 180  # both kinds are there
@@ -253,21 +253,21 @@ def test_sampling_stops_once_all_rows_have_ended():
     model.register_forward_hook(lambda *_: calls.append(1))
     eos = naive(model, [1, 2, 3], 1, eos=-1)[0]  # the first token already is the end
     calls.clear()
-    rows = sample(model, [[1, 2, 3]], chances(1, 10), 0, eos)
+    rows = sample(model, [[1, 2, 3]], uniforms(1, 10), 0, eos)
     assert rows.responses() == [[eos]] and len(calls) == 1
     assert rows.tokens.tolist() == [[1, 2, 3, eos]]  # cut to the longest
 
 
 def test_samples_are_those_of_their_generator():
     model = tiny_gpt()
-    one, same, other = (sample(model, PROMPTS * 5, chances(20, 5, seed), 1.0, 0).responses()
+    one, same, other = (sample(model, PROMPTS * 5, uniforms(20, 5, seed), 1.0, 0).responses()
                         for seed in (1, 1, 2))
     assert one == same != other
 
 
 @pytest.mark.parametrize("look_every", [3, 16])
 def test_looking_seldom_changes_no_sample(look_every):
-    model, numbers = tiny_gpt(seed=1), chances(80, 12)
+    model, numbers = tiny_gpt(seed=1), uniforms(80, 12)
     often = sample(model, PROMPTS * 20, numbers, 1.0, 4)
     model.config.look_every = look_every
     assert sample(model, PROMPTS * 20, numbers, 1.0, 4).responses() == often.responses()
@@ -275,8 +275,8 @@ def test_looking_seldom_changes_no_sample(look_every):
 
 def test_a_sample_does_not_depend_on_when_the_other_rows_end():
     model = tiny_gpt(seed=1)
-    short = sample(model, PROMPTS * 20, chances(80, 12), 1.0, 4).responses()
-    long = sample(model, PROMPTS * 20, chances(80, 12), 1.0, -1).responses()
+    short = sample(model, PROMPTS * 20, uniforms(80, 12), 1.0, 4).responses()
+    long = sample(model, PROMPTS * 20, uniforms(80, 12), 1.0, -1).responses()
     assert len({len(row) for row in short}) > 6  # rows left the batch at many times
     for one, whole in zip(short, long):
         assert one == whole[:len(one)]
@@ -289,7 +289,7 @@ def test_by_portions_is_the_whole():
     def table(part):
         parts.append(part.tokens.numel())
         return (part.tokens * 2.0 + part.prompt[:, None]) * part.mask
-    torch.testing.assert_close(by_portions(table, rows, 20), table(rows))
+    torch.testing.assert_close(by_micro_batches(table, rows, 20), table(rows))
     assert len(parts) > 3 and max(parts[:-1]) <= 20
 
 
@@ -299,8 +299,8 @@ def test_by_portions_is_the_whole():
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
 def test_draws_have_the_frequencies_of_softmax(temperature):
     logits, n = torch.tensor([1.0, 0.0, -1.0, 0.5, 2.0]), 20_000
-    chances = torch.rand(n, generator=torch.Generator().manual_seed(0))
-    drawn = draw(logits.expand(n, 5), temperature, chances)
+    uniforms = torch.rand(n, generator=torch.Generator().manual_seed(0))
+    drawn = draw(logits.expand(n, 5), temperature, uniforms)
     expected = n * torch.softmax(logits / temperature, 0)
     chi_square = ((drawn.bincount(minlength=5) - expected) ** 2 / expected).sum()
     assert chi_square < 18.5  # 4 degrees of freedom: exceeded once in a thousand
@@ -338,7 +338,7 @@ def test_states_at_some_places_are_those_of_all():
 
 def test_portions_are_all_rows_once_within_the_size_and_of_similar_length():
     rows = pad_rows([[1] * n for n in (3, 9, 1, 4, 4, 20, 2, 5)])
-    parts = [chosen.tolist() for chosen in portions(rows.length, 12)]
+    parts = [chosen.tolist() for chosen in micro_batches(rows.length, 12)]
     assert parts == [[5], [1], [7, 3], [4, 0, 6], [2]]  # the longest has more than 12 alone
 
 

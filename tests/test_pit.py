@@ -128,7 +128,7 @@ def test_the_spread_is_that_of_the_anchors_samples(bills_run, models, monkeypatc
     numbers = torch.rand(32, 40, generator=run.generator("stage0 spread"))  # of four batches
     samples = sample.sample(anchor, prompts.ids, numbers, 1.0, data.tokenizer.eos)
     assert torch.equal(rows.tokens, samples.tokens) and prompts.x == task.draw(0, 32).x
-    copies = pad_rows(prompts.ids, [data.ended(ids) for ids in prompts.y_ref])
+    copies = pad_rows(prompts.ids, [data.add_eos(ids) for ids in prompts.y_ref])
     assert torch.equal(read[1][1].tokens, copies.tokens)  # whose scores are twice as high here
     ended = [ids[-1] == data.tokenizer.eos for ids in samples.responses()]
     lowest = min(score for score, whole in zip(raw.tolist(), ended) if whole)
@@ -193,7 +193,7 @@ def chain_shown(bills_run, monkeypatch, capsys, stop: bool, gaps, texts=tuple(
     args = SimpleNamespace(ref=texts[0], iters=3, temperature=1.0, stop=stop)
     sample.show_improvements(run, data, models, "What is the bill for tea?", args, None)
     return capsys.readouterr().out.splitlines()[2:], texts, [
-        [data.tokenizer.decode(data.bare(ids)) for ids in both.responses()] for both in rows]
+        [data.tokenizer.decode(data.strip_eos(ids)) for ids in both.responses()] for both in rows]
 
 
 # --------------------------------------------------------------------------------- the stages
@@ -289,7 +289,7 @@ def test_responses_are_those_of_each_prompt_without_their_end(bills_run, models)
     better = sample.improve(run, data, policy, x, together, 0, dice)
     rows = sample.sample(policy, [data.pit(*pair) for pair in zip(x, together)],
                          torch.zeros(8, 40), 0, data.tokenizer.eos)
-    assert better == [data.bare(ids) for ids in rows.responses()]
+    assert better == [data.strip_eos(ids) for ids in rows.responses()]
 
 
 def test_ranks_with_unequal_shares_sample_as_many_batches(bills_run, models, monkeypatch):

@@ -235,9 +235,9 @@ def test_figures_by_hand():
     returns = torch.where(rows.mask, 3.0, 9.0)
     rollout = ppo.Rollout(rows, rows.mask, zeros, kl, zeros + 1, zeros, returns,
                           torch.tensor([1.0, 2.0, 6.0]), torch.tensor([True, True, False]))
-    bare = lambda ids: ids[:-1] if ids[-1] == EOS else ids
+    strip_eos = lambda ids: ids[:-1] if ids[-1] == EOS else ids
     prompts = Prompts([[1], [1], [1, 1]], [[1], [1], [1, 1]], [[4, 5], [4], [6, 7]], ["y_l"] * 3)
-    assert ppo.figures_of(rollout, prompts, bare) == pytest.approx({
+    assert ppo.figures_of(rollout, prompts, strip_eos) == pytest.approx({
         "reward": 3.0, "kl": 3.5 / 3, "k3": 7 * (math.exp(-0.5) - 1 + 0.5) / 3,
         "eos_rate": 2 / 3, "length": 5 / 3,
         "copies": 1 / 3, "empty": 1 / 3, "value_error": 4.0})
@@ -301,7 +301,7 @@ def test_critic_warmup_leaves_the_policy_alone():
 def test_first_step_follows_the_gradient_of_the_token_mean(portion):
     # one minibatch, plain SGD: the step is -lr times the gradient of the loss a token
     policy, anchor, critic, prompts, task = toy()
-    policy.config.portion = portion  # 20: gradients of many portions add up
+    policy.config.portion = portion  # 20: gradients of many micro-batches add up
     section = PPOSection(epochs=1, minibatches=1, grad_clip=1e9)
     learner, rollout = roll(policy, anchor, critic, prompts, task, section)
     learner.policy_optimizer = torch.optim.SGD(policy.parameters(), lr=0.5)
@@ -326,8 +326,8 @@ def test_first_step_follows_the_gradient_of_the_token_mean(portion):
 def train(folder, policy, anchor, critic, task, stage, spread=(0.0, 1.0), **fields):
     run = tiny_run(folder, ppo__batch=32, **fields)
     learner = ppo.make_learner(policy, critic, run.config.ppo, stage)
-    bare = lambda ids: ids[:-1] if ids[-1] == EOS else ids
-    ppo.train(run, task, learner, anchor, spread, stage, 6, EOS, bare)
+    strip_eos = lambda ids: ids[:-1] if ids[-1] == EOS else ids
+    ppo.train(run, task, learner, anchor, spread, stage, 6, EOS, strip_eos)
     history = read_lines(run.folder / "metrics.jsonl")
     assert [(line["stage"], line["step"]) for line in history] == [
         ("toy", i) for i in range(1, stage.iterations + 1)]

@@ -289,7 +289,7 @@ def test_the_log_has_means_over_the_steps_since_its_last_line(bills_run, monkeyp
     monkeypatch.setattr(run, "log", lambda name, line: logged.append(
         (name, *(line[key] for key in ("stage", "step", "loss", "accuracy", "lr")))))
     model, rates = torch.nn.Linear(1, 1), []
-    monkeypatch.setattr(train_reward, "descend", lambda params, optimizer, *_: rates.append(
+    monkeypatch.setattr(train_reward, "optimizer_step", lambda params, optimizer, *_: rates.append(
         optimizer.param_groups[0]["lr"]) or 1.0)
 
     def loss_of(indices):

@@ -18,7 +18,7 @@ import torch
 
 import runtime
 from conftest import ROOT, command, read_lines, tiny_config, tiny_run
-from runtime import Config, NotFinite, Run, UserError, descend, load_config
+from runtime import Config, NotFinite, Run, UserError, optimizer_step, load_config
 from tools import files, interrupt, launch, ranks
 from tools.files import load, lock, save
 from tools.settings import to_toml
@@ -406,7 +406,7 @@ def test_nobody_is_told_to_delete_a_good_checkpoint(tmp_path, monkeypatch, error
         raise error
 
     monkeypatch.setattr(torch, "load", failing)
-    with pytest.raises(UserError, match="a.pt: cannot read it .*; mend that and run") as caught:
+    with pytest.raises(UserError, match="a.pt: cannot read it .*; fix that and run") as caught:
         load(tmp_path / "a.pt")
     assert "delete it" not in str(caught.value)
 
@@ -538,7 +538,7 @@ def test_descend_divides_by_the_count_and_clips_by_hand():
         (one * torch.tensor([6.0, 8.0])).sum().backward()
         (two * 0).sum().backward()
         model = torch.nn.ParameterList([one, two, unused])
-        norm = descend(model, optimizer, torch.tensor(2), clip, "test")
+        norm = optimizer_step(model, optimizer, torch.tensor(2), clip, "test")
         assert norm == pytest.approx(5)
         torch.testing.assert_close(-one.data, torch.tensor(fall), atol=1e-5, rtol=0)
         assert two.tolist() == [0, 0] and unused.item() == 1
@@ -553,7 +553,7 @@ def test_a_gradient_that_is_not_finite_stops_and_leaves_the_weights(bad):
     model = torch.nn.ParameterDict({"good": torch.nn.Parameter(torch.ones(1)), "head": weights})
     model["good"].sum().backward()
     with pytest.raises(NotFinite, match="R_P: the gradient of head is not finite"):
-        descend(model, optimizer, torch.tensor(2), 1.0, "R_P")
+        optimizer_step(model, optimizer, torch.tensor(2), 1.0, "R_P")
     assert weights.tolist() == [1, 1]
 
 

@@ -5,10 +5,10 @@ A good response says the total first, then the running amount after each thing:
 
     What is the bill for tea, a coupon and a hat?  ->  Sure! 10 in all: tea 5, coupon 2, hat 10.
 
-The total has to be said before it is worked out, so one pass must do the sum in its head, whereas
-whoever reads a draft finds the total in the draft's last line: a reason for a second look. With
-total = "last" the total ends the response, one pass suffices, and that reason is gone (the
-control). The training never sees the judge, only which of two responses somebody preferred.
+A single pass must state the total before computing it. A model that reads a draft can copy the
+total from the draft's last line: a reason for a second look. With total = "last" the total ends
+the response, one pass suffices, and that reason is gone (the control). The training never sees the
+judge, only which of two responses was preferred.
 
     python tools/bills.py --pairs 5        # look at a few pairs and their grades
 """

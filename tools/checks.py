@@ -110,7 +110,7 @@ def troubles(figures: dict, kl_target: float):
                "stands in metrics.jsonl, step 0 (same_mean); lower the stage's kl_target")
 
 
-def tell(told: dict | None, stage: str, lines) -> None:
+def warn_once(told: dict | None, stage: str, lines) -> None:
     """Print warnings, once in a stage for each kind (a line's first word); `told` is None where
     another rank does."""
     for line in lines if told is not None else []:

@@ -88,7 +88,7 @@ def load(path: Path) -> dict:
     except Exception as error:  # zipfile and torch raise several kinds for a damaged file
         reason = reason_of(error)
         if not damaged(error):
-            raise UserError(f"{path}: cannot read it ({reason}); mend that and run the same "
+            raise UserError(f"{path}: cannot read it ({reason}); fix that and run the same "
                             "command again") from None
     raise UserError(f"{path}: cannot read the checkpoint ({reason}); delete it, and the same "
                     "command makes it again")

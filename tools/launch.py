@@ -33,7 +33,7 @@ def guard(main) -> None:
         sys.stdout.flush()
     except UserError as error:
         line = str(error)
-    except BrokenPipeError:  # whoever read the output has gone, as head does
+    except BrokenPipeError:  # the reader of the output has gone, as head does
         unread = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:

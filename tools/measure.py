@@ -7,7 +7,7 @@ import torch
 
 import reward
 from data import Data, Fold
-from model import portions
+from model import micro_batches
 from reward import RewardModel
 from runtime import COMPARISONS, gather, mine
 
@@ -45,9 +45,9 @@ def two_scores(model: RewardModel, data: Data, prompts: list, a: list, b: list) 
     prompts, a, b = map(mine, (prompts, a, b))
     lengths = torch.tensor([sum(map(len, row)) + 2 for row in zip(prompts, a, b)])
     scores = torch.zeros(len(lengths), 2)
-    for part in portions(lengths, model.trunk.config.portion):
+    for part in micro_batches(lengths, model.trunk.config.portion):
         branches = reward.make_branches([prompts[i] for i in part], *(
-            [data.ended(y[i]) for i in part] for y in (a, b)), data.device)
+            [data.add_eos(y[i]) for i in part] for y in (a, b)), data.device)
         scores[part] = torch.stack(reward.branch_scores(model, branches)[:2], 1).cpu()
     return np.array(gather(scores.tolist())).T
 

@@ -81,6 +81,6 @@ def train_refiner(run: Run, data: Data, name: str, policy: GPT, fit: FitSection)
     """M_P^SFT goes on, with a third each of answers, feedback and rewrites."""
     model = run.placed(new_gpt(run, data), weights(policy))
     train(run, name, model, fit, refiner_examples(run, data), lambda x, y_w, y_l: x + y_w,
-          lambda pairs: lm_loss(model, pad_rows(pairs.x, [data.ended(y) for y in pairs.y_w],
+          lambda pairs: lm_loss(model, pad_rows(pairs.x, [data.add_eos(y) for y in pairs.y_w],
                                                 data.device)))
     return {"model": weights(model)}

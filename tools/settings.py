@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Something that the user can mend. Its one line says what, where, and how."""
+    """Something that the user can fix. Its one line says what, where, and how."""
 
 
 def reason_of(error: Exception) -> str:

@@ -47,7 +47,7 @@ def observe(run: Run, data: Data, name: str, step: int, prompts: Prompts, rows: 
             kl) -> dict:
     """What to look at in a rollout: one sample in samples.jsonl, copies by the source of y_ref, and
     the gold quality where there is a judge; nothing is trained on it."""
-    decode, written = data.tokenizer.decode, [data.bare(ids) for ids in rows.responses()]
+    decode, written = data.tokenizer.decode, [data.strip_eos(ids) for ids in rows.responses()]
     responses = [decode(ids) for ids in written]
     i = -(step % 2)  # the first row and the last in turn: in stage 0 these have y_l and y_w
     run.log("samples.jsonl", {
