@@ -84,8 +84,9 @@ class Fold:
         return len(self.x)
 
     def __getitem__(self, indices):
-        """Some of the pairs, as lists."""
-        return Fold(*([column[i] for i in indices] for column in vars(self).values()))
+        """Return some of the pairs, as lists."""
+        x, y_w, y_l = ([column[i] for i in indices] for column in (self.x, self.y_w, self.y_l))
+        return Fold(x=x, y_w=y_w, y_l=y_l)
 
 
 @dataclass
@@ -232,14 +233,15 @@ def load_data(run: Run) -> Data:
     tokenizer = read_tokenizer(path, config.tokenizer.eos)
     checks.warn_once(run.told, "template", checks.odd_markers(config, tokenizer))
     start = [tokenizer.bos] if tokenizer.bos >= 0 else []
-    templates = [Template(text, tokenizer, start, first=True) for text in (
-        config.template.policy, config.template.pit, *vars(config.refine).values())]
-    checks.refuse_short_context(templates, config)
+    policy, pit, feedback, rewrite = (Template(text, tokenizer, start, first=True) for text in (
+        config.template.policy, config.template.pit, config.refine.feedback, config.refine.rewrite))
+    checks.refuse_short_context([policy, pit, feedback, rewrite], config)
     vocab = config.model.vocab or tokenizer.vocab
     if vocab < tokenizer.vocab:
         raise UserError(f"tokenizer.model has {tokenizer.vocab} pieces, but the embedding of "
                         f"model.init_from {vocab} rows; they do not belong together")
-    return Data(tokenizer, vocab, turn_templates(config, tokenizer),
-                opening_templates(config, tokenizer), *templates,
-                {name: Fold(*columns_of(content, name)) for name in FOLDS}, content["counts"],
-                run.device)
+    return Data(tokenizer=tokenizer, vocab=vocab, turns=turn_templates(config, tokenizer),
+                opening=opening_templates(config, tokenizer), policy=policy, pit=pit,
+                feedback=feedback, rewrite=rewrite,
+                folds={name: Fold(*columns_of(content, name)) for name in FOLDS},
+                counts=content["counts"], device=run.device)

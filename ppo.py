@@ -131,11 +131,11 @@ class Rollout:
     ended: torch.Tensor       # [B] whether the response has its end
 
     def __getitem__(self, chosen):
-        """Some of the rows, cut to the longest of them."""
-        rows, *parts = vars(self).values()
-        rows, parts = rows[chosen], [part[chosen] for part in parts]
-        time = rows.tokens.shape[1]
-        return Rollout(rows, *(part[:, :time] if part.dim() == 2 else part for part in parts))
+        """Return some of the rows, cut to the longest of them."""
+        rows = self.rows[chosen]
+        grids = {name: getattr(self, name)[chosen, :rows.tokens.shape[1]] for name in (
+            "mask", "logp", "kl", "values", "advantages", "returns")}
+        return Rollout(rows=rows, score=self.score[chosen], ended=self.ended[chosen], **grids)
 
 
 @dataclass

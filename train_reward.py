@@ -52,7 +52,7 @@ def train(run: Run, name: str, model, fit: FitSection, fold: Fold, width, loss_o
     """A supervised training. `loss_of(pairs)` returns a summed loss, its count, and how many of
     `accuracy`'s things were right; `width` of the lengths of x, y_w and y_l is about how many
     positions a pair takes; `held_out()` measures what was trained, for the log's last line."""
-    lengths = width(*(column.lengths for column in vars(fold).values()))
+    lengths = width(fold.x.lengths, fold.y_w.lengths, fold.y_l.lengths)
     rng = np.random.default_rng([run.config.run.seed, len(name), sum(map(ord, name))])
     optimizer = torch.optim.AdamW(model.parameters(), lr=fit.lr, betas=(0.9, 0.95),
                                   weight_decay=fit.weight_decay, fused=True)
