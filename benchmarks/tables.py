@@ -1,5 +1,5 @@
 """The finished rows of the evidence as tables, between their marks in benchmarks/evidence.md and
-README.md.
+docs/results.md.
 
     python benchmarks/tables.py                  # evidence.py does it too, after each row
 
@@ -140,7 +140,7 @@ def aspects_at(seeds: list, at: str) -> str:
 
 
 def headline_table(seeds: list) -> str:
-    """The main table in short, for the README."""
+    """The main table in short."""
     lines = [[name, str(samples["sampled"]), costs(seeds, "at", "1.0", name)[0],
               *(gold(seeds, "at", at, name) for at in EQUAL),
               *(cell(gathered(seeds, "at", at, name, "PIT over it", judge)) if name != "PIT" else ""
@@ -403,10 +403,10 @@ def filled(page: str, rows: dict[str, dict]) -> str:
 
 
 def fill_pages(results: Path) -> None:
-    """Put the tables into the page beside the folder of results and the README above it, if they
+    """Put the tables into the page beside the folder of results and docs/results.md, if they
     are there and have the marks."""
     rows = read_rows(results)
-    for page in (results.parent / "evidence.md", results.parent.parent / "README.md"):
+    for page in (results.parent / "evidence.md", results.parent.parent / "docs" / "results.md"):
         text = page.read_text(encoding="utf-8") if page.exists() else ""
         if "<!-- table: " in text:
             made = filled(text, rows).encode()

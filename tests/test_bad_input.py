@@ -147,7 +147,7 @@ PAIR = line(**GOOD[0])
 @pytest.mark.parametrize("content, said", [
     (b"", "no usable pair"),
     (b"\n\n  \n", "no usable pair"),
-    (PAIR + b"{no json}\n", "double quotes: column 2); formats: README.md, Your own data"),
+    (PAIR + b"{no json}\n", "double quotes: column 2); formats: docs/data.md"),
     (PAIR + b'{"prompt": "x", ', ":2: no JSON"),
     (PAIR + b'{"prompt": "x", \r\n', ":2: no JSON (Expecting property name enclosed in double "
                                      "quotes: column 1"),

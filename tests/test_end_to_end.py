@@ -147,6 +147,15 @@ def test_a_sample_of_every_rollout_is_kept(trained):
     assert len({line["x"] for line in lines}) > 8
 
 
+@pytest.mark.parametrize("log", ["metrics.jsonl", "samples.jsonl"])
+def test_every_key_of_the_logs_is_explained_and_nothing_else(trained, log):
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    metrics, samples = page.split("## samples.jsonl")
+    said = set(re.findall(r"(?m)^\| `([^`]+)` \|", samples if log == "samples.jsonl" else metrics))
+    found = {key for line in read_lines(trained[0] / log) for key in line}
+    assert said == found
+
+
 def test_a_second_run_reuses_everything(trained):
     folder, where, _ = trained
     before, report = {p: p.read_bytes() for p in folder.glob("*.*") if p.suffix in (

@@ -98,7 +98,7 @@ def troubles(figures: dict, kl_target: float):
         yield (f"KL {figures['kl']:.1f} nats a response, target {kl_target:g}: the policy runs "
                "away; lower ppo.lr")
     if figures["kl"] < -0.5:
-        yield f"negative KL {figures['kl']:.2f}: rollout and anchor are at odds; see the README"
+        yield f"negative KL {figures['kl']:.2f}: rollout and anchor are at odds; see docs/troubleshooting.md"
     if figures["eos_rate"] < 0.1:
         yield (f"ends are rare ({figures['eos_rate']:.0%} of the responses): raise "
                "data.max_response, or train M_P^SFT longer")
@@ -194,7 +194,7 @@ def odd_markers(config, tokenizer):
            if len(tokenizer.fixed(marker)) != 1]
     if odd:
         yield (f"{', '.join(odd)}: not single tokens of this tokenizer, but spelt out; take the "
-               "chat template of the model in [template], see the README")
+               "chat template of the model in [template], see docs/data.md")
 
 
 FOLD_OF = {"sft": "sft", "pit_sft": "sft", "rp": "reward", "rpit": "reward", "judge": "rl"}

@@ -133,8 +133,7 @@ def parsed(text: str, where: str):
         return json.loads(text.rstrip("\r\n"))  # else what is cut off is missed on a next line
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, " * (error.lineno > 1) + f"column {error.colno}"
-        raise UserError(f"{where}: no JSON ({error.msg}: {place}); formats: README.md, Your own "
-                        "data") from None
+        raise UserError(f"{where}: no JSON ({error.msg}: {place}); formats: docs/data.md") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: no JSON: {error}") from None
 

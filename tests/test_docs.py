@@ -1,0 +1,79 @@
+"""The pages say what is so: names, links, anchors and config lines in them exist."""
+
+import importlib
+import re
+
+import pytest
+
+import runtime
+from conftest import ROOT
+from runtime import Config
+from tools.settings import fill
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+METHOD = ("model", "data", "reward", "ppo", "train_reward", "train_pit", "sample", "runtime")
+ids = [page.name for page in PAGES]
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+
+
+def anchors(page) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    heads = re.findall(r"(?m)^#+ (.+)$", without_code(page.read_text(encoding="utf-8")))
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)]+)\)", without_code(page.read_text(encoding="utf-8")))
+    for link in links:
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def is_there(name: str) -> bool:
+    """Whether module.name is a name of the method, or section.key one of the config."""
+    module, _, rest = name.partition(".")
+    section = getattr(Config(), module, None)
+    return hasattr(section, rest) or module in METHOD and hasattr(
+        importlib.import_module(module), rest)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_names_of_the_code_and_of_the_config_are_there(page):
+    spans = re.findall(r"`([^`\n]+)`", without_code(page.read_text(encoding="utf-8")))
+    sections = "|".join([*METHOD, *vars(Config())])
+    for span in spans:
+        if re.fullmatch(rf"({sections})\.\w+", span) and not span.endswith((
+                ".py", ".pt", ".json", ".jsonl", ".model")):
+            assert is_there(span), span
+        elif re.fullmatch(r"[\w/]+\.(py|toml)", span):
+            assert any((ROOT / folder / span).exists() for folder in (
+                "", "tools", "benchmarks", "configs")) or span in OLD, span
+
+
+OLD = {"config.toml", "tricks.py", "second_core.py", "lora.py", "loading.py", "scaling.py"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_lines_of_the_config_are_taken(page):
+    text = page.read_text(encoding="utf-8")
+    lines = re.findall(r"--(\w+\.\w+)=('[^']*'|[^\s`']+)", text)
+    for field, value in lines:
+        if field not in ("section.key", "run.base"):  # a placeholder, a folder that a run makes
+            config = Config()
+            fill(config, str(ROOT / "configs" / "tiny.toml"), [f"--{field}={value.strip(chr(39))}"])
+            runtime.checks.check_config(config, field)
+
+
+def test_the_readme_is_short():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    prose = [line for line in without_code(text).splitlines() if not line.startswith("|")]
+    assert text.count("\n") <= 200
+    assert len(re.findall(r"(?<![\w.])\d[\d,.]*", "\n".join(prose))) <= 60
