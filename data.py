@@ -1,7 +1,7 @@
 """Preference pairs: files, tokenizer, templates, folds and batches.
 
 A pair is a triple (x, y_w, y_l): a prompt and two responses, y_w preferred, in any of the published
-formats of tools/formats.py. Pairs are split into test, valid and three equal folds for SFT, reward
+formats of corpus/formats.py. Pairs are split into test, valid and three equal folds for SFT, reward
 and RL (the paper's split): by the user's first turn, bills by their things, summaries by their
 post, so that no fold asks what another one has seen. Everything that is left out is counted. Token
 ids lie in one array in the run's data.pt, which is mapped into memory.
@@ -23,13 +23,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import runtime
+from corpus import bills
+from corpus.formats import ROLES, TextPair, read_pairs
+from corpus.tokens import CUT, FOLDS, Column, columns_of, encode_prompts, flattened, fold_keys
 from model import GPT, Rows, pad_rows
-from runtime import Config, DataSection, Run, UserError
-from tools import bills, checks, files
-from tools.formats import ROLES, TextPair, read_pairs
-from tools.tokens import CUT, FOLDS, Column, columns_of, encode_prompts, flattened, fold_keys
-from tools.vocabulary import JSONTokenizer, Tokenizer, file_name, read_tokenizer, train_tokenizer
+from pretrained.vocabulary import (JSONTokenizer, Tokenizer, file_name, read_tokenizer,
+                                   train_tokenizer)
+from runtime import checks, files, ranks
+from runtime.config import Config, DataSection
+from runtime.run import Run
+from runtime.settings import UserError
 
 SLOTS = ("{x}", "{y_ref}", "{feedback}")
 
@@ -39,10 +42,10 @@ def split_keys(keys: list[str], config: DataSection, seed: int) -> dict[str, str
     distinct = sorted(set(keys))
     random.Random(seed).shuffle(distinct)
     held_out = config.test + config.valid
-    if len(distinct) < held_out + 3 * runtime.ranks():  # each rank needs a part of each fold
+    if len(distinct) < held_out + 3 * ranks.ranks():  # each rank needs a part of each fold
         raise UserError(f"data: {len(distinct)} distinct prompts are too few for {config.test} of "
-                        f"test, {config.valid} of valid and three folds of {runtime.ranks()}; "
-                        "lower data.test and valid" + ", or run.ranks" * (runtime.ranks() > 1))
+                        f"test, {config.valid} of valid and three folds of {ranks.ranks()}; "
+                        "lower data.test and valid" + ", or run.ranks" * (ranks.ranks() > 1))
     folds = ["test"] * config.test + ["valid"] * config.valid
     folds += [FOLDS[i % 3] for i in range(len(distinct) - held_out)]
     return dict(zip(distinct, folds))
@@ -219,17 +222,17 @@ def load_data(run: Run) -> Data:
     """The run's data: prepared by the first rank if it is not there yet, and read by all."""
     config = run.config
     sections = ("data", "tokenizer", "template")
-    content = run.stage("data", sections, lambda: prepare(run) if runtime.rank() == 0 else {})
+    content = run.stage("data", sections, lambda: prepare(run) if ranks.rank() == 0 else {})
     if "tokens" not in content:
         content = files.load(run.folder / "data.pt")
-    if runtime.rank() == 0:
+    if ranks.rank() == 0:
         checks.refuse_changed(content["checksums"])
     if run.trains:
         checks.warn_once(run.told, "data", checks.scarce(config, content["counts"]))
     path = run.folder / file_name(content["tokenizer"])
-    if runtime.rank() == 0 and not (path.exists() and path.read_bytes() == content["tokenizer"]):
+    if ranks.rank() == 0 and not (path.exists() and path.read_bytes() == content["tokenizer"]):
         files.write_whole(path, lambda file: file.write(content["tokenizer"]))
-    runtime.barrier()
+    ranks.barrier()
     tokenizer = read_tokenizer(path, config.tokenizer.eos)
     checks.warn_once(run.told, "template", checks.odd_markers(config, tokenizer))
     start = [tokenizer.bos] if tokenizer.bos >= 0 else []

@@ -17,7 +17,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from runtime import LoRASection, ModelSection, in_step
+from runtime.config import LoRASection, ModelSection
+from runtime.ranks import in_step
 
 
 class RMSNorm(nn.Module):

@@ -28,9 +28,10 @@ import torch.nn as nn
 
 from model import (GPT, Rows, by_micro_batches, micro_batches, on_grid, sample, scalars,
                    token_logprobs)
-from runtime import (NotFinite, PPOSection, Run, StageSection, all_sum, gather, gather_rows, mine,
-                     optimizer_step, random_numbers)
-from tools.checks import troubles, warn_once
+from runtime.checks import troubles, warn_once
+from runtime.config import PPOSection, StageSection
+from runtime.ranks import all_sum, gather, gather_rows, mine, random_numbers
+from runtime.run import NotFinite, Run, optimizer_step
 
 
 def kl_penalty(logp, ref_logp, mask):

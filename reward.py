@@ -24,7 +24,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from model import GPT, Rows, by_micro_batches, on_grid, pad_rows, scalars
-from runtime import RewardSection
+from runtime.config import RewardSection
 
 PAIRS = ("wl", "ww", "ll", "lw")  # candidate, then reference: "wl" is r_gap(x, y_w, y_l)
 

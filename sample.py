@@ -19,13 +19,16 @@ import torch
 
 import reward
 from data import Data, load_data
+from evaluation import verdicts
+from evaluation.familiar import Familiar
+from evaluation.show import gold_note, marked
 from model import GPT, merged, sample
-from runtime import Run, UserError, command_line, gather, in_step, mine, random_numbers
-from tools import llama, verdicts
-from tools.familiar import Familiar
-from tools.launch import guard
-from tools.settings import nearest
-from tools.show import gold_note, marked
+from pretrained import llama
+from pretrained.configure import command_line
+from runtime.launch import guard
+from runtime.ranks import gather, in_step, mine, random_numbers
+from runtime.run import Run
+from runtime.settings import UserError, nearest
 from train_reward import Models
 
 
@@ -142,7 +145,7 @@ def main() -> None:
         return
     if not args.eval:
         config.run.ranks = 1
-    from tools import report  # these two sample with this module
+    from evaluation import report
     from train_pit import train_all
     run = Run(config, trains=False)
     data = load_data(run)

@@ -21,15 +21,19 @@ import numpy as np
 import ppo
 import reward
 from data import Data, Fold, load_data
+from evaluation import report
+from evaluation.show import observe
 from model import GPT, Rows, pad_rows
 from ppo import Critic, Prompts, Task
+from pretrained.configure import command_line
 from reward import RewardModel
-from runtime import Run, StageSection, command_line, gather, random_numbers
+from runtime import checks
+from runtime.config import StageSection
+from runtime.launch import guard
+from runtime.ranks import gather, random_numbers
+from runtime.run import Run
+from runtime.state import put, weights
 from sample import answer, in_batches, title
-from tools import checks, report
-from tools.launch import guard
-from tools.show import observe
-from tools.state import put, weights
 from train_reward import (BASE, POINTWISE, R_P, Models, new_gpt, new_reward_model, train_judge,
                           train_start)
 

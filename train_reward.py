@@ -15,15 +15,20 @@ import numpy as np
 import torch
 
 import reward
+from corpus.tokens import batches
 from data import Data, Fold, load_data
+from evaluation import measure
+from evaluation.measure import as_text, held_out_accuracies
 from model import GPT, Linear, Rows, adapted, micro_batches, token_logprobs
+from pretrained import llama
+from pretrained.configure import command_line
 from reward import RewardModel, make_branches
-from runtime import FitSection, Run, all_sum, command_line, mine, optimizer_step, rank
-from tools import checks, llama, measure
-from tools.launch import guard
-from tools.measure import as_text, held_out_accuracies
-from tools.state import put, weights
-from tools.tokens import batches
+from runtime import checks
+from runtime.config import FitSection
+from runtime.launch import guard
+from runtime.ranks import all_sum, mine, rank
+from runtime.run import Run, optimizer_step
+from runtime.state import put, weights
 
 BASE = ("data", "tokenizer", "template", "model", "lora")  # what every model depends on
 POINTWISE = BASE + ("sft", "reward.pool", "reward.logp_feature", "reward.lm_coef")

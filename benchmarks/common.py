@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 
 from model import GPT  # noqa: E402
-from runtime import ModelSection  # noqa: E402
+from runtime.config import ModelSection  # noqa: E402
 
 WORKLOADS = {
     "W": (ModelSection(layers=4, heads=4, kv_heads=4, width=256, hidden=688, context=128,

@@ -26,16 +26,17 @@ from lab import (CHOSEN, OUTSIDE_SEED, Lab, Responses, Trained, label, last_stag
                  mean_length, rl_samples)
 from tables import fill_pages
 
-from runtime import COMPARISONS, NotFinite, UserError, rank
-from tools import interrupt
-from tools.files import write_whole
-from tools.launch import guard
-from tools.measure import fold_scores, pair_agreement
-from tools.ranks import barrier
-from tools.report import Judge
-from tools.rivals import refiner_examples
-from tools.rubric import LACKING, NESTED, without
-from tools.settings import read_arguments
+from evaluation.measure import fold_scores, pair_agreement
+from evaluation.report import Judge
+from evaluation.rivals import refiner_examples
+from evaluation.rubric import LACKING, NESTED, without
+from runtime import interrupt
+from runtime.config import COMPARISONS
+from runtime.files import write_whole
+from runtime.launch import guard
+from runtime.ranks import barrier, rank
+from runtime.run import NotFinite
+from runtime.settings import UserError, read_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = [11, 12, 13]  # the config was made while looking at test questions of 1 to 3

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
 
-from runtime import LOGS  # noqa: E402
-from tools.files import load  # noqa: E402
+from runtime.files import load  # noqa: E402
+from runtime.run import LOGS  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITED = """import os, resource, sys

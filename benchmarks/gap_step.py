@@ -16,7 +16,7 @@ from common import (WORKLOADS, alternate, forward_flops, gemm_peak, hf_config, o
 
 from model import micro_batches
 from reward import RewardModel, eq2_loss, gap_loss, make_branches
-from runtime import RewardSection
+from runtime.config import RewardSection
 
 TRIPLES = 32
 

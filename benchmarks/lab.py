@@ -16,16 +16,17 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data import Data, load_data  # noqa: E402
+from evaluation import rubric  # noqa: E402
+from evaluation.measure import gap_scores, rp_scores  # noqa: E402
+from evaluation.report import Judge, stage_seconds  # noqa: E402
+from evaluation.rivals import best_by, train_refiner, with_rubric  # noqa: E402
+from evaluation.show import prompt_text  # noqa: E402
 from model import GPT  # noqa: E402
-from runtime import Run, load_config  # noqa: E402
+from pretrained.configure import load_config  # noqa: E402
+from runtime.checks import refuse_short_context  # noqa: E402
+from runtime.launch import choose_for, pick_device  # noqa: E402
+from runtime.run import Run  # noqa: E402
 from sample import generate  # noqa: E402
-from tools import rubric  # noqa: E402
-from tools.checks import refuse_short_context  # noqa: E402
-from tools.launch import choose_for, pick_device  # noqa: E402
-from tools.measure import gap_scores, rp_scores  # noqa: E402
-from tools.report import Judge, stage_seconds  # noqa: E402
-from tools.rivals import best_by, train_refiner, with_rubric  # noqa: E402
-from tools.show import prompt_text  # noqa: E402
 from train_pit import R_P, SUPERVISED, train_all, train_pit_stage, train_rlhf  # noqa: E402
 from train_reward import (BASE, Models, new_gpt, new_reward_model,  # noqa: E402
                           train_rp, train_sft, train_start)

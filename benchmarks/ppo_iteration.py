@@ -34,7 +34,7 @@ def run_ours(iterations: int) -> list[float]:
 
     import ppo
     import reward
-    from runtime import PPOSection, RewardSection, StageSection
+    from runtime.config import PPOSection, RewardSection, StageSection
 
     policy = ours("W")
     model = reward.RewardModel(copy.deepcopy(policy), RewardSection(pool="last"))

@@ -15,8 +15,9 @@ from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from runtime import UserError, command_line  # noqa: E402
-from tools.launch import guard  # noqa: E402
+from pretrained.configure import command_line  # noqa: E402
+from runtime.launch import guard  # noqa: E402
+from runtime.settings import UserError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -21,8 +21,8 @@ from statistics import mean, stdev
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from tools.files import write_whole  # noqa: E402
-from tools.launch import guard  # noqa: E402
+from runtime.files import write_whole  # noqa: E402
+from runtime.launch import guard  # noqa: E402
 
 STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306,
            10: 2.262, 11: 2.228, 12: 2.201, 13: 2.179, 14: 2.160, 15: 2.145, 16: 2.131, 17: 2.120,

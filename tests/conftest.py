@@ -16,13 +16,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)
 
+from corpus import bills  # noqa: E402
 from data import Tokenizer, load_data  # noqa: E402
 from model import GPT  # noqa: E402
-from runtime import Config, ModelSection, Run, TokenizerSection  # noqa: E402
+from pretrained.vocabulary import train_tokenizer  # noqa: E402
+from runtime.config import Config, ModelSection, TokenizerSection  # noqa: E402
+from runtime.run import Run  # noqa: E402
+from runtime.settings import set_field  # noqa: E402
 from scripts import command  # noqa: E402, F401
-from tools import bills  # noqa: E402
-from tools.settings import set_field  # noqa: E402
-from tools.vocabulary import train_tokenizer  # noqa: E402
 
 needs = pytest.mark.needs  # of libraries that are extras: without one of them a test is skipped
 slow = pytest.mark.slow    # runs where PIT_SLOW is set, as .ci/run does

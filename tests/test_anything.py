@@ -8,10 +8,11 @@ from collections import Counter
 import pytest
 
 from conftest import needs, write_lines
-from tools.formats import read_pairs
-from runtime import UserError, load_config
-from tools.files import load
-from tools.vocabulary import Tokenizer
+from corpus.formats import read_pairs
+from pretrained.configure import load_config
+from pretrained.vocabulary import Tokenizer
+from runtime.files import load
+from runtime.settings import UserError
 
 pytest.importorskip("hypothesis", reason="an extra of the tests: pip install hypothesis")
 pytestmark = needs("hypothesis")

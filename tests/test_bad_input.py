@@ -18,10 +18,12 @@ import torch
 import sample
 import train_reward
 from conftest import needs, tiny_run, write_lines
+from corpus import bills
 from data import load_data, read_pairs
-from runtime import Config, RefineSection, TemplateSection, UserError
-from tools import bills, checks, launch
-from tools.files import save
+from runtime import checks, launch
+from runtime.config import Config, RefineSection, TemplateSection
+from runtime.files import save
+from runtime.settings import UserError
 
 GOOD = [{"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": f"No {i}"}
         for i in range(60)]

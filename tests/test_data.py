@@ -11,12 +11,13 @@ import sentencepiece
 
 import data
 from conftest import MARKERS, ROOT, tiny_config, tiny_run, write_lines
+from corpus import bills
+from corpus.formats import TextPair, read_pairs
+from corpus.tokens import batches, fold_keys
 from data import Template, load_data, split_keys
-from runtime import DataSection, TokenizerSection, UserError
-from tools import bills
-from tools.formats import TextPair, read_pairs
-from tools.tokens import batches, fold_keys
-from tools.vocabulary import Tokenizer
+from pretrained.vocabulary import Tokenizer
+from runtime.config import DataSection, TokenizerSection
+from runtime.settings import UserError
 
 SHARED = ROOT.parent / "shared" / "data"
 PLAIN = {"prompt": "Say hello", "chosen": "Hello!", "rejected": "No."}
@@ -161,7 +162,7 @@ def test_too_few_prompts_are_refused():
 
 
 def test_each_rank_has_a_prompt_of_each_fold(monkeypatch):
-    monkeypatch.setattr(data.runtime, "ranks", lambda: 2)
+    monkeypatch.setattr(data.ranks, "ranks", lambda: 2)
     keys, section = [str(i) for i in range(13)], DataSection(valid=4, test=3)
     assert set(Counter(split_keys(keys, section, 1).values()).values()) == {2, 3, 4}
     with pytest.raises(UserError, match="12 distinct prompts are too few .* three folds of 2;"):

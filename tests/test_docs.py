@@ -5,13 +5,13 @@ import re
 
 import pytest
 
-import runtime
 from conftest import ROOT
-from runtime import Config
-from tools.settings import fill
+from runtime.checks import check_config
+from runtime.config import Config
+from runtime.settings import fill
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-METHOD = ("model", "data", "reward", "ppo", "train_reward", "train_pit", "sample", "runtime")
+METHOD = ("model", "data", "reward", "ppo", "train_reward", "train_pit", "sample")
 ids = [page.name for page in PAGES]
 
 
@@ -55,7 +55,7 @@ def test_names_of_the_code_and_of_the_config_are_there(page):
             assert is_there(span), span
         elif re.fullmatch(r"[\w/]+\.(py|toml)", span):
             assert any((ROOT / folder / span).exists() for folder in (
-                "", "tools", "benchmarks", "configs")) or span in OLD, span
+                "", "runtime", "corpus", "pretrained", "evaluation", "benchmarks", "configs")) or span in OLD, span
 
 
 OLD = {"config.toml", "tricks.py", "second_core.py", "lora.py", "loading.py", "scaling.py"}
@@ -69,7 +69,7 @@ def test_lines_of_the_config_are_taken(page):
         if field not in ("section.key", "run.base"):  # a placeholder, a folder that a run makes
             config = Config()
             fill(config, str(ROOT / "configs" / "tiny.toml"), [f"--{field}={value.strip(chr(39))}"])
-            runtime.checks.check_config(config, field)
+            check_config(config, field)
 
 
 def test_the_readme_is_short():

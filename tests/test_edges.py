@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from conftest import tiny_gpt, tiny_run
+from corpus.formats import read_pairs
+from corpus.tokens import batches
 from data import load_data
+from pretrained.configure import load_config
 from reward import RewardModel, branch_scores, make_branches
-from runtime import RewardSection, UserError, load_config
-from tools.formats import read_pairs
-from tools.tokens import batches
+from runtime.config import RewardSection
+from runtime.settings import UserError
 
 
 def test_padding_behind_branches_stays_in_the_context():

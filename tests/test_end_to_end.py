@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from conftest import ROOT, command, needs, read_lines, write_lines
-from runtime import load_config
-from tools import bills
-from tools.files import load, save
-from tools.report import draw_curves, stage_seconds, stages_of
+from corpus import bills
+from evaluation.report import draw_curves, stage_seconds, stages_of
+from pretrained.configure import load_config
+from runtime.files import load, save
 
 TINY = "configs/tiny.toml"
 FITS = {"sft": [5, 10, 15, 20], "pit_sft": [5], "rp": [5], "rpit": [5]}

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from conftest import ROOT, needs, tiny_run
+from corpus import bills
 from data import load_data
-from runtime import NotFinite, UserError
-from tools import bills, rivals, rubric
+from evaluation import rivals, rubric
+from runtime.run import NotFinite
+from runtime.settings import UserError
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import sample
-from tools.familiar import Familiar, neighbours
-from tools.vocabulary import JSONTokenizer
 from conftest import needs
+from evaluation.familiar import Familiar, neighbours
+from pretrained.vocabulary import JSONTokenizer
 
 
 def test_neighbours_are_pairs_with_both_ends():

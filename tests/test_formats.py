@@ -12,14 +12,16 @@ import sentencepiece
 
 import data
 from conftest import MARKERS, ROOT, needs, tiny_config, tiny_run, write_lines
+from corpus import bills
+from corpus.formats import ROLES, read_pairs
+from corpus.tokens import Column, columns_of, cut_from_left, flattened
 from data import load_data
-from runtime import UserError, load_config
-from tools import bills, files
-from tools.formats import ROLES, read_pairs
-from tools.measure import at_equal_length
-from tools.show import prompt_text
-from tools.tokens import Column, columns_of, cut_from_left, flattened
-from tools.verdicts import as_markdown, read_verdicts, write_pairs
+from evaluation.measure import at_equal_length
+from evaluation.show import prompt_text
+from evaluation.verdicts import as_markdown, read_verdicts, write_pairs
+from pretrained.configure import load_config
+from runtime import files
+from runtime.settings import UserError
 
 SHARED = ROOT.parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="needs the data sets in shared/data")

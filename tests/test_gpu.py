@@ -60,7 +60,7 @@ def test_supervised_training_logs_what_a_cpu_does_and_ppo_runs(tmp_path, on_cpu,
 SAMPLES = """
 import json, torch
 from model import GPT, sample, token_logprobs
-from runtime import ModelSection
+from runtime.config import ModelSection
 
 uniforms = torch.rand(4, 20, generator=torch.Generator().manual_seed(1))
 prompts, found = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10]], []

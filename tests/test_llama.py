@@ -13,13 +13,16 @@ import sentencepiece
 import torch
 
 from conftest import ROOT, needs, tiny_gpt, tiny_run, write_lines
+from corpus import bills
+from corpus.tokens import encode_prompts
 from data import load_data
+from evaluation.show import prompt_text
 from model import GPT, adapted, merged
-from runtime import Config, LoRASection, ModelSection, UserError, load_config
-from tools import bills, llama
-from tools.show import prompt_text
-from tools.tokens import encode_prompts
-from tools.vocabulary import read_tokenizer
+from pretrained import llama
+from pretrained.configure import load_config
+from pretrained.vocabulary import read_tokenizer
+from runtime.config import Config, LoRASection, ModelSection
+from runtime.settings import UserError
 
 HH = ROOT.parent / "shared" / "data" / "hh-rlhf" / "helpful-base" / "test.jsonl.gz"
 STORIES = ROOT.parent / "shared" / "weights" / "stories260K"

@@ -20,12 +20,16 @@ import train_pit
 import train_reward
 from conftest import needs, tiny_config, tiny_gpt, write_lines
 from model import GPT, LoRA, Linear, adapted, merged, pad_rows, token_logprobs
+from pretrained import llama
+from pretrained.configure import load_config
+from pretrained.vocabulary import read_tokenizer
 from reward import RewardModel, score
-from runtime import LoRASection, ModelSection, RewardSection, Run, UserError, load_config
-from tools import llama, state
-from tools.checks import check_config
-from tools.files import load
-from tools.vocabulary import read_tokenizer
+from runtime import state
+from runtime.checks import check_config
+from runtime.config import LoRASection, ModelSection, RewardSection
+from runtime.files import load
+from runtime.run import Run
+from runtime.settings import UserError
 
 ALL = LoRASection(rank=3, alpha=5.0)
 PATHS = {"qkv": "attention.qkv", "out": "attention.out", "gate_up": "mlp.gate_up",
@@ -323,8 +327,8 @@ def test_adapters_are_not_put_onto_other_weights(runs, source):
     torch.save(weights, path)
     llama.checksum.cache_clear()  # as in another process
     try:
-        with pytest.raises(UserError, match=r"sft.pt was made with other values \(or none\) of the "
-                                            "weights of model.init_from; choose another"):
+        with pytest.raises(UserError, match=r"sft.pt was made with other values \(or none\) of "
+                                            "lora.trunk; choose another"):
             call(sample.main, source, runs, "--prompt=tea and 1")
     finally:
         path.write_bytes(whole)

@@ -10,7 +10,7 @@ from conftest import slow, tiny_gpt
 from model import (Attention, Cache, Linear, RMSNorm, by_micro_batches, draw,
                    pad_rows, micro_batches, rotary_table, rotate, sample, scalars,
                    token_logprobs)
-from runtime import ModelSection
+from runtime.config import ModelSection
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 1, 2], [3, 3]]
 

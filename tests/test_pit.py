@@ -15,17 +15,19 @@ import pytest
 import torch
 
 import ppo
-import runtime
 import sample
 import train_pit
 from conftest import ROOT, command, read_lines
+from corpus import bills
 from data import Fold
+from evaluation import measure, report, show
 from model import pad_rows
+from pretrained import configure
 from reward import RewardModel, score
-from runtime import Config, StageSection, UserError
+from runtime.config import Config, StageSection
+from runtime.files import load
+from runtime.settings import UserError
 from sample import Models
-from tools import bills, measure, report, show
-from tools.files import load
 from train_reward import new_gpt
 
 
@@ -259,7 +261,7 @@ def test_a_third_stage_is_one_line_of_the_config(tmp_path, monkeypatch, capsys):
 
     with pytest.raises(UserError, match="unknown section 'stage2'"):
         call(train_pit)
-    monkeypatch.setattr(runtime, "Config", ThreeStages)
+    monkeypatch.setattr(configure, "Config", ThreeStages)
     with pytest.raises(UserError, match="pit.curriculum: 'stage3'; did you mean 'stage2'"):
         call(train_pit, "--pit.curriculum=['stage3']")
     call(train_pit)
@@ -505,7 +507,7 @@ def test_every_example_of_a_report_stands_on_its_page():
 
 
 def test_bills_can_be_looked_at():
-    done = command("tools/bills.py", "--pairs", "3", "--total", "last")
+    done = command("corpus/bills.py", "--pairs", "3", "--total", "last")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0 and len(lines) == 3
     for line in lines:

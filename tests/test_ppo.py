@@ -11,7 +11,8 @@ from conftest import read_lines, tiny_gpt, tiny_run
 from model import pad_rows, sample, token_logprobs
 from ppo import (Critic, Prompts, Task, compute_gae, k3, kl_coefficient, kl_penalty, policy_loss,
                  token_rewards, value_loss, whiten)
-from runtime import PPOSection, StageSection, UserError
+from runtime.config import PPOSection, StageSection
+from runtime.settings import UserError
 
 EOS = 0
 

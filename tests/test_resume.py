@@ -14,9 +14,10 @@ import ppo
 import train_reward
 from conftest import read_lines, tiny_config, tiny_gpt, tiny_run, write_lines
 from data import load_data
-from runtime import NotFinite, Run, UserError
-from tools import checks, files, state
-from tools.measure import held_out_accuracies, share_right
+from evaluation.measure import held_out_accuracies, share_right
+from runtime import checks, files, state
+from runtime.run import NotFinite, Run
+from runtime.settings import UserError
 from train_reward import new_gpt, new_reward_model, train_rp, train_rpit
 
 

@@ -8,11 +8,11 @@ import torch
 
 import train_reward
 from conftest import read_lines, tiny_gpt
+from evaluation import measure
 from model import pad_rows, token_logprobs
 from reward import (PAIRS, POOLS, RewardModel, branch_scores, eq2_loss, gap_loss, make_branches,
                     pair_loss, pointwise_loss, score)
-from runtime import FitSection, RewardSection
-from tools import measure
+from runtime.config import FitSection, RewardSection
 
 TERMS = RewardSection().terms
 

@@ -6,7 +6,8 @@ from itertools import combinations
 
 import pytest
 
-from tools import bills, rubric
+from corpus import bills
+from evaluation import rubric
 
 QUESTION = "What is the bill for tea, a coupon and a hat?"
 RUBRICS = [chosen for k in range(len(rubric.ASPECTS) + 1)

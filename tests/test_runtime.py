@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-import runtime
 from conftest import ROOT, command, read_lines, tiny_config, tiny_run
-from runtime import Config, NotFinite, Run, UserError, optimizer_step, load_config
-from tools import files, interrupt, launch, ranks
-from tools.files import load, lock, save
-from tools.settings import to_toml
+from pretrained.configure import load_config
+from runtime import files, interrupt, launch, ranks
+from runtime.config import Config
+from runtime.files import load, lock, save
+from runtime.run import NotFinite, Run, optimizer_step
+from runtime.settings import UserError, to_toml
 
 
 def config_of(folder: Path, text: str, *overrides: str) -> Config:
@@ -303,7 +304,7 @@ def test_guard_says_what_to_do_where_a_file_cannot_be_written(capsys, number, sa
 
 def guarded(code: str, shell: str, **environment: str) -> subprocess.CompletedProcess:
     """A shell pipeline around a guarded main function, $MAIN."""
-    main = f"from tools.launch import guard\nimport sys, os, signal, time\nguard(lambda: {code})"
+    main = f"from runtime.launch import guard\nimport sys, os, signal, time\nguard(lambda: {code})"
     return subprocess.run(["bash", "-c", f"set -o pipefail; {shell}"], cwd=ROOT, text=True,
                           capture_output=True, encoding="utf-8", env=os.environ | {
                               "PY": sys.executable, "MAIN": main,
@@ -560,16 +561,16 @@ def test_a_gradient_that_is_not_finite_stops_and_leaves_the_weights(bad):
 def test_shares_of_ranks_are_gathered_in_order(monkeypatch):
     items = list(range(7))
     shares = []
-    assert runtime.mine(items) == items  # one rank has all
+    assert ranks.mine(items) == items  # one rank has all
     monkeypatch.setattr(ranks.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(ranks.dist, "get_world_size", lambda: 3)
     for number in range(3):
         monkeypatch.setattr(ranks, "rank", lambda: number)
-        shares.append(runtime.mine(items))
+        shares.append(ranks.mine(items))
     assert shares == [[0, 3, 6], [1, 4], [2, 5]]
 
     def gather_object(parts, mine):
         parts[:] = shares
     monkeypatch.setattr(ranks.dist, "all_gather_object", gather_object)
-    assert runtime.gather(shares[0]) == items
-    assert np.array_equal(runtime.mine(np.arange(4)), [2])  # rank 2 of 3
+    assert ranks.gather(shares[0]) == items
+    assert np.array_equal(ranks.mine(np.arange(4)), [2])  # rank 2 of 3

@@ -9,7 +9,8 @@ import reward
 from data import Data, Fold
 from model import micro_batches
 from reward import RewardModel
-from runtime import COMPARISONS, gather, mine
+from runtime.config import COMPARISONS
+from runtime.ranks import gather, mine
 
 
 def share_right(right: list[bool]) -> dict:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from tools.settings import UserError
+from runtime.settings import UserError
 
 
 def train_tokenizer(texts, markers: list[str], config, path: Path) -> None:

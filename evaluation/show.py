@@ -4,11 +4,11 @@ import difflib
 import sys
 from itertools import chain
 
+from corpus import bills
 from data import Data
 from model import Rows
 from ppo import Prompts
-from runtime import Run
-from tools import bills
+from runtime.run import Run
 
 
 def marked(before: str, after: str) -> str:

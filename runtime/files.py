@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from tools.settings import UserError, reason_of
+from runtime.settings import UserError, reason_of
 
 
 WINDOWS = os.name == "nt"

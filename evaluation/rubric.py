@@ -17,8 +17,8 @@ import random
 import re
 from itertools import combinations
 
-from tools import bills
-from tools.bills import COURTESIES, INSULTS, WEIGHTS
+from corpus import bills
+from corpus.bills import COURTESIES, INSULTS, WEIGHTS
 
 ASPECTS = tuple(sorted(WEIGHTS, key=WEIGHTS.get, reverse=True))  # the weightiest first
 FINE = "fine"

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from tools import files
-from tools.settings import UserError, choices, nearest
+from runtime import files
+from runtime.settings import UserError, choices, nearest
 
 FITS = ("sft", "pit_sft", "rp", "rpit", "judge")
 
@@ -227,7 +227,7 @@ def scarce(config, counts: dict[str, int]):
 
 def unproven(agreement: dict):
     """Yield a warning where a reward model is not shown to know more of held-out pairs than a coin;
-    `agreement` is of tools/measure.py."""
+    `agreement` is of evaluation/measure.py."""
     if agreement["ci_low"] <= 0.5:
         yield ("validation pairs: agreement {accuracy:.3f} [{ci_low:.3f}, {ci_high:.3f}] of "
                "{pairs:,} may be chance: RL against this reward model may teach nothing; it needs "

@@ -6,7 +6,7 @@ from itertools import chain
 import numpy as np
 import torch
 
-from tools.formats import Turn
+from corpus.formats import Turn
 
 FOLDS = ("sft", "reward", "rl", "valid", "test")  # in the order in which they are kept
 CUT = "first turns"  # of prompts that are kept without them

@@ -21,7 +21,7 @@ import zlib
 from collections import Counter
 from dataclasses import dataclass
 
-from tools.settings import UserError, reason_of
+from runtime.settings import UserError, reason_of
 
 MOST_UNUSABLE = 1 / 20  # of a file's records
 SHOWN = 3               # of those that are left out
@@ -282,4 +282,4 @@ def find_reader(record: dict, where: str):
             return read_conversations
         return read_plain if "prompt" in record else read_hh
     raise Unusable(where, "expected the keys prompt, chosen and rejected", " (or those of another "
-                   f"format in tools/formats.py), found {', '.join(record) or 'none'}")
+                   f"format in corpus/formats.py), found {', '.join(record) or 'none'}")

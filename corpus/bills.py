@@ -10,7 +10,7 @@ total from the draft's last line: a reason for a second look. With total = "last
 the response, one pass suffices, and that reason is gone (the control). The training never sees the
 judge, only which of two responses was preferred.
 
-    python tools/bills.py --pairs 5        # look at a few pairs and their grades
+    python corpus/bills.py --pairs 5        # look at a few pairs and their grades
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Typed settings: a dataclass of sections, filled from a TOML file and --section.key=value.
 
 Unknown names are refused with the nearest known one, values of another type with both types. No
-imports of ours, so that runtime.py can stand on this.
+imports of ours, so that all else can stand on this.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def read_arguments(description: str, *arguments,
         raise UserError(f"{message}; --help lists the arguments")
 
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
-                                     epilog="any field: --section.key=value, see runtime.py")
+                                     epilog="any field: --section.key=value, see runtime/config.py")
     parser.error = refuse
     parser.add_argument("--config", required=config is None, default=config,
                         help="a TOML file, see configs/")

@@ -7,15 +7,16 @@ from functools import cache
 
 import numpy as np
 
+from corpus.tokens import Column
 from data import Data, Fold, Template
+from evaluation import rubric
+from evaluation.measure import rp_scores
+from evaluation.show import prompt_text
 from model import GPT, pad_rows
-from runtime import FitSection, Run
+from runtime.config import FitSection
+from runtime.run import Run
+from runtime.state import weights
 from sample import answer, generate
-from tools import rubric
-from tools.measure import rp_scores
-from tools.show import prompt_text
-from tools.state import weights
-from tools.tokens import Column
 from train_reward import Models, lm_loss, new_gpt, train
 
 

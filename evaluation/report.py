@@ -16,16 +16,18 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import runtime
+from corpus import bills
 from data import Data, Fold
+from evaluation import verdicts
+from evaluation.measure import (comparison, fold_scores, gap_scores, held_out_accuracies,
+                                pair_agreement, pointwise_scores, rp_scores, share_right)
+from evaluation.rivals import best_of, self_refine
+from evaluation.show import prompt_text
 from reward import score
-from runtime import ONLY_SPEED, Run
+from runtime import files, ranks
+from runtime.config import ONLY_SPEED
+from runtime.run import Run
 from sample import answer, improve, title
-from tools import bills, files, verdicts
-from tools.measure import (comparison, fold_scores, gap_scores, held_out_accuracies, pair_agreement,
-                           pointwise_scores, rp_scores, share_right)
-from tools.rivals import best_of, self_refine
-from tools.show import prompt_text
 from train_reward import Models
 
 
@@ -84,20 +86,20 @@ class Kept:
 
     def __init__(self, run: Run):
         self.path, self.start = run.folder / "evaluation.part.pt", time.perf_counter()
-        first = runtime.rank() == 0
+        first = ranks.rank() == 0
         self.lock = files.lock(run.folder) if first and run.lock is None else None
-        runtime.barrier()  # no rank reads what another run writes
+        ranks.barrier()  # no rank reads what another run writes
         self.inputs = evaluated(run)
         content = files.load(self.path) if self.path.exists() else {"inputs": None}
         fits = content["inputs"] == self.inputs
         self.made, self.before = (content["made"], content["seconds"]) if fits else ({}, 0.0)
-        runtime.barrier()  # before the first rank writes another one
+        ranks.barrier()  # before the first rank writes another one
 
     def __call__(self, name: str, generator, make) -> list:
         """What make() samples with the generator, made once."""
         if name not in self.made:
             self.made[name] = {"y": make(), "state": generator.get_state()}
-            if runtime.rank() == 0:
+            if ranks.rank() == 0:
                 files.save(self.path, {"inputs": self.inputs, "made": self.made,
                                        "seconds": self.seconds()})
         generator.set_state(self.made[name]["state"])
@@ -240,7 +242,7 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
     judge = Judge(data, models, x)
     table = Table(judge, run.config.data.max_response)
     responses = {}
-    for temperature in tqdm(setting.temperatures, "  evaluation", disable=runtime.rank() != 0):
+    for temperature in tqdm(setting.temperatures, "  evaluation", disable=ranks.rank() != 0):
         responses[temperature] = evaluate_at(run, data, models, table, x, temperature, kept)
     y_0 = responses[setting.temperatures[0]]["chain"][0]
     for side in ("y_l", "y_w"):
@@ -372,7 +374,7 @@ def draw_curves(run: Run) -> None:
 def write(run: Run, report: dict, judge_file: str | None = None) -> None:
     """Write the report into the run's folder and print where it is; into `judge_file` its responses
     in pairs, for a judge outside."""
-    if runtime.rank() == 0:
+    if ranks.rank() == 0:
         page = as_markdown(report)
         for name, text in (("report.json", json.dumps(report, indent=1)), ("report.md", page)):
             files.write_whole(run.folder / name, lambda file: file.write(text.encode()))

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import torch
 
-from tools.files import checksum as checksum_of_file
-from tools.files import write_whole
-from tools.settings import UserError
-from tools.vocabulary import Tokenizer
+from pretrained.vocabulary import Tokenizer
+from runtime.files import checksum as checksum_of_file, write_whole
+from runtime.settings import UserError
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")  # the first that is there is taken
@@ -54,6 +53,12 @@ def settle(config) -> None:
         if said not in (value, getattr(defaults, key)):
             raise UserError(f"model.{key} = {said}, but {source} has {value}; leave it out")
         setattr(config.model, key, value)
+    if config.lora.rank:  # adapters belong to one trunk's weights
+        known = checksum(source)
+        if config.lora.trunk not in ("", known):
+            raise UserError(f"{source}: the weights have changed since lora.trunk was noted; adapters "
+                            "of other weights do not fit them: choose another --run.name")
+        config.lora.trunk = known
     for key, value in found["tokenizer"].items():
         setattr(config.tokenizer, key, getattr(config.tokenizer, key) or value)
     if not config.tokenizer.model:

@@ -8,8 +8,8 @@ in a prompt with that of held-out prompts.
 
 import numpy as np
 
+from corpus.tokens import Column
 from data import Data
-from tools.tokens import Column
 
 ENOUGH = 10_000  # prompts of a fold
 USUAL = 0.99     # of the held-out prompts are like the data

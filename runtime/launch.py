@@ -15,8 +15,8 @@ from urllib.request import url2pathname
 import torch
 import torch.distributed as dist
 
-from tools import checks, files, interrupt
-from tools.settings import UserError
+from runtime import checks, files, interrupt
+from runtime.settings import UserError
 
 _children: list[subprocess.Popen] = []
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.files import write_whole
-from tools.measure import comparison
-from tools.settings import UserError
+from evaluation.measure import comparison
+from runtime.files import write_whole
+from runtime.settings import UserError
 
 TIES = (0, 1.5)
 

@@ -1,0 +1,1 @@
+"""Bills and their hidden judge, published formats, columns of token ids."""

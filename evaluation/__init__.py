@@ -1,0 +1,1 @@
+"""Measures, the report, rivals, verdicts, and how samples are shown."""

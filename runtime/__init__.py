@@ -1,0 +1,1 @@
+"""Config, runs and their folders, ranks, files, signals: knows nothing of preferences."""
