@@ -92,8 +92,8 @@ class LoRASection:
     """Adapters instead of full training; all models share one frozen trunk, model.init_from."""
     rank: int = zero_or_more(0)  # 0: full training
     alpha: float = 32.0         # the change of a weight is alpha / rank B A
-    trunk: str = ""             # checksum of the frozen weights; model.init_from sets it
     linears: list[Layer] = field(default_factory=lambda: list(LAYERS))
+    trunk: str = ""             # checksum of the frozen weights; model.init_from sets it
 
 
 @dataclass
