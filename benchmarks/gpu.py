@@ -13,10 +13,12 @@ from dataclasses import replace
 
 import torch
 from common import alternate, llama_config, random_lists, report
-from lora import SHAPE, VOCAB
 
 from model import GPT, pad_rows, sample, token_logprobs
+from runtime.config import ModelSection
 
+SHAPE, VOCAB = ModelSection(layers=30, heads=9, kv_heads=3, width=576, hidden=1536, context=512,
+                            rope_theta=100_000.0), 49_152  # SmolLM2-135M's
 PROMPT, NEW = 96, 64
 
 

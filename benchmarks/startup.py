@@ -23,7 +23,7 @@ import torch; torch.set_num_threads(1)
 import train_pit
 from model import GPT, pad_rows
 from train_reward import lm_loss
-from runtime import ModelSection
+from runtime.config import ModelSection
 model = GPT(ModelSection({MODEL}), 64)
 optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 loss, count, _ = lm_loss(model, pad_rows([[1, 2, 3]], [[4, 5]]))
