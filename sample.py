@@ -3,8 +3,6 @@
     python sample.py --config configs/synthetic.toml --prompt "How much is tea, a pen and a hat?"
     python sample.py --config configs/synthetic.toml --prompt "..." --ref "a response to improve"
     python sample.py --config configs/synthetic.toml              # asks for prompts
-    python sample.py --config configs/synthetic.toml --eval       # writes the report again
-    python sample.py --config configs/synthetic.toml --eval --judge-file pairs.json  # for a judge
     python sample.py --config configs/synthetic.toml --export DIR # as a Hugging Face folder
 
 Each step shows its r_gap, how much better R_PIT finds it than the one before, on a scale of its own
@@ -19,7 +17,6 @@ import torch
 
 import reward
 from data import Data, load_data
-from evaluation import verdicts
 from evaluation.familiar import Familiar
 from evaluation.show import gold_note, marked
 from model import GPT, merged, sample
@@ -29,12 +26,23 @@ from runtime.launch import guard
 from runtime.ranks import gather, in_step, mine, random_numbers
 from runtime.run import Run
 from runtime.settings import UserError, nearest
-from train_reward import Models
+from train_reward import Models, new_gpt, rl_inputs, train_start
 
 
 def title(stage: str) -> str:
-    """What the report calls a stage of the config: stage0 is "PIT stage 0"."""
-    return f"PIT stage {stage.removeprefix('stage')}"
+    """Return what the report calls the policy of a stage of RL: of stage0 "PIT stage 0"."""
+    others = {"rlhf": "M_P^RL", "rlhf_more": "RLHF equal budget"}
+    return others.get(stage, f"PIT stage {stage.removeprefix('stage')}")
+
+
+def restore(run: Run, data: Data) -> Models:
+    """Return the models of a finished run that does not train. Raises UserError where one is
+    missing, or was made with other settings."""
+    models = train_start(run, data)
+    for name, inputs in rl_inputs(run.config).items():
+        content = run.stage(name, inputs, make=None)
+        models.policies[title(name)] = run.placed(new_gpt(run, data), content["model"])
+    return models
 
 
 def in_batches(run: Run, data: Data, policy: GPT, prompts: list, uniforms, temperature: float):
@@ -127,33 +135,22 @@ def main() -> None:
         ("--stop", {"action": "store_true", "help": "stop where R_PIT finds no improvement"}),
         ("--temperature", {"type": float, "default": 0.5}),
         ("--seed", {"type": int, "help": "of the samples; else run.seed"}),
-        ("--eval", {"action": "store_true", "help": "evaluate again, write the report again"}),
-        ("--judge-file", {"help": "with --eval: pairs for a judge outside; judged: its verdicts"}),
         ("--export", {"help": "write a policy as a Hugging Face folder"}),
         ("--model", {"help": "which, by its name in the report; else PIT's last stage"}))
     if not 0 <= args.temperature < float("inf") or args.iters < 0:
         raise UserError("--temperature and --iters must be numbers from 0")
     if args.ref is not None and args.prompt is None:
         raise UserError("--ref needs the --prompt that it responds to")
-    if args.judge_file and not args.eval or args.model and not args.export:
-        raise UserError("--judge-file goes with --eval, --model with --export")
-    of_a_prompt = args.prompt is not None or args.stop or args.seed is not None
-    if args.eval and args.export or of_a_prompt and (args.eval or args.export):
-        raise UserError("--eval and --export go without each other, --prompt, --stop and --seed")
-    if args.judge_file and verdicts.are_there(Path(args.judge_file)):
-        print(verdicts.as_markdown(verdicts.read_verdicts(Path(args.judge_file))))
-        return
-    if not args.eval:
-        config.run.ranks = 1
-    from evaluation import report
-    from train_pit import train_all
+    if args.model and not args.export:
+        raise UserError("--model goes with --export")
+    if args.export and (args.prompt is not None or args.stop or args.seed is not None):
+        raise UserError("--export goes without --prompt, --stop and --seed")
+    config.run.ranks = 1
     run = Run(config, trains=False)
     data = load_data(run)
     with run.precision():
-        models = train_all(run, data)
-        if args.eval:
-            report.write(run, report.evaluate(run, data, models), args.judge_file)
-        elif args.export:
+        models = restore(run, data)
+        if args.export:
             name = args.model or title(config.pit.curriculum[-1])
             if name not in models.policies:
                 raise UserError(f"--model {name!r}: {nearest(name, models.policies)}")

@@ -34,10 +34,8 @@ from runtime.ranks import gather, random_numbers
 from runtime.run import Run
 from runtime.state import put, weights
 from sample import answer, in_batches, title
-from train_reward import (BASE, POINTWISE, R_P, Models, new_gpt, new_reward_model, train_judge,
+from train_reward import (POINTWISE, Models, new_gpt, new_reward_model, rl_inputs, train_judge,
                           train_start)
-
-SUPERVISED = BASE + ("sft", "pit_sft", "reward", "rp", "rpit")
 
 
 def draw_pairs(run: Run, data: Data, name: str, iteration: int, number: int) -> Fold:
@@ -158,22 +156,18 @@ def train_pit_stage(run: Run, data: Data, name: str, models: Models, before: dic
 
 def train_all(run: Run, data: Data) -> Models:
     """Every model of the method, trained or restored, in order."""
-    models = train_start(run, data)
+    models, inputs, before = train_start(run, data), rl_inputs(run.config), None
     sft, rp = models.policies["M_P^SFT"], models.rp
-    rlhf_inputs = R_P + ("ppo", "rlhf")
-    rlhf = run.stage("rlhf", rlhf_inputs, lambda: train_rlhf(run, data, "rlhf", sft, rp))
-    models.policies["M_P^RL"] = run.placed(new_gpt(run, data), rlhf["model"])
-    before, inputs = None, SUPERVISED + ("ppo", "pit.score")
+    rlhf = run.stage("rlhf", inputs["rlhf"], lambda: train_rlhf(run, data, "rlhf", sft, rp))
+    models.policies[title("rlhf")] = run.placed(new_gpt(run, data), rlhf["model"])
     for name in run.config.pit.curriculum:
-        inputs += (name,) if getattr(run.config, name).reference == "data" else ("rlhf", name)
-        before = run.stage(name, inputs, lambda: train_pit_stage(run, data, name, models, before))
+        before = run.stage(name, inputs[name],
+                           lambda: train_pit_stage(run, data, name, models, before))
         models.policies[title(name)] = run.placed(new_gpt(run, data), before["model"])
     if run.config.eval.equal_budget:
-        budget = tuple(f"{name}.{what}" for name in run.config.pit.curriculum
-                       for what in ("iterations", "reference"))
-        content = run.stage("rlhf_more", rlhf_inputs + budget,
+        content = run.stage("rlhf_more", inputs["rlhf_more"],
                             lambda: train_rlhf(run, data, "rlhf_more", sft, rp, rlhf))
-        models.policies["RLHF equal budget"] = run.placed(new_gpt(run, data), content["model"])
+        models.policies[title("rlhf_more")] = run.placed(new_gpt(run, data), content["model"])
     if run.config.data.files:
         content = run.stage("judge", POINTWISE + ("judge",), lambda: train_judge(run, data, sft))
         models.judge = run.placed(new_reward_model(run, data), content["model"])

@@ -33,6 +33,7 @@ from runtime.state import put, weights
 BASE = ("data", "tokenizer", "template", "model", "lora")  # what every model depends on
 POINTWISE = BASE + ("sft", "reward.pool", "reward.logp_feature", "reward.lm_coef")
 R_P = POINTWISE + ("rp",)
+SUPERVISED = BASE + ("sft", "pit_sft", "reward", "rp", "rpit")
 
 
 @dataclass
@@ -42,6 +43,20 @@ class Models:
     rpit: RewardModel
     policies: dict[str, GPT]
     judge: RewardModel | None = None  # of real data, held out from all training
+
+
+def rl_inputs(config) -> dict[str, tuple[str, ...]]:
+    """Return what each stage of RL depends on, as Run.stage takes it: sections of the config, or
+    single fields. A stage of PIT depends on those before it, too."""
+    inputs, before = {"rlhf": R_P + ("ppo", "rlhf")}, SUPERVISED + ("ppo", "pit.score")
+    for name in config.pit.curriculum:
+        before += (name,) if getattr(config, name).reference == "data" else ("rlhf", name)
+        inputs[name] = before
+    if config.eval.equal_budget:
+        inputs["rlhf_more"] = inputs["rlhf"] + tuple(
+            f"{name}.{what}" for name in config.pit.curriculum
+            for what in ("iterations", "reference"))
+    return inputs
 
 
 def learning_rate(fit: FitSection, step: int) -> float:

@@ -27,8 +27,8 @@ from runtime.checks import refuse_short_context  # noqa: E402
 from runtime.launch import choose_for, pick_device  # noqa: E402
 from runtime.run import Run  # noqa: E402
 from sample import generate  # noqa: E402
-from train_pit import R_P, SUPERVISED, train_all, train_pit_stage, train_rlhf  # noqa: E402
-from train_reward import (BASE, Models, new_gpt, new_reward_model,  # noqa: E402
+from train_pit import train_all, train_pit_stage, train_rlhf  # noqa: E402
+from train_reward import (BASE, R_P, SUPERVISED, Models, new_gpt, new_reward_model,  # noqa: E402
                           train_rp, train_sft, train_start)
 
 OUTSIDE_SEED = 1000  # added to a seed: the data of the reward model that only judges

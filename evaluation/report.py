@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from corpus import bills
 from data import Data, Fold
-from evaluation import verdicts
 from evaluation.measure import (comparison, fold_scores, gap_scores, held_out_accuracies,
                                 pair_agreement, pointwise_scores, rp_scores, share_right)
 from evaluation.rivals import best_of, self_refine
@@ -371,18 +370,13 @@ def draw_curves(run: Run) -> None:
     pyplot.close(figure)
 
 
-def write(run: Run, report: dict, judge_file: str | None = None) -> None:
-    """Write the report into the run's folder and print where it is; into `judge_file` its responses
-    in pairs, for a judge outside."""
+def write(run: Run, report: dict) -> None:
+    """Write the report into the run's folder and print where it is."""
     if ranks.rank() == 0:
         page = as_markdown(report)
         for name, text in (("report.json", json.dumps(report, indent=1)), ("report.md", page)):
             files.write_whole(run.folder / name, lambda file: file.write(text.encode()))
         print(page.split("## Examples")[0])
         print(f"written: {run.folder / 'report.md'}")
-        if judge_file:
-            count = verdicts.write_pairs(Path(judge_file), report["responses"], report["eval_seed"])
-            print(f"written: {count} pairs in {judge_file}; once a judge has filled in "
-                  "'preference', the same command shows its verdicts")
         (run.folder / "evaluation.part.pt").unlink(missing_ok=True)  # when all is written
         draw_curves(run)

@@ -5,8 +5,12 @@
 `preference` is what the judge fills in: 1 if output_1 is better, 2 if output_2 is, 1.5 (or 0) for a
 tie, or a number between 1 and 2 that leans to one side. Which system stands first is shuffled for
 each pair, so that a judge that likes the first or the second place favours nobody.
+
+    python -m evaluation.verdicts runs/hh/report.json pairs.json   # writes the pairs of a report
+    python -m evaluation.verdicts runs/hh/report.json pairs.json   # judged: shows the verdicts
 """
 
+import argparse
 import json
 import random
 from pathlib import Path
@@ -15,7 +19,8 @@ import numpy as np
 
 from evaluation.measure import comparison
 from runtime.files import write_whole
-from runtime.settings import UserError
+from runtime.launch import guard
+from runtime.settings import UserError, reason_of
 
 TIES = (0, 1.5)
 
@@ -37,10 +42,9 @@ def write_pairs(path: Path, comparisons: list[dict], seed: int) -> int:
 
 
 def are_there(path: Path) -> bool:
-    """Whether the file of pairs exists. Raises UserError where it could not even be made, before an
-    evaluation is done for it."""
+    """Return whether the file of pairs exists. Raises UserError where it could not be made."""
     if not path.parent.is_dir():
-        raise UserError(f"--judge-file {path}: there is no folder {path.parent}; make it first")
+        raise UserError(f"{path}: there is no folder {path.parent}; make it first")
     return path.exists()
 
 
@@ -90,3 +94,31 @@ def as_markdown(rows: list[dict]) -> str:
             f"{r['tie']:.1f} | {r['lose']:.1f} | {r['delta']:+.1f} [{r['ci_low']:+.1f}, "
             f"{r['ci_high']:+.1f}] | {equal:+.1f} [{low:+.1f}, {high:+.1f}] |")
     return "\n".join(lines)
+
+
+def read_report(path: Path) -> dict:
+    """Return a run's report. Raises UserError for a file that is none."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        return {"responses": report["responses"], "eval_seed": report["eval_seed"]}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{path}: no report.json of a run ({reason_of(error)}); train_pit.py writes "
+                        "one") from None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("report", type=Path, help="report.json of a run")
+    parser.add_argument("pairs", type=Path, help="the file of pairs; with verdicts they are shown")
+    args = parser.parse_args()
+    if are_there(args.pairs):
+        print(as_markdown(read_verdicts(args.pairs)))
+        return
+    report = read_report(args.report)
+    count = write_pairs(args.pairs, report["responses"], report["eval_seed"])
+    print(f"written: {count} pairs in {args.pairs}; once a judge has filled in 'preference', the "
+          "same command shows its verdicts")
+
+
+if __name__ == "__main__":
+    guard(main)

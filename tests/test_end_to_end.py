@@ -244,7 +244,7 @@ def test_eval_writes_the_same_report_again(trained):
     report = report_of(folder)
     (folder / "report.json").unlink()
     (folder / "report.md").unlink()
-    succeed("sample.py", "--config", TINY, where, "--eval")
+    succeed("train_pit.py", "--config", TINY, where)
     again = report_of(folder)
     assert again["rows"] == report["rows"] and again["examples"] == report["examples"]
     assert again["reward"] == report["reward"] and (folder / "report.md").exists()

@@ -28,9 +28,9 @@ def level(module: str) -> int | None:
 
 
 def imported(path) -> set[str]:
-    """What a file imports when it is imported itself."""
+    """What a file imports, at its head or inside of a function."""
     found = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -20,6 +20,7 @@ import train_pit
 import train_reward
 from conftest import needs, tiny_config, tiny_gpt, write_lines
 from model import GPT, LoRA, Linear, adapted, merged, pad_rows, token_logprobs
+from evaluation import verdicts
 from pretrained import llama
 from pretrained.configure import load_config
 from pretrained.vocabulary import read_tokenizer
@@ -367,20 +368,36 @@ def test_a_run_that_is_cut_off_twice_ends_as_one_that_is_not(runs, source, tmp_p
     assert one["rows"] == other["rows"] and one["responses"] == other["responses"]
 
 
+def judge(runs, path) -> str:
+    """What `python -m evaluation.verdicts` prints of the finished run."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sys, "argv", ["verdicts", str(runs / "synthetic" / "report.json"), str(path)])
+        verdicts.main()
+    return printed.getvalue()
+
+
 def test_pairs_for_a_judge_outside_and_its_verdicts(runs, source, tmp_path):
     path = tmp_path / "pairs.json"
-    arguments = ("--eval", f"--judge-file={path}")
-    assert f"written: 24 pairs in {path}" in call(sample.main, source, runs, *arguments)
+    assert f"written: 24 pairs in {path}" in judge(runs, path)
     entries = json.loads(path.read_text())  # three pairs of systems, 4 prompts, 2 temperatures
     systems = {"PIT stage 1", "Self-Refine", "M_P^RL"}
     assert {entry[f"generator_{k}"] for entry in entries for k in (1, 2)} == systems
     assert {entry["instruction"] for entry in entries} <= {*source.prompts}
     with pytest.raises(UserError, match="holds no verdicts yet"):
-        call(sample.main, source, runs, *arguments)
+        judge(runs, path)
+    with pytest.raises(UserError, match="there is no folder .*; make it first"):
+        judge(runs, tmp_path / "nowhere" / "pairs.json")
+    for content in (None, b"{", b"[]", b"{}"):
+        if content is not None:
+            (tmp_path / "synthetic").mkdir(exist_ok=True)
+            (tmp_path / "synthetic" / "report.json").write_bytes(content)
+        with pytest.raises(UserError, match="report.json: no report.json of a run"):
+            judge(tmp_path, tmp_path / "other.json")
     for entry in entries:  # PIT is best, Self-Refine the worst
         entry["preference"] = 1 + ("PIT" in entry["generator_2"] or "Self" in entry["generator_1"])
     path.write_text(json.dumps(entries))
-    table = call(sample.main, source, runs, *arguments).splitlines()
+    table = judge(runs, path).splitlines()
     for t in (1.0, 0.5):
         for systems, figures in (("PIT stage 1 | M_P^RL", "100.0 | 0.0 | 0.0 | +100.0"),
                                  ("Self-Refine | M_P^RL", "0.0 | 0.0 | 100.0 | -100.0"),

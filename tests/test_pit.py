@@ -448,14 +448,21 @@ def test_what_the_split_keeps_together_is_asked_once(evaluated, bills_run, model
     assert report.evaluate(run, data, models)["prompts"] == 3
 
 
-def test_an_evaluation_is_kept_until_all_is_written(evaluated, bills_run, models, tmp_path):
+def test_an_evaluation_is_kept_until_all_is_written(evaluated, bills_run, models, monkeypatch):
     run, path = evaluated
     found = report.evaluate(run, with_test_pairs(bills_run[1], [0, 1]), models)
-    with pytest.raises(UserError, match="pairs.json: cannot write it"):
-        report.write(run, found, str(tmp_path / "no folder" / "pairs.json"))
+
+    def full(where, write, real=report.files.write_whole):
+        if where.name == "report.md":
+            raise UserError(f"{where}: cannot write it")
+        real(where, write)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="report.md: cannot write"):
+        patch.setattr(report.files, "write_whole", full)
+        report.write(run, found)
     assert path.exists()
-    report.write(run, found, str(tmp_path / "pairs.json"))
-    assert not path.exists() and (tmp_path / "pairs.json").exists()
+    report.write(run, found)
+    assert not path.exists() and (run.folder / "report.md").exists()
 
 
 def test_a_prompt_with_many_pairs_is_answered_once(evaluated, bills_run, models):
