@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import slow, tiny_gpt
-from model import (Attention, Cache, Linear, RMSNorm, by_micro_batches, draw,
+from model import (Attention, Cache, RMSNorm, by_micro_batches, draw,
                    pad_rows, micro_batches, rotary_table, rotate, sample, scalars,
                    token_logprobs)
 from runtime.config import ModelSection
