@@ -158,8 +158,8 @@ def signals(faults: Faults) -> None:
 
 def refused_once(faults: Faults, fault: str, name: str, said: str, fix=lambda: None,
                  overrides=(), **limits) -> None:
-    """A run that has to be refused in one line with exit code 2 and, once fixed, to end well; a stage
-    that had to be made again has its lines at the end of the logs."""
+    """Try a run that has to be refused in one line with exit code 2 and, once fixed, to end well; a
+    stage that had to be made again has its lines at the end of the logs."""
     code, line = faults.finish(name, *overrides, **limits)
     fix()
     faults.finish(name)

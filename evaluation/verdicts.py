@@ -102,8 +102,8 @@ def read_report(path: Path) -> dict:
         report = json.loads(path.read_text(encoding="utf-8"))
         return {"responses": report["responses"], "eval_seed": report["eval_seed"]}
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f"{path}: no report.json of a run ({reason_of(error)}); train_pit.py writes "
-                        "one") from None
+        raise UserError(f"{path}: no report.json of a run ({reason_of(error)}); train_pit.py "
+                        "writes one") from None
 
 
 def main() -> None:

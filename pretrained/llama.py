@@ -56,8 +56,8 @@ def settle(config) -> None:
     if config.lora.rank:  # adapters belong to one trunk's weights
         known = checksum(source)
         if config.lora.trunk not in ("", known):
-            raise UserError(f"{source}: the weights have changed since lora.trunk was noted; adapters "
-                            "of other weights do not fit them: choose another --run.name")
+            raise UserError(f"{source}: the weights have changed since lora.trunk was noted, and "
+                            "adapters of other weights do not fit them: choose another --run.name")
         config.lora.trunk = known
     for key, value in found["tokenizer"].items():
         setattr(config.tokenizer, key, getattr(config.tokenizer, key) or value)

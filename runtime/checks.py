@@ -98,7 +98,8 @@ def troubles(figures: dict, kl_target: float):
         yield (f"KL {figures['kl']:.1f} nats a response, target {kl_target:g}: the policy runs "
                "away; lower ppo.lr")
     if figures["kl"] < -0.5:
-        yield f"negative KL {figures['kl']:.2f}: rollout and anchor are at odds; see docs/troubleshooting.md"
+        yield (f"negative KL {figures['kl']:.2f}: rollout and anchor are at odds; see "
+               "docs/troubleshooting.md")
     if figures["eos_rate"] < 0.1:
         yield (f"ends are rare ({figures['eos_rate']:.0%} of the responses): raise "
                "data.max_response, or train M_P^SFT longer")
