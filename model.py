@@ -345,10 +345,11 @@ def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int) ->
 
     A response ends with its first `eos`, which is part of it, or is cut after as many tokens as
     `uniforms` [B, new] has random numbers from [0, 1) for it: no row depends on the others, nor on
-    how many ranks share them (`runtime.random_numbers`). New tokens share a column
-    of the cache, behind the longest prompt. Rows that have ended leave once they are a quarter; the
+    how many ranks share them (`random_numbers` of runtime/ranks.py). New tokens share a column of
+    the cache, behind the longest prompt. Rows that have ended leave once they are a quarter; the
     host looks (and waits for the device) once in `look_every` tokens.
     """
+    # 1. Room for the new tokens behind the prompts; each row hides its own padding.
     device = model.embedding.weight.device
     look_every = max(1, model.config.look_every)
     rows = pad_rows(prompts, device=device, room=uniforms.shape[1])
@@ -359,8 +360,10 @@ def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int) ->
     cache = Cache(size)
     live = torch.arange(len(prompts), device=device)                   # rows in the batch
     going = torch.ones(len(prompts), dtype=torch.bool, device=device)  # of these, not yet ended
+    # 2. Read the prompts: the state at each one's last token predicts the first new one.
     last = model(rows.tokens[:, :start], cache=cache,
                  at=columns[:start] == rows.prompt[:, None] - 1)              # [B, D]
+    # 3. A token a row at a time, until all have ended; rows that have ended leave the batch.
     for column, uniform in enumerate(uniforms.to(device).unbind(1), start):
         token = draw(model.logits(last), temperature, uniform[live])
         at = rows.length[live]

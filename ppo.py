@@ -190,20 +190,25 @@ def roll_out(learner: Learner, anchor: GPT, prompts: Prompts, task: Task, ppo: P
     The raw score is shifted and scaled by `spread`, the (mean, std) of scores before training; a
     response without its end gets ppo.no_eos_score instead.
     """
+    # 1. Sample y ~ pi(. | prompt).
     portion, own = anchor.config.portion, prompts.mine()
     uniforms = random_numbers(len(prompts.ids), max_new, generator)
     rows = sample(learner.policy, own.ids, uniforms, ppo.temperature, eos)
     mask = rows.mask
+    # 2. Score it: one number a response.
     ended = rows.tokens.gather(1, rows.length[:, None] - 1)[:, 0] == eos
     mean, std = spread
     score = torch.where(ended, (task.score(own, rows) - mean) / std, ppo.no_eos_score)
+    # 3. KL and values: one number a token.
     logp, ref_logp = (
         by_micro_batches(lambda part: token_logprobs(one, part, ppo.temperature), rows, portion)
         for one in (learner.policy, anchor))
     kl = kl_penalty(logp, ref_logp, mask)
     values = by_micro_batches(learner.critic, rows, portion)
+    # 4. From here on every rank has all rows.
     rows = Rows(*map(gather_rows, (rows.tokens, rows.prompt, rows.length)))
     mask, logp, kl, values, score, ended = map(gather_rows, (mask, logp, kl, values, score, ended))
+    # 5. Rewards, advantages and returns: one number a token.
     rewards = token_rewards(score, kl, mask, learner.beta)
     advantages, returns = compute_gae(rewards, values, mask, ppo.gamma, ppo.lam)
     return Rollout(rows, mask, logp, kl, values, whiten(advantages, mask), returns, score, ended)
@@ -269,30 +274,45 @@ def figures_of(rollout: Rollout, prompts: Prompts, strip_eos: Callable) -> dict:
     return dict(zip(names, (s / count for s in sums))) | {"value_error": error / tokens}
 
 
+def anneal(learner: Learner, ppo: PPOSection, stage: StageSection, iteration: int) -> None:
+    """Set both learning rates: they fall linearly towards a tenth over the stage."""
+    left = 1 - 0.9 * (iteration - 1) / stage.iterations
+    for optimizer, lr in ((learner.policy_optimizer, ppo.lr),
+                          (learner.critic_optimizer, ppo.critic_lr)):
+        optimizer.param_groups[0]["lr"] = lr * stage.lr_scale * left
+
+
+def refuse_not_finite(figures: dict, where: str) -> None:
+    """Raise NotFinite, naming them, if some figures are not finite."""
+    bad = [name for name, value in figures.items() if not math.isfinite(value)]
+    if bad:
+        raise NotFinite(f"{where}: {', '.join(bad)} not finite; what was good is saved; lower "
+                        "ppo.lr under another --run.name")
+
+
 def train(run: Run, task: Task, learner: Learner, anchor: GPT, spread: list[float],
           stage: StageSection, max_new: int, eos: int, strip_eos: Callable) -> None:
-    """The PPO loop of one stage; changes the learner."""
+    """Run PPO for the iterations of one stage; changes the learner. Raises NotFinite where a figure
+    of a rollout is not finite."""
     ppo = run.config.ppo
     for iteration in (bar := run.steps(task.name, stage.iterations, learner)):
-        generator = run.generator(f"{task.name} {iteration}")
-        shuffle = run.generator(f"{task.name} minibatches {iteration}")
+        sampling, shuffling = (run.generator(f"{task.name} {purpose}{iteration}")
+                               for purpose in ("", "minibatches "))
+        # 1. Prompts: x (Eq. 3), or x with a draft y_ref (Eqs. 4 and 5).
         prompts = task.draw(iteration, ppo.batch)
-        rollout = roll_out(learner, anchor, prompts, task, ppo, max_new, eos, spread, generator)
-        for optimizer, lr in ((learner.policy_optimizer, ppo.lr),
-                              (learner.critic_optimizer, ppo.critic_lr)):
-            annealed = 1 - 0.9 * (iteration - 1) / stage.iterations  # towards a tenth of it
-            optimizer.param_groups[0]["lr"] = lr * stage.lr_scale * annealed
+        # 2. Sample y ~ pi(. | prompt) and score it; KL, values, advantages.
+        rollout = roll_out(learner, anchor, prompts, task, ppo, max_new, eos, spread, sampling)
         figures = figures_of(rollout, prompts, strip_eos) | {"beta": learner.beta}
-        bad = [name for name, value in figures.items() if not math.isfinite(value)]
-        if bad:
-            raise NotFinite(f"{task.name}, iteration {iteration}: {', '.join(bad)} not finite; "
-                            "what was good is saved; lower ppo.lr under another --run.name")
+        refuse_not_finite(figures, f"{task.name}, iteration {iteration}")
         warn_once(run.told, task.name, troubles(figures, stage.kl_target))
-        train_policy = iteration > ppo.critic_warmup
+        # 3. Clipped updates. In the first iterations only the critic learns.
+        anneal(learner, ppo, stage, iteration)
         run.last_good = None  # from here on the learner changes; what was saved before is good
-        figures |= update(learner, rollout, ppo, train_policy, shuffle)
+        figures |= update(learner, rollout, ppo, iteration > ppo.critic_warmup, shuffling)
+        # 4. The next iteration's coefficient: the wall around the target KL.
         learner.beta = kl_coefficient(stage.beta, figures["kl"], stage.kl_target, ppo.kl_power,
                                       ppo.kl_wall)
+        # 5. What to look at (docs/metrics.md).
         figures |= task.observe(iteration, prompts, rollout.rows, rollout.score, rollout.kl.sum(1))
         bar.set_postfix({k: figures[k] for k in ("reward", "kl", "gold") if k in figures})
         run.log("metrics.jsonl", {"stage": task.name, "step": iteration} | figures)
