@@ -6,9 +6,11 @@ starts by itself.
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from urllib.request import url2pathname
 
@@ -116,15 +118,42 @@ def start_ranks(count: int, device: torch.device) -> None:
         if count > 1 and "RANK" not in os.environ:
             meeting = Path(tempfile.mkdtemp(), "ranks")
             os.environ.update(WORLD_SIZE=str(count), PIT_MEETING=meeting_url(meeting), RANK="0")
-            for number in range(1, count):
-                _children.append(subprocess.Popen(
-                    [sys.executable, *sys.argv], env=os.environ | {"RANK": str(number)},
-                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
+            start_children(count)
+            wait_for_children(meeting.parent)
+        elif os.environ.get("RANK", "0") != "0" and "PIT_MEETING" in os.environ:
+            (meeting_folder(os.environ["PIT_MEETING"]) / f"rank{os.environ['RANK']}").touch()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             init_method=os.environ.get("PIT_MEETING", "env://"),
             rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
+
+
+def start_children(count: int) -> None:
+    """Start the ranks from 1 on. From their first moment they ignore SIGINT and SIGTERM, which a
+    terminal sends to all: rank 0 ends them."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {} if files.WINDOWS else {
+        number: signal.signal(number, signal.SIG_IGN) for number in numbers}  # is inherited
+    try:
+        for rank in range(1, count):
+            _children.append(subprocess.Popen(
+                [sys.executable, *sys.argv], env=os.environ | {"RANK": str(rank)},
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)))
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def wait_for_children(folder: Path) -> None:
+    """Wait until each has left a file in the folder: torch waits for half an hour, and takes no
+    signal meanwhile. Raises UserError if one has ended before."""
+    while sum(1 for _ in folder.glob("rank[0-9]*")) < len(_children):
+        if any(child.poll() is not None for child in _children):
+            raise UserError("another rank has ended before the run began; see what it said above, "
+                            "or set run.ranks = 1")
+        time.sleep(0.02)
 
 
 def meeting_url(path: Path) -> str:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -217,6 +218,24 @@ def test_ctrl_break_is_taken_where_there_is_one(monkeypatch):
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("seconds", [0.7, 3.0])
+def test_a_signal_to_all_ranks_ends_them_at_once(tmp_path, seconds):
+    """As Ctrl-C in a terminal: while they start, and in the first stage."""
+    process = subprocess.Popen(
+        [sys.executable, "train_reward.py", "--config", "configs/tiny.toml", "--run.ranks=2",
+         f"--run.dir={tmp_path}", "--sft.steps=100000"], cwd=ROOT, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8",
+        env=os.environ | {"OMP_NUM_THREADS": "1"})
+    time.sleep(seconds)
+    while not Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text():
+        time.sleep(0.01)  # until the second rank is there
+    time.sleep(seconds / 2)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=20)[1]
+    assert process.returncode == 130 and "interrupted" in said and "error" not in said
 
 
 @pytest.mark.parametrize("cuda, mps, wanted", [(True, True, "cuda"), (False, True, "cpu"),
