@@ -194,7 +194,6 @@ def roll_out(learner: Learner, anchor: GPT, prompts: Prompts, task: Task, ppo: P
     portion, own = anchor.config.portion, prompts.mine()
     uniforms = random_numbers(len(prompts.ids), max_new, generator)
     rows = sample(learner.policy, own.ids, uniforms, ppo.temperature, eos)
-    mask = rows.mask
     # 2. Score it: one number a response.
     ended = rows.tokens.gather(1, rows.length[:, None] - 1)[:, 0] == eos
     mean, std = spread
@@ -203,11 +202,12 @@ def roll_out(learner: Learner, anchor: GPT, prompts: Prompts, task: Task, ppo: P
     logp, ref_logp = (
         by_micro_batches(lambda part: token_logprobs(one, part, ppo.temperature), rows, portion)
         for one in (learner.policy, anchor))
-    kl = kl_penalty(logp, ref_logp, mask)
+    kl = kl_penalty(logp, ref_logp, rows.mask)
     values = by_micro_batches(learner.critic, rows, portion)
     # 4. From here on every rank has all rows.
     rows = Rows(*map(gather_rows, (rows.tokens, rows.prompt, rows.length)))
-    mask, logp, kl, values, score, ended = map(gather_rows, (mask, logp, kl, values, score, ended))
+    logp, kl, values, score, ended = map(gather_rows, (logp, kl, values, score, ended))
+    mask = rows.mask
     # 5. Rewards, advantages and returns: one number a token.
     rewards = token_rewards(score, kl, mask, learner.beta)
     advantages, returns = compute_gae(rewards, values, mask, ppo.gamma, ppo.lam)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from corpus import bills
 from data import Data, Fold
 from evaluation.measure import (comparison, fold_scores, gap_scores, held_out_accuracies,
-                                pair_agreement, pointwise_scores, rp_scores, share_right)
+                                pair_agreement, pointwise_agreement, rp_scores)
 from evaluation.rivals import best_of, self_refine
 from evaluation.show import prompt_text
 from reward import score
@@ -248,8 +248,8 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
         table.add(side, getattr(fold, side), "M_P^RL", y_0, None)
     accuracies = held_out_accuracies(data, models.rp, models.rpit, setting.split)
     if models.judge:
-        w, l = pointwise_scores(data, models.judge, data.folds[setting.split])
-        accuracies["judge of this report"] = share_right(list(w > l))
+        accuracies["judge of this report"] = pointwise_agreement(
+            data, models.judge, data.folds[setting.split])
     if judge.hidden:
         accuracies |= judge_agreements(data, models, judge, fold)
         accuracies |= sample_agreements(run, data, models, judge, x)
