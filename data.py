@@ -185,7 +185,13 @@ def prepare(run: Run) -> dict:
     sources = config.data.files
     if not sources:
         sources = [str(run.folder / "bills.jsonl")]
-        made = bills.make_pairs(config.data.bills, config.run.seed, config.data.total)
+        known = bills.questions_of(*config.data.things)
+        if config.data.bills > known / 2:
+            raise UserError(f"data.bills = {config.data.bills:,} of the {known:,} questions that "
+                            "data.things allows: that is more than half; lower it, or allow more "
+                            "things")
+        made = bills.make_pairs(config.data.bills, config.run.seed, config.data.total,
+                                *config.data.things)
         files.write_whole(Path(sources[0]), lambda file: file.writelines(
             json.dumps(pair).encode() + b"\n" for pair in made))
     pairs = [pair for path in sources for pair in read_pairs(path, dropped)]

@@ -1,6 +1,6 @@
 """Bills: the synthetic preference data and its hidden judge.
 
-A question lists three to six things in order; a coupon halves what is due so far (rounded down).
+A question lists a few things in order (three to six, data.things); a coupon halves what is due so far (rounded down).
 A good response says the total first, then the running amount after each thing:
 
     What is the bill for tea, a coupon and a hat?  ->  Sure! 10 in all: tea 5, coupon 2, hat 10.
@@ -52,11 +52,12 @@ def running_amounts(things: list[str]) -> list[int]:
     return amounts
 
 
-def make_question(rng: random.Random) -> tuple[str, list[str]]:
-    """A question and its things (bare names). The first is never a coupon; no good comes twice."""
-    goods = rng.sample(list(PRICES), 6)
+def make_question(rng: random.Random, fewest: int = 3, most: int = 6) -> tuple[str, list[str]]:
+    """Make a question about `fewest` to `most` things; return it and the things (bare names). The
+    first is never a coupon; no good comes twice."""
+    goods = rng.sample(list(PRICES), most)
     things = [goods[0]] + [COUPON if rng.random() < COUPON_SHARE else good
-                           for good in goods[1:rng.randint(3, 6)]]
+                           for good in goods[1:rng.randint(fewest, most)]]
     listing = ", ".join(things[:-1]) + " and " + things[-1]
     return rng.choice(QUESTIONS).format(listing), [bare(thing) for thing in things]
 
@@ -163,15 +164,24 @@ def grade(question: str, response: str) -> float:
     return sum(weight * aspects[name] for name, weight in WEIGHTS.items())
 
 
-def make_pairs(count: int, seed: int, order: str):
-    """Yield `count` preference pairs on distinct questions, as dicts of the plain format.
+def questions_of(fewest: int, most: int) -> int:
+    """Count the distinct questions about `fewest` to `most` things: of n things after the first,
+    any may be coupons, and the others are distinct goods in any order."""
+    return len(QUESTIONS) * sum(
+        math.comb(n - 1, coupons) * math.perm(len(PRICES), n - coupons)
+        for n in range(fewest, most + 1) for coupons in range(n))
+
+
+def make_pairs(count: int, seed: int, order: str, fewest: int = 3, most: int = 6):
+    """Yield `count` preference pairs on distinct questions about `fewest` to `most` things, as
+    dicts of the plain format.
 
     Labels come from a Bradley-Terry model of the grades, so some are wrong, as with people.
     """
     rng = random.Random(seed)
     seen = set()
     while len(seen) < count:
-        question, things = make_question(rng)
+        question, things = make_question(rng, fewest, most)
         if question in seen:
             continue
         first, second = (write_response(things, rng, order) for _ in range(2))

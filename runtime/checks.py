@@ -35,7 +35,7 @@ def problems(config):
                 yield f"{name}: {item!r}; {hint}" + f" (all are {known})" * (known not in hint)
             if type(item) in (int, float) and not low <= item <= high:
                 yield f"{name} = {item} is out of range: it must be finite" + (
-                    " and above 0" * (0 < low < 1) + f" and {low} or more" * (low in (0, 1))
+                    " and above 0" * (0 < low < 1) + f" and {low} or more" * (low in (0, 1, 2))
                     + f" and {high} at most" * (high < sys.float_info.max))
     model, rows = config.model, config.ppo.minibatches * config.run.ranks  # 0: they will fit
     triple = 2 * config.data.max_prompt + 6 * config.data.max_response  # positions that it takes
@@ -57,6 +57,8 @@ def problems(config):
              ", one for each rank") * (config.run.ranks > 2)),
         (any(getattr(config, fit).batch < config.run.ranks for fit in FITS),
          "a batch is smaller than run.ranks"),
+        (len(config.data.things) != 2 or config.data.things != sorted(config.data.things),
+         "data.things needs two numbers, the fewest things of a bill and the most"),
         (config.run.name in ("", ".", "..") or "/" in config.run.name,
          f"run.name = {config.run.name!r} must be the name of a folder, without a path: that is "
          "run.dir"),

@@ -45,6 +45,8 @@ class DataSection:
     files: list[str] = field(default_factory=list)  # preference pairs; none: make bills
     bills: int = 120_000        # pairs to make where no file is given
     total: Literal["first", "last"] = "first"  # bills: the place of the total; last: the control
+    things: list[int] = field(  # bills: the fewest and the most things that a question lists
+        default_factory=lambda: [3, 6], metadata={"low": 2, "high": 14})
     valid: int = 1000           # questions held out for choices, with all their pairs
     test: int = 1000            # questions held out for the report
     max_prompt: int = 32        # tokens; longer conversations lose their first turns

@@ -141,6 +141,20 @@ def test_pairs_are_distinct_questions_and_reproducible():
     assert [p["prompt"] for p in make_pairs(500, 8, "first")] != [p["prompt"] for p in pairs]
 
 
+def test_questions_list_as_many_things_as_asked():
+    sizes = {len(things_of(pair["prompt"])) for pair in make_pairs(200, 7, "first", 2, 4)}
+    assert sizes == {2, 3, 4}
+    assert {len(things_of(pair["prompt"])) for pair in make_pairs(30, 7, "first", 9, 9)} == {9}
+
+
+def test_distinct_questions_are_counted():
+    # two things: a good, then a coupon or another good, in three wordings
+    assert bills.questions_of(2, 2) == 3 * 14 * (1 + 13)
+    assert len({p["prompt"] for p in make_pairs(580, 1, "first", 2, 2)}) == 580 < 588
+    # a third: two coupons, one in either place with 13 goods, or 13 x 12 goods
+    assert bills.questions_of(2, 3) == 588 + 3 * 14 * (1 + 2 * 13 + 13 * 12)
+
+
 def test_a_sixth_of_the_labels_is_wrong_as_bradley_and_terry_say():
     pairs = list(make_pairs(4000, 1, "first"))
     margins = [grade(p["prompt"], p["chosen"]) - grade(p["prompt"], p["rejected"]) for p in pairs]
