@@ -5,10 +5,12 @@ Rows of unequal length are padded on the *right* and positions count from the ro
 Under a causal mask no real token ever sees a pad, so training needs no padding mask (sampling hides
 the pads between prompt and response), and a row's logits depend neither on padding nor on others.
 
+Left out: dropout, top-k and top-p. LoRA is in pretrained/lora.py; what makes sampling faster is in
+faster/sampling.py.
+
 Shapes: B batch, T time, V vocabulary, D width, H heads, K key-value heads, C width of a head.
 """
 
-import copy
 import math
 from dataclasses import dataclass
 from itertools import chain
@@ -17,8 +19,55 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from runtime.config import LoRASection, ModelSection
-from runtime.ranks import in_step
+from runtime.config import ModelSection
+
+
+@dataclass
+class Rows:
+    """Prompts with their responses, padded on the right."""
+    tokens: torch.Tensor      # [B, T] prompt, response, padding
+    prompt: torch.Tensor      # [B] tokens of the prompt
+    length: torch.Tensor      # [B] tokens of prompt and response; the end is part of the response
+
+    @property
+    def mask(self):
+        """[B, T] true at the response's tokens."""
+        at = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return (at >= self.prompt[:, None]) & (at < self.length[:, None])
+
+    @property
+    def before(self):
+        """[B, T] true one place to the left: where the response's tokens are predicted."""
+        return F.pad(self.mask[:, 1:], (0, 1))
+
+    def __getitem__(self, rows):
+        """Take some of the rows, cut to the longest of them."""
+        longest = int(self.length[rows].max())
+        return Rows(self.tokens[rows, :longest], self.prompt[rows], self.length[rows])
+
+    def responses(self) -> list[list[int]]:
+        """List the responses' token ids, without the padding."""
+        return [row[p:n] for row, p, n in zip(self.tokens.tolist(), self.prompt.tolist(),
+                                              self.length.tolist())]
+
+
+def pad_rows(prompts: list, responses: list | None = None, device="cpu", room: int = 0) -> Rows:
+    """Make rows of lists of token ids, with room for more tokens behind. The padding is id 0, which
+    no real token sees."""
+    rows = [list(p) + list(r) for p, r in zip(prompts, responses or [[]] * len(prompts))]
+    length = torch.tensor([len(row) for row in rows])
+    tokens = torch.zeros(len(rows), int(length.max()) + room, dtype=torch.long)
+    tokens[torch.arange(tokens.shape[1]) < length[:, None]] = torch.tensor(list(chain(*rows)))
+    return Rows(tokens.to(device), torch.tensor([len(p) for p in prompts], device=device),
+                length.to(device))
+
+
+def on_grid(mask, values):
+    """Put values [N] of the mask's tokens, row by row, at their places [B, T]; 0 elsewhere."""
+    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, values)
+
+
+# --------------------------------------------------------------------------------------- the model
 
 
 class RMSNorm(nn.Module):
@@ -34,7 +83,7 @@ class RMSNorm(nn.Module):
 
 
 def rotary_table(context: int, width: int, theta: float, scaling=()) -> torch.Tensor:
-    """exp(i angle) of each position and pair (arXiv 2104.09864), as reals [context, C/2, 2].
+    """Return exp(i angle) of each position and pair (arXiv 2104.09864): reals [context, C/2, 2].
 
     `scaling` is Llama 3's, if any: what turns fewer than `low` times within the original context
     turns slower by `factor`, what turns more than `high` times as before, in between a mixture.
@@ -59,51 +108,28 @@ def rotate(x, rotations):
 
 
 class Cache:
-    """Keys and values of what the rows of a batch have read, in `size` columns that all rows share:
-    first the prompts, then a column for each new token."""
+    """Keys and values of what the rows of a batch have read."""
 
-    def __init__(self, size: int):
-        self.size, self.filled = size, 0
-        self.layers: list[tuple] = []  # of each layer the keys and the values [B, K, size, C]
+    def __init__(self):
+        self.layers: dict[int, tuple] = {}  # of each layer the keys and the values [B, K, T, C]
 
-    def start(self, k, v):
-        """Keep a layer's keys and values of the prompts [B, K, T, C]."""
-        self.layers.append(tuple(F.pad(x, (0, 0, 0, self.size - x.shape[2])) for x in (k, v)))
-
-    def attend(self, layer: int, q, k, v, bias):
-        """Attention of one new token a row: q [B, H, 1, C]; k and v [B, K, 1, C] join the cache.
-
-        bias [B * K, 1, size] is 0 at the columns that a row may look at, else -inf. Going over all
-        columns keeps the memory that is read in one piece: twice as fast as over those filled.
-        """
-        keys, values = self.layers[layer]
-        keys[:, :, self.filled], values[:, :, self.filled] = k[:, :, 0], v[:, :, 0]
-        batch, groups, size, width = keys.shape
-        scores = torch.baddbmm(bias, q.reshape(batch * groups, -1, width),
-                               keys.flatten(0, 1).transpose(1, 2), alpha=width ** -0.5)
-        return torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view(q.shape)
-
-    def keep(self, rows):
-        """Go on with some of the rows."""
-        self.layers = [(k[rows], v[rows]) for k, v in self.layers]
+    def attend(self, layer: int, q, k, v, mask):
+        """Return the attention of new tokens, q [B, H, t, C], to all that was read up to them;
+        their k and v [B, K, t, C] join the cache."""
+        if layer in self.layers:
+            k, v = (torch.cat(pair, dim=2) for pair in zip(self.layers[layer], (k, v)))
+        self.layers[layer] = k, v
+        return attend(q, k, v, mask)
 
 
-class LoRA(nn.Module):
-    """A change of rank r to a frozen weight W: W + alpha / r B A (arXiv 2106.09685); B starts at 0.
-    Of queries, keys and values, or gate and up, which are one W, there is one A."""
-
-    def __init__(self, outputs: int, inputs: int, config: LoRASection):
-        super().__init__()
-        self.a = nn.Parameter(torch.randn(config.rank, inputs) * inputs ** -0.5)
-        self.b = nn.Parameter(torch.zeros(outputs, config.rank))
-        self.scale = config.alpha / config.rank
-
-    def forward(self, x):
-        return F.linear(F.linear(x, self.a), self.scale * self.b)
+def attend(q, k, v, mask=None):
+    """Return softmax(q k^T / sqrt(C) + mask) v [B, H, T, C]; without a mask it is causal."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
+                                          enable_gqa=q.shape[1] > k.shape[1])
 
 
 class Linear(nn.Module):
-    """x W^T, at first with weights of std 1/sqrt(inputs); with LoRA an adapter adds to it."""
+    """x W^T, at first with weights of std 1/sqrt(inputs). An adapter (pretrained/lora.py) adds."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -131,13 +157,7 @@ class Attention(nn.Module):
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
         q, k = rotate(qk, rotations).split([self.heads, self.kv_heads], dim=2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H or K, T, C]
-        if cache is not None and cache.filled:
-            y = cache.attend(layer, q, k, v, mask)
-        else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
-                                               enable_gqa=self.heads > self.kv_heads)
-            if cache is not None:
-                cache.start(k, v)
+        y = attend(q, k, v, mask) if cache is None else cache.attend(layer, q, k, v, mask)
         return self.out(y.transpose(1, 2).reshape(batch, time, -1))        # [B, T, D]
 
 
@@ -155,6 +175,8 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)), the latter at the places `at` [B, T] alone."""
+
     def __init__(self, config: ModelSection):
         super().__init__()
         self.attention_norm = RMSNorm(config.width, config.norm_eps)
@@ -188,130 +210,35 @@ class GPT(nn.Module):
             for last in (block.attention.out, block.mlp.down):
                 last.weight.data *= (2 * config.layers) ** -0.5
 
-    def compile_blocks(self):
-        """Compile each block, but not the cache, which would be compiled anew for each layer. (The
-        last block is compiled in two pieces: where `at` picks its states the size is not known.)"""
-        Cache.start, Cache.attend = map(torch.compiler.disable, (Cache.start, Cache.attend))
-        for block in self.blocks:
-            block.compile(dynamic=True)
-        return self
+    def forward(self, tokens, positions=None, mask=None, cache=None, at=None):
+        """Return the hidden states [B, T, D] of tokens [B, T]; or [N, D], row by row, of those N
+        places alone that are true in `at` [B, T], which saves the last layer's MLP at the others.
 
-    def forward(self, tokens, positions=None, mask=None, cache: Cache | None = None, at=None):
-        """Hidden states [B, T, D] of tokens [B, T]; or [N, D], row by row, of those N places that
-        are true in `at` [B, T]: nobody asks for the last layer's MLP at the others.
-
-        positions [B, T] (default: 0 to T - 1) and mask [B, 1, T, T], 0 where a token may look and
-        -inf elsewhere (default: at itself and before), let branches of one row share what stands
-        before them. A cache takes the prompts first; then tokens [B, 1], with the bias of
-        Cache.attend as the mask.
+        positions [B, T] (default: 0 to T - 1) and mask [B, 1, T, S], 0 where a token may look and
+        -inf elsewhere (default: at itself and before), place the tokens among the S that were read:
+        these, or with a Cache those in it, too.
         """
         angles = self.rotary[:tokens.shape[1]] if positions is None else self.rotary[positions]
         rotations = torch.view_as_complex(angles.float()).unsqueeze(-2)  # [B or -, T, 1, C/2]
         x = self.embedding(tokens).float()                           # [B, T, D]
         for layer, block in enumerate(self.blocks):
             x = block(x, rotations, mask, cache, layer, at if block is self.blocks[-1] else None)
-        if cache is not None:
-            cache.filled += tokens.shape[1]
         return self.norm(x)
 
     def logits(self, hidden):
-        """Logits [..., V] of hidden states [..., D]: float32, whatever the product was made in."""
+        """Return the logits [..., V] of hidden states [..., D], in float32 under autocast, too."""
         return self.head(hidden).float()
 
 
-def adapted(trunk: GPT, config: LoRASection) -> GPT:
-    """A model that shares the weights of a frozen trunk and has adapters of its own."""
-    trunk.requires_grad_(False)
-    shared = {id(tensor): tensor for tensor in (*trunk.parameters(), *trunk.buffers())}
-    model = copy.deepcopy(trunk, shared)
-    for name, module in list(model.named_modules()):
-        if name.rpartition(".")[2] in config.linears:
-            module.lora = LoRA(*module.weight.shape, config)
-    return model
-
-
-@torch.no_grad()
-def merged(model: GPT) -> dict[str, torch.Tensor]:
-    """The weights of a model in float32, adapters added to what they adapt."""
-    weights = {name: tensor.float() for name, tensor in model.state_dict().items()
-               if ".lora." not in name}
-    with torch.autocast(model.embedding.weight.device.type, enabled=False):
-        for name, module in model.named_modules():
-            if isinstance(module, LoRA):
-                name = name.removesuffix("lora") + "weight"
-                weights[name] = weights[name] + module.scale * module.b @ module.a
-    return weights
-
-
 def scalars(head: nn.Linear, hidden):
-    """What a head makes of states [..., D], in float32 also where the trunk is in bfloat16: rewards
-    and values need more than its 8 bits."""
+    """Return what a head makes of states [..., D], in float32 also where the trunk is in bfloat16:
+    rewards and values need more than its 8 bits."""
     with torch.autocast(hidden.device.type, enabled=False):
         return head(hidden.float())
 
 
-@dataclass
-class Rows:
-    """Prompts with their responses, padded on the right."""
-    tokens: torch.Tensor      # [B, T] prompt, response, padding
-    prompt: torch.Tensor      # [B] tokens of the prompt
-    length: torch.Tensor      # [B] tokens of prompt and response; the end is part of the response
-
-    @property
-    def mask(self):
-        """[B, T] true at the response's tokens."""
-        at = torch.arange(self.tokens.shape[1], device=self.tokens.device)
-        return (at >= self.prompt[:, None]) & (at < self.length[:, None])
-
-    @property
-    def before(self):
-        """[B, T] true one place to the left: where the response's tokens are predicted."""
-        return F.pad(self.mask[:, 1:], (0, 1))
-
-    def __getitem__(self, rows):
-        """Some of the rows, cut to the longest of them."""
-        longest = int(self.length[rows].max())
-        return Rows(self.tokens[rows, :longest], self.prompt[rows], self.length[rows])
-
-    def responses(self) -> list[list[int]]:
-        """The responses' token ids, without the padding."""
-        return [row[p:n] for row, p, n in zip(self.tokens.tolist(), self.prompt.tolist(),
-                                              self.length.tolist())]
-
-
-def micro_batches(length, size: int):
-    """Indices of rows of similar length [B] that together take at most `size` positions (or of one
-    row; 0: no limit): little padding, little memory, activations that fit a CPU's caches."""
-    order = length.argsort(descending=True, stable=True)
-    longest, parts, start = length[order].tolist(), [], 0
-    while start < len(order):
-        end = start + max(1, (size or len(order) * longest[0]) // longest[start])
-        parts.append(order[start:end])
-        start = end
-    for _ in range(in_step(len(parts)) - len(parts)):
-        parts.sort(key=len)
-        parts += parts.pop().tensor_split(2)  # two of the fullest
-    return parts
-
-
-def pad_rows(prompts: list, responses: list | None = None, device="cpu", room: int = 0) -> Rows:
-    """Rows of lists of token ids, with room for more tokens behind. The padding is id 0, which no
-    real token sees."""
-    rows = [list(p) + list(r) for p, r in zip(prompts, responses or [[]] * len(prompts))]
-    length = torch.tensor([len(row) for row in rows])
-    tokens = torch.zeros(len(rows), int(length.max()) + room, dtype=torch.long)
-    tokens[torch.arange(tokens.shape[1]) < length[:, None]] = torch.tensor(list(chain(*rows)))
-    return Rows(tokens.to(device), torch.tensor([len(p) for p in prompts], device=device),
-                length.to(device))
-
-
-def on_grid(mask, values):
-    """Values [N] of the mask's tokens, row by row, at their places; 0 elsewhere: [B, T]."""
-    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, values)
-
-
 def token_logprobs(model: GPT, rows: Rows, temperature: float = 1.0):
-    """log pi(token | what stands before it) at the responses' tokens [B, T], in float32.
+    """Return log pi(token | what stands before it) at the responses' tokens [B, T], in float32.
 
     The state at t - 1 predicts token t; logits are computed where they are needed only.
     """
@@ -320,18 +247,12 @@ def token_logprobs(model: GPT, rows: Rows, temperature: float = 1.0):
     return on_grid(rows.mask, -F.cross_entropy(logits, rows.tokens[rows.mask], reduction="none"))
 
 
-def by_micro_batches(function, rows: Rows, size: int):
-    """function(rows) -> [B, T], computed for micro-batches of at most `size` positions."""
-    result = torch.zeros(rows.tokens.shape, device=rows.tokens.device)
-    for chosen in micro_batches(rows.length, size):
-        part = function(rows[chosen])
-        result[chosen, :part.shape[1]] = part
-    return result
+# ---------------------------------------------------------------------------------------- sampling
 
 
 def draw(logits, temperature: float, uniform):
-    """One token a row from softmax(logits / temperature): the first whose cumulative probability
-    exceeds `uniform` [B], numbers from [0, 1). Temperature 0 takes the likeliest."""
+    """Draw one token a row from softmax(logits / temperature): the first whose cumulative
+    probability exceeds `uniform` [B], numbers from [0, 1). Temperature 0 takes the likeliest."""
     if temperature == 0:
         return logits.argmax(-1)
     upto = (logits / temperature).softmax(-1).cumsum(-1)                              # [B, V]
@@ -344,40 +265,29 @@ def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int) ->
     """Sample a response to each prompt (lists of token ids), until all have ended.
 
     A response ends with its first `eos`, which is part of it, or is cut after as many tokens as
-    `uniforms` [B, new] has random numbers from [0, 1) for it: no row depends on the others, nor on
-    how many ranks share them (`random_numbers` of runtime/ranks.py). New tokens share a column of
-    the cache, behind the longest prompt. Rows that have ended leave once they are a quarter; the
-    host looks (and waits for the device) once in `look_every` tokens.
+    `uniforms` [B, new] has random numbers from [0, 1) for it: no row depends on the others.
+    Training uses faster/sampling.py, which takes and returns the same.
     """
-    # 1. Room for the new tokens behind the prompts; each row hides its own padding.
+    # 1. Read the prompts: the state at each one's last token predicts the first new one.
     device = model.embedding.weight.device
-    look_every = max(1, model.config.look_every)
     rows = pad_rows(prompts, device=device, room=uniforms.shape[1])
-    start, size = int(rows.prompt.max()), rows.tokens.shape[1]
-    columns = torch.arange(size, device=device)
-    bias = torch.zeros(len(prompts), 1, size, device=device).masked_fill(
-        (columns >= rows.prompt[:, None])[:, None], -torch.inf)
-    cache = Cache(size)
-    live = torch.arange(len(prompts), device=device)                   # rows in the batch
-    going = torch.ones(len(prompts), dtype=torch.bool, device=device)  # of these, not yet ended
-    # 2. Read the prompts: the state at each one's last token predicts the first new one.
-    last = model(rows.tokens[:, :start], cache=cache,
-                 at=columns[:start] == rows.prompt[:, None] - 1)              # [B, D]
-    # 3. A token a row at a time, until all have ended; rows that have ended leave the batch.
-    for column, uniform in enumerate(uniforms.to(device).unbind(1), start):
-        token = draw(model.logits(last), temperature, uniform[live])
-        at = rows.length[live]
-        rows.tokens[live, at] = torch.where(going, token, 0)
-        rows.length[live] = at + going
-        going = going & (token != eos)
-        look = (column - start) % look_every == look_every - 1
-        if column == size - 1 or look and not in_step(int(going.any())):
+    every, places = torch.arange(len(prompts)), torch.arange(int(rows.prompt.max()), device=device)
+    cache, going = Cache(), torch.ones(len(prompts), dtype=torch.bool, device=device)
+    hidden = model(rows.tokens[:, :len(places)], cache=cache,
+                   at=places == rows.prompt[:, None] - 1)                          # [B, D]
+    # New tokens join the cache behind the longest prompt; a row does not see its own padding.
+    mask = torch.zeros(len(prompts), 1, 1, len(places), device=device).masked_fill(
+        (places >= rows.prompt[:, None])[:, None, None], -torch.inf)
+    for uniform in uniforms.to(device).unbind(1):
+        # 2. Draw a token a row. It is part of the response until that has ended.
+        token = draw(model.logits(hidden), temperature, uniform)
+        position = rows.length.clone()
+        rows.tokens[every, position] = torch.where(going, token, 0)
+        rows.length += going
+        going &= token != eos
+        if not going.any():
             break
-        if look and 0 < going.float().mean() < 0.75:
-            live, token, at, bias = live[going], token[going], at[going], bias[going]
-            cache.keep(going)
-            going = going[going]
-        bias[:, :, column] = 0
-        seen = bias.repeat_interleave(model.config.kv_heads, dim=0)  # [live * K, 1, size]
-        last = model(token[:, None], at[:, None], seen, cache)[:, 0]
-    return rows[torch.arange(len(prompts), device=device)]
+        # 3. Read it: its state predicts the next one.
+        mask = F.pad(mask, (0, 1))
+        hidden = model(token[:, None], position[:, None], mask, cache)[:, 0]
+    return rows[every]

@@ -16,38 +16,42 @@ Symbols, all on one grid [B, T] of tokens, right-padded; a mask marks the respon
     rho             pi_new / pi_old, 1 in the first minibatch of the first epoch
 
 Rollout, log-probabilities and update share one temperature, and there is no top-k, top-p or
-dropout: one behaviour distribution. Left out: early stopping on KL, a critic in the policy.
+dropout: one behaviour distribution. Ranks share the prompts of an iteration and then the rows of
+each minibatch; the formulas know nothing of them. Left out: early stopping on KL, a critic in the
+policy.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable
 
 import torch
 import torch.nn as nn
 
-from model import (GPT, Rows, by_micro_batches, micro_batches, on_grid, sample, scalars,
-                   token_logprobs)
-from runtime.checks import troubles, warn_once
+from data import Data
+from faster.sampling import sample
+from model import GPT, Rows, on_grid, scalars, token_logprobs
+from runtime.batching import by_micro_batches, micro_batches
+from runtime.checks import refuse_not_finite, troubles, warn_once
 from runtime.config import PPOSection, StageSection
 from runtime.ranks import all_sum, gather, gather_rows, mine, random_numbers
-from runtime.run import NotFinite, Run, optimizer_step
+from runtime.run import Run, optimizer_step
 
 
 def kl_penalty(logp, ref_logp, mask):
-    """log pi - log pi_ref at the response's tokens [B, T]: its mean over samples is the KL."""
+    """Return log pi - log pi_ref of the response's tokens [B, T]; its mean over samples is KL."""
     return (logp - ref_logp) * mask
 
 
 def k3(logp, ref_logp, mask):
-    """The low-variance, never negative estimate of the KL, a token [B, T]
+    """Return the low-variance, never negative estimate of the KL, a token [B, T]
     (Schulman, "Approximating KL divergence", joschu.net/blog/kl-approx.html)."""
     log_ratio = (ref_logp - logp) * mask
     return torch.expm1(log_ratio) - log_ratio
 
 
 def token_rewards(score, kl, mask, beta: float):
-    """Rewards [B, T]: -beta times the KL at each token; the score [B] lands on the last token."""
+    """Return rewards [B, T]: -beta times the KL at each token; the last has the score [B], too."""
     rewards = -beta * kl
     at = torch.arange(mask.shape[1], device=mask.device)
     last = (mask * at).argmax(1)  # [B]
@@ -56,7 +60,7 @@ def token_rewards(score, kl, mask, beta: float):
 
 
 def compute_gae(rewards, values, mask, gamma: float, lam: float):
-    """Generalised advantage estimation (arXiv 1506.02438): advantages and returns, [B, T].
+    """Return advantages and returns, [B, T], by generalised advantage estimation (1506.02438).
 
     delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}, where the value and
     the advantage after the last token are 0. Returns are A + V. Everything outside of the mask,
@@ -73,7 +77,7 @@ def compute_gae(rewards, values, mask, gamma: float, lam: float):
 
 
 def whiten(x, mask):
-    """x [B, T] with mean 0 and variance 1 over the mask, 0 elsewhere."""
+    """Return x [B, T] with mean 0 and variance 1 over the mask, 0 elsewhere."""
     count = mask.sum().float()
     mean = (x * mask).sum() / count
     variance = (((x - mean) * mask) ** 2).sum() / count
@@ -81,29 +85,29 @@ def whiten(x, mask):
 
 
 def policy_loss(logp, old_logp, advantages, mask, clip: float):
-    """max(-A rho, -A clip(rho, 1 - clip, 1 + clip)), summed over tokens.
-
-    Returns the loss and the number of tokens whose ratio was clipped."""
+    """Return max(-A rho, -A clip(rho, 1 - clip, 1 + clip)), summed over tokens, and the number of
+    tokens whose ratio was clipped."""
     rho = ((logp - old_logp) * mask).exp()
     unclipped, clipped = -advantages * rho, -advantages * rho.clamp(1 - clip, 1 + clip)
     return (torch.maximum(unclipped, clipped) * mask).sum(), ((clipped > unclipped) * mask).sum()
 
 
 def value_loss(values, old_values, returns, mask, clip: float):
-    """Half the larger of the clipped and the unclipped square, summed over tokens (the clip of
-    OpenAI's baselines). The critic has its own optimiser, so the loss needs no coefficient."""
+    """Return half the larger of the clipped and the unclipped square, summed over tokens (the clip
+    of OpenAI's baselines). The critic has its own optimiser: the loss needs no coefficient."""
     near = old_values + (values - old_values).clamp(-clip, clip)
     squares = torch.maximum((values - returns) ** 2, (near - returns) ** 2)
     return 0.5 * (squares * mask).sum()
 
 
 def kl_coefficient(beta: float, kl: float, target: float, power: float, most: float) -> float:
-    """beta, and (kl / target)^power of it where the KL (nats a response) is above its target; at
-    most `most` times beta, so that after one wild iteration the KL does not drown the score.
-
-    A wall, which is there at once. A beta that adapts step by step (arXiv 1909.08593) lags behind
-    the policy: over the few dozen iterations of a stage the KL swings around its target."""
+    """Return beta, times (kl / target)^power where the KL (nats a response) is above its target; at
+    most `most` times beta, so that after one wild iteration the KL does not drown the score. (A
+    beta that adapts step by step, arXiv 1909.08593, lags behind the policy, and the KL swings.)"""
     return beta * min(max(1.0, kl / target) ** power, most)
+
+
+# ------------------------------------------------------------------------- what is rolled out
 
 
 @dataclass
@@ -115,37 +119,51 @@ class Prompts:
     source: list[str]         # of y_ref: "y_w", "y_l", "M_P^RL", or "" for RLHF
 
     def mine(self):
-        """This rank's share."""
+        """Return this rank's share."""
         return Prompts(mine(self.ids), mine(self.x), mine(self.y_ref), mine(self.source))
 
 
 @dataclass
 class Rollout:
-    rows: Rows                # prompts with sampled responses
-    mask: torch.Tensor        # [B, T] the responses' tokens
+    """Prompts with sampled responses, and what an update needs of them."""
+    rows: Rows
     logp: torch.Tensor        # [B, T]
     kl: torch.Tensor          # [B, T]
     values: torch.Tensor      # [B, T]
-    advantages: torch.Tensor  # [B, T] whitened
+    advantages: torch.Tensor  # [B, T]
     returns: torch.Tensor     # [B, T]
-    score: torch.Tensor       # [B] in spreads of the reward
+    score: torch.Tensor       # [B] normalised
     ended: torch.Tensor       # [B] whether the response has its end
 
+    @property
+    def mask(self):
+        """[B, T] true at the responses' tokens."""
+        return self.rows.mask
+
     def __getitem__(self, chosen):
-        """Return some of the rows, cut to the longest of them."""
+        """Take some of the rows, cut to the longest of them."""
         rows = self.rows[chosen]
         grids = {name: getattr(self, name)[chosen, :rows.tokens.shape[1]] for name in (
-            "mask", "logp", "kl", "values", "advantages", "returns")}
+            "logp", "kl", "values", "advantages", "returns")}
         return Rollout(rows=rows, score=self.score[chosen], ended=self.ended[chosen], **grids)
+
+    def of_all_ranks(self):
+        """Put the shares of all ranks together, row by row."""
+        rows = Rows(*map(gather_rows, (self.rows.tokens, self.rows.prompt, self.rows.length)))
+        others = {name: gather_rows(value) for name, value in vars(self).items() if name != "rows"}
+        return Rollout(rows=rows, **others)
 
 
 @dataclass
 class Task:
     """What tells Eqs. 3, 4 and 5 apart."""
     name: str                                              # of the stage
+    stage: StageSection
+    anchor: GPT                                            # pi_ref, which never changes
     draw: Callable[[int, int], Prompts]                    # iteration, number -> prompts
     score: Callable[[Prompts, Rows], torch.Tensor]         # -> [B], raw
-    observe: Callable[..., dict]  # iteration, prompts, rows, score, KL [B] -> more figures to log
+    observe: Callable[..., dict]           # iteration, prompts, rollout -> more figures to log
+    scale: tuple[float, float] = (0.0, 1.0)  # mean and std of raw scores before training
 
 
 class Critic(nn.Module):
@@ -159,7 +177,7 @@ class Critic(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, rows: Rows):
-        """V before each of the response's tokens [B, T]: the scalar at the position before it."""
+        """Return V before each of the response's tokens [B, T], from the position before it."""
         hidden = self.trunk(rows.tokens, at=rows.before)  # [N, D]
         return on_grid(rows.mask, scalars(self.head, hidden)[:, 0])
 
@@ -175,48 +193,46 @@ class Learner:
 
 
 def make_learner(policy: GPT, critic: Critic, ppo: PPOSection, stage: StageSection) -> Learner:
-    """Optimisers for a policy and a critic (Adam's eps 1e-5, as in OpenAI's baselines)."""
+    """Give a policy and a critic their optimisers (Adam's eps 1e-5, as in OpenAI's baselines)."""
     optimizers = [torch.optim.Adam(model.parameters(), lr=lr * stage.lr_scale, eps=1e-5, fused=True)
                   for model, lr in ((policy, ppo.lr), (critic, ppo.critic_lr))]
     return Learner(policy, critic, *optimizers, beta=stage.beta)
 
 
-@torch.no_grad()
-def roll_out(learner: Learner, anchor: GPT, prompts: Prompts, task: Task, ppo: PPOSection,
-             max_new: int, eos: int, spread: list[float], generator) -> Rollout:
-    """Sample responses and compute all that the update needs, each rank for its share of the
-    prompts. Every rank gets the whole rollout.
+# ---------------------------------------------------------------------------------- an iteration
 
-    The raw score is shifted and scaled by `spread`, the (mean, std) of scores before training; a
-    response without its end gets ppo.no_eos_score instead.
+
+@torch.no_grad()
+def roll_out(learner: Learner, task: Task, prompts: Prompts, uniforms, ppo: PPOSection,
+             eos: int) -> Rollout:
+    """Sample a response to each prompt, of at most as many tokens as `uniforms` [B, new] has random
+    numbers for it, and compute all that the update needs.
+
+    The raw score is shifted and scaled by task.scale; a response without its end gets
+    ppo.no_eos_score instead.
     """
     # 1. Sample y ~ pi(. | prompt).
-    portion, own = anchor.config.portion, prompts.mine()
-    uniforms = random_numbers(len(prompts.ids), max_new, generator)
-    rows = sample(learner.policy, own.ids, uniforms, ppo.temperature, eos)
+    rows = sample(learner.policy, prompts.ids, uniforms, ppo.temperature, eos)
     # 2. Score it: one number a response.
     ended = rows.tokens.gather(1, rows.length[:, None] - 1)[:, 0] == eos
-    mean, std = spread
-    score = torch.where(ended, (task.score(own, rows) - mean) / std, ppo.no_eos_score)
+    mean, std = task.scale
+    score = torch.where(ended, (task.score(prompts, rows) - mean) / std, ppo.no_eos_score)
     # 3. KL and values: one number a token.
+    portion = task.anchor.config.portion
     logp, ref_logp = (
         by_micro_batches(lambda part: token_logprobs(one, part, ppo.temperature), rows, portion)
-        for one in (learner.policy, anchor))
+        for one in (learner.policy, task.anchor))
     kl = kl_penalty(logp, ref_logp, rows.mask)
     values = by_micro_batches(learner.critic, rows, portion)
-    # 4. From here on every rank has all rows.
-    rows = Rows(*map(gather_rows, (rows.tokens, rows.prompt, rows.length)))
-    logp, kl, values, score, ended = map(gather_rows, (logp, kl, values, score, ended))
-    mask = rows.mask
-    # 5. Rewards, advantages and returns: one number a token.
-    rewards = token_rewards(score, kl, mask, learner.beta)
-    advantages, returns = compute_gae(rewards, values, mask, ppo.gamma, ppo.lam)
-    return Rollout(rows, mask, logp, kl, values, whiten(advantages, mask), returns, score, ended)
+    # 4. Rewards, advantages and returns: one number a token.
+    rewards = token_rewards(score, kl, rows.mask, learner.beta)
+    advantages, returns = compute_gae(rewards, values, rows.mask, ppo.gamma, ppo.lam)
+    return Rollout(rows, logp, kl, values, advantages, returns, score, ended)
 
 
 def add_gradients(learner: Learner, batch: Rollout, ppo: PPOSection, train_policy: bool):
-    """Add the gradients of both summed losses, portion by portion; returns sums, and the largest
-    |log rho|."""
+    """Add the gradients of both summed losses, one micro-batch after another; return sums, and the
+    largest |log rho|."""
     sums, farthest = torch.zeros(4), 0.0  # policy loss, clipped tokens, value loss, tokens
     for chosen in micro_batches(batch.rows.length, learner.policy.config.portion):
         part = batch[chosen]
@@ -235,8 +251,8 @@ def add_gradients(learner: Learner, batch: Rollout, ppo: PPOSection, train_polic
 
 def update(learner: Learner, rollout: Rollout, ppo: PPOSection, train_policy: bool,
            generator) -> dict:
-    """Epochs of minibatches over one rollout; returns mean losses and figures, and of the first
-    minibatch the ratio rho, or its inverse, that is farthest from 1.
+    """Go through epochs of minibatches of one rollout; return mean losses and figures, and of the
+    first minibatch the ratio rho, or its inverse, that is farthest from 1.
 
     A minibatch is drawn from the whole rollout and then shared by the ranks, so that the update
     does not depend on how many there are."""
@@ -258,20 +274,18 @@ def update(learner: Learner, rollout: Rollout, ppo: PPOSection, train_policy: bo
 
 
 def figures_of(rollout: Rollout, prompts: Prompts, strip_eos: Callable) -> dict:
-    """Means over the responses: reward, KL in nats a response, lengths, degenerate ones."""
-    responses = [strip_eos(ids) for ids in rollout.rows.responses()]
-    ref_logp = rollout.logp - rollout.kl
-    error = ((rollout.returns - rollout.values) ** 2 * rollout.mask).sum()
-    sums = torch.tensor([
-        len(responses), rollout.score.sum(), rollout.kl.sum(),
-        k3(rollout.logp, ref_logp, rollout.mask).sum(),
-        rollout.ended.sum(), sum(map(len, responses)),
-        sum(y == y_ref and source != "" for y, y_ref, source in
-            zip(responses, prompts.y_ref, prompts.source)),
-        sum(not y for y in responses), rollout.mask.sum(), error])
-    count, *sums, tokens, error = sums.tolist()
-    names = ("reward", "kl", "k3", "eos_rate", "length", "copies", "empty")
-    return dict(zip(names, (s / count for s in sums))) | {"value_error": error / tokens}
+    """Return means over the responses: reward, KL in nats a response, lengths, degenerate ones."""
+    responses, mask = [strip_eos(ids) for ids in rollout.rows.responses()], rollout.mask
+    count, copied = len(responses), zip(responses, prompts.y_ref, prompts.source)
+    errors = (rollout.returns - rollout.values) ** 2 * mask
+    means = {
+        "reward": rollout.score.sum(), "kl": rollout.kl.sum(),
+        "k3": k3(rollout.logp, rollout.logp - rollout.kl, mask).sum(),
+        "eos_rate": rollout.ended.sum(), "length": sum(map(len, responses)),
+        "copies": sum(y == y_ref and source != "" for y, y_ref, source in copied),
+        "empty": sum(not y for y in responses)}
+    return {name: float(total) / count for name, total in means.items()} | {
+        "value_error": float(errors.sum()) / float(mask.sum())}
 
 
 def anneal(learner: Learner, ppo: PPOSection, stage: StageSection, iteration: int) -> None:
@@ -282,27 +296,20 @@ def anneal(learner: Learner, ppo: PPOSection, stage: StageSection, iteration: in
         optimizer.param_groups[0]["lr"] = lr * stage.lr_scale * left
 
 
-def refuse_not_finite(figures: dict, where: str) -> None:
-    """Raise NotFinite, naming them, if some figures are not finite."""
-    bad = [name for name, value in figures.items() if not math.isfinite(value)]
-    if bad:
-        raise NotFinite(f"{where}: {', '.join(bad)} not finite; what was good is saved; lower "
-                        "ppo.lr under another --run.name")
-
-
-def train(run: Run, task: Task, learner: Learner, anchor: GPT, spread: list[float],
-          stage: StageSection, max_new: int, eos: int, strip_eos: Callable) -> None:
+def train(run: Run, data: Data, task: Task, learner: Learner) -> None:
     """Run PPO for the iterations of one stage; changes the learner. Raises NotFinite where a figure
     of a rollout is not finite."""
-    ppo = run.config.ppo
+    ppo, stage, eos = run.config.ppo, task.stage, data.tokenizer.eos
     for iteration in (bar := run.steps(task.name, stage.iterations, learner)):
         sampling, shuffling = (run.generator(f"{task.name} {purpose}{iteration}")
                                for purpose in ("", "minibatches "))
         # 1. Prompts: x (Eq. 3), or x with a draft y_ref (Eqs. 4 and 5).
         prompts = task.draw(iteration, ppo.batch)
         # 2. Sample y ~ pi(. | prompt) and score it; KL, values, advantages.
-        rollout = roll_out(learner, anchor, prompts, task, ppo, max_new, eos, spread, sampling)
-        figures = figures_of(rollout, prompts, strip_eos) | {"beta": learner.beta}
+        uniforms = random_numbers(len(prompts.ids), run.config.data.max_response, sampling)
+        rollout = roll_out(learner, task, prompts.mine(), uniforms, ppo, eos).of_all_ranks()
+        rollout = replace(rollout, advantages=whiten(rollout.advantages, rollout.mask))
+        figures = figures_of(rollout, prompts, data.strip_eos) | {"beta": learner.beta}
         refuse_not_finite(figures, f"{task.name}, iteration {iteration}")
         warn_once(run.told, task.name, troubles(figures, stage.kl_target))
         # 3. Clipped updates. In the first iterations only the critic learns.
@@ -313,6 +320,6 @@ def train(run: Run, task: Task, learner: Learner, anchor: GPT, spread: list[floa
         learner.beta = kl_coefficient(stage.beta, figures["kl"], stage.kl_target, ppo.kl_power,
                                       ppo.kl_wall)
         # 5. What to look at (docs/metrics.md).
-        figures |= task.observe(iteration, prompts, rollout.rows, rollout.score, rollout.kl.sum(1))
+        figures |= task.observe(iteration, prompts, rollout)
         bar.set_postfix({k: figures[k] for k in ("reward", "kl", "gold") if k in figures})
         run.log("metrics.jsonl", {"stage": task.name, "step": iteration} | figures)

@@ -10,30 +10,29 @@ how often each agrees with held-out pairs, with 95 % intervals.
 import math
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Callable
 
 import numpy as np
 import torch
 
-import reward
 from corpus.tokens import batches
 from data import Data, Fold, load_data
-from evaluation import measure
-from evaluation.measure import as_text, held_out_accuracies
-from model import GPT, Linear, Rows, adapted, micro_batches, token_logprobs
+from evaluation.measure import as_text, gap_agreement, held_out_accuracies, pointwise_agreement
+from faster.branches import two_scores
+from faster.sampling import compile_blocks
+from model import GPT, Rows, token_logprobs
 from pretrained import llama
 from pretrained.configure import command_line
-from reward import RewardModel, make_branches
+from pretrained.lora import adapted, frozen_trunk
+from reward import RewardModel, gap_loss, pair_loss
 from runtime import checks
+from runtime.batching import micro_batches
 from runtime.config import FitSection
 from runtime.launch import guard
 from runtime.ranks import all_sum, mine, rank
 from runtime.run import Run, optimizer_step
+from runtime.stages import inputs_of
 from runtime.state import put, weights
-
-BASE = ("data", "tokenizer", "template", "model", "lora")  # what every model depends on
-POINTWISE = BASE + ("sft", "reward.pool", "reward.logp_feature", "reward.lm_coef")
-R_P = POINTWISE + ("rp",)
-SUPERVISED = BASE + ("sft", "pit_sft", "reward", "rp", "rpit")
 
 
 @dataclass
@@ -45,179 +44,185 @@ class Models:
     judge: RewardModel | None = None  # of real data, held out from all training
 
 
-def rl_inputs(config) -> dict[str, tuple[str, ...]]:
-    """Return what each stage of RL depends on, as Run.stage takes it: sections of the config, or
-    single fields. A stage of PIT depends on those before it, too."""
-    inputs, before = {"rlhf": R_P + ("ppo", "rlhf")}, SUPERVISED + ("ppo", "pit.score")
-    for name in config.pit.curriculum:
-        before += (name,) if getattr(config, name).reference == "data" else ("rlhf", name)
-        inputs[name] = before
-    if config.eval.equal_budget:
-        inputs["rlhf_more"] = inputs["rlhf"] + tuple(
-            f"{name}.{what}" for name in config.pit.curriculum
-            for what in ("iterations", "reference"))
-    return inputs
+# ------------------------------------------------------------------------------------ the losses
+# Each takes a model and some pairs, and returns a summed loss, the count that it is summed over,
+# and how many of these are right already.
+
+
+def lm_loss(model: GPT, rows: Rows):
+    """Return the next-token loss of the responses; of their tokens, those of probability > 1/2 are
+    right."""
+    logp, mask = token_logprobs(model, rows), rows.mask
+    return -logp.sum(), mask.sum(), ((logp > math.log(0.5)) & mask).sum()
+
+
+def sft_loss(model: GPT, data: Data, pairs: Fold):
+    """Return M_P^SFT's loss, -log M(y_w | x)."""
+    return lm_loss(model, data.policy_rows(pairs.x, pairs.y_w))
+
+
+def pit_sft_loss(model: GPT, data: Data, pairs: Fold):
+    """Return M_PIT^SFT's loss, -log M(y_w | x, y_l)."""
+    return lm_loss(model, data.pit_rows(pairs.x, pairs.y_l, pairs.y_w))
+
+
+def rp_loss(model: RewardModel, data: Data, pairs: Fold):
+    """Return R_P's loss, -log sigmoid(R_P(x, y_w) - R_P(x, y_l)), with the language-model loss of
+    y_w given x."""
+    y_w, y_l = ([data.add_eos(y) for y in side] for side in (pairs.y_w, pairs.y_l))
+    r_w, r_l, lm = two_scores(model, [data.policy(x) for x in pairs.x], y_w, y_l)
+    loss = pair_loss(r_w, r_l) + model.config.lm_coef * lm.sum()
+    return loss, torch.tensor(len(pairs)), (r_w > r_l).sum()
+
+
+def rpit_loss(model: RewardModel, data: Data, pairs: Fold):
+    """Return R_PIT's loss, Eq. 2, with the language-model loss of y_w given x and y_l: the other
+    ordered pairs are no improvements."""
+    y_w, y_l = ([data.add_eos(y) for y in side] for side in (pairs.y_w, pairs.y_l))
+    # 1. Both responses, after x with y_l and after x with y_w.
+    given_l = [data.pit(*pair) for pair in zip(pairs.x, pairs.y_l)]
+    given_w = [data.pit(*pair) for pair in zip(pairs.x, pairs.y_w)]
+    r_w, r_l, lm = two_scores(model, given_l + given_w, y_w + y_w, y_l + y_l)
+    # 2. r_gap of the four ordered pairs.
+    (wl, ww), (ll, lw) = r_w.chunk(2), r_l.chunk(2)
+    r = {"wl": wl, "ww": ww, "ll": ll, "lw": lw}
+    # 3. Eq. 2.
+    loss = gap_loss(r, model.config.terms) + model.config.lm_coef * lm[:len(pairs)].sum()
+    return loss, torch.tensor(len(pairs)), (wl > lw).sum()
+
+
+@dataclass
+class Training:
+    """What tells the supervised trainings apart."""
+    name: str                     # of the stage
+    fit: FitSection
+    fold: Fold
+    loss: Callable                # one of the losses above
+    positions: tuple              # that a pair takes: as multiples of the lengths of x, y_w and y_l
+    agreement: Callable | None = None  # with labels: (data, model, fold) -> see evaluation/measure
 
 
 def learning_rate(fit: FitSection, step: int) -> float:
-    """Linear warm-up, then a cosine to a twentieth."""
+    """Return the rate of a step from 0: a linear warm-up, then a cosine to a twentieth."""
     if step < fit.warmup:
         return fit.lr * (step + 1) / fit.warmup
     progress = (step - fit.warmup) / max(1, fit.steps - fit.warmup)
     return fit.lr * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def train(run: Run, name: str, model, fit: FitSection, fold: Fold, width, loss_of,
-          held_out=dict) -> None:
-    """A supervised training. `loss_of(pairs)` returns a summed loss, its count, and how many of
-    `accuracy`'s things were right; `width` of the lengths of x, y_w and y_l is about how many
-    positions a pair takes; `held_out()` measures what was trained, for the log's last line."""
-    lengths = width(fold.x.lengths, fold.y_w.lengths, fold.y_l.lengths)
+def train(run: Run, data: Data, model, training: Training) -> dict:
+    """Train a model. Where the training has an agreement, ask the model at the end about validation
+    pairs, of which it has learned nothing by heart; return what was found, or {}."""
+    name, fit, fold = training.name, training.fit, training.fold
+    lengths = sum(times * column.lengths for times, column in zip(
+        training.positions, (fold.x, fold.y_w, fold.y_l)))
     rng = np.random.default_rng([run.config.run.seed, len(name), sum(map(ord, name))])
     optimizer = torch.optim.AdamW(model.parameters(), lr=fit.lr, betas=(0.9, 0.95),
                                   weight_decay=fit.weight_decay, fused=True)
-    course = SimpleNamespace(model=model, optimizer=optimizer,
+    course = SimpleNamespace(model=model, optimizer=optimizer, found={},
                              sums=torch.zeros(3))  # since the last line of the log
     drawn = list(batches(lengths, fit.batch, fit.steps, rng))
     for step in (bar := run.steps(name, fit.steps, course)):
-        optimizer.param_groups[0]["lr"] = learning_rate(fit, step - 1)
+        # 1. The gradients of a batch, which the ranks share.
         own, sums = mine(drawn[step - 1]), torch.zeros(3)
         for part in micro_batches(torch.tensor(lengths[own]), run.config.model.portion):
-            loss, count, right = loss_of(fold[own[part.tolist()]])
+            loss, count, right = training.loss(model, data, fold[own[part.tolist()]])
             loss.backward()
             sums += torch.tensor([loss.item(), float(count), float(right)])
+        # 2. A step of AdamW.
+        rate = optimizer.param_groups[0]["lr"] = learning_rate(fit, step - 1)
         norm = optimizer_step(model, optimizer, sums[1], fit.clip, name)
+        # 3. What to look at: means since the last line of the log.
         course.sums = course.sums + all_sum(sums)
         if step % run.config.run.log_every == 0 or step == fit.steps:
             total, seen, good = course.sums.tolist()
-            figures = {"loss": total / seen, "accuracy": good / seen}
+            course.sums, figures = torch.zeros(3), {"loss": total / seen, "accuracy": good / seen}
             bar.set_postfix(figures)
-            if step == fit.steps:
-                figures |= held_out()
+            if step == fit.steps and training.agreement:
+                valid = data.folds["valid"]
+                some = valid[range(min(run.config.data.valid, len(valid)))]  # one of each group
+                course.found = training.agreement(data, model, some)
+                figures |= {f"valid_{key}": value for key, value in course.found.items()}
             run.log("metrics.jsonl", {"stage": name, "step": step} | figures | {
-                "grad_norm": norm, "lr": learning_rate(fit, step - 1)})
-            course.sums = torch.zeros(3)
-            if step > fit.steps // 2 and name in ("rp", "rpit", "judge"):
+                "grad_norm": norm, "lr": rate})
+            if step > fit.steps // 2 and training.agreement:
                 checks.warn_once(run.told, name, checks.chance(figures["accuracy"]))
-
-
-def lm_loss(model: GPT, rows: Rows):
-    """Next-token loss of the responses, summed; its count; the tokens with probability > 1/2."""
-    logp, mask = token_logprobs(model, rows), rows.mask
-    return -logp.sum(), mask.sum(), ((logp > math.log(0.5)) & mask).sum()
-
-
-def load_trunk(run: Run, data: Data) -> GPT | None:
-    """With LoRA, model.init_from as it came: the frozen weights that all models share."""
-    if not run.config.lora.rank:
-        return None
-    trunk = GPT(run.config.model, data.vocab)
-    put(trunk, llama.read_weights(run.config.model.init_from, run.config.model))
-    for module in trunk.modules():
-        if isinstance(module, (Linear, torch.nn.Embedding)) and run.config.run.amp == "bf16":
-            module.bfloat16()  # as its products would read it anyway, in half the memory
-    return run.placed(trunk)
+    return course.found
 
 
 def new_gpt(run: Run, data: Data, seed: int | None = None) -> GPT:
-    """A model with random weights, or with LoRA the trunk with adapters that change nothing yet."""
+    """Make a model of random weights, or with LoRA the trunk with adapters that change nothing."""
     torch.manual_seed(run.config.run.seed if seed is None else seed)
     model = (adapted(data.trunk, run.config.lora) if data.trunk else
              GPT(run.config.model, data.vocab))
-    return model.compile_blocks() if run.config.run.compile else model
+    return compile_blocks(model) if run.config.run.compile else model
 
 
 def new_reward_model(run: Run, data: Data, seed: int | None = None) -> RewardModel:
+    """Make a reward model on a new trunk."""
     return RewardModel(new_gpt(run, data, seed), run.config.reward)
 
 
 def train_sft(run: Run, data: Data) -> dict:
-    """M_P^SFT: maximise log M(y_w | x)."""
-    model, fold, source = new_gpt(run, data), data.folds["sft"], run.config.model.init_from
+    """Train M_P^SFT."""
+    model, source = new_gpt(run, data), run.config.model.init_from
     if source and not data.trunk:
         put(model, llama.read_weights(source, run.config.model))
     model = run.placed(model)
-    train(run, "sft", model, run.config.sft, fold, lambda x, y_w, y_l: x + y_w,
-          lambda pairs: lm_loss(model, data.policy_rows(pairs.x, pairs.y_w)))
+    train(run, data, model, Training(
+        "sft", run.config.sft, data.folds["sft"], sft_loss, (1, 1, 0)))
     return {"model": weights(model)}
 
 
 def train_pit_sft(run: Run, data: Data, policy: GPT) -> dict:
-    """M_PIT^SFT: maximise log M(y_w | x, y_l), from M_P^SFT."""
-    model, fold = run.placed(new_gpt(run, data), weights(policy)), data.folds["sft"]
-    train(run, "pit_sft", model, run.config.pit_sft, fold, lambda x, y_w, y_l: x + y_w + y_l,
-          lambda pairs: lm_loss(model, data.pit_rows(pairs.x, pairs.y_l, pairs.y_w)))
+    """Train M_PIT^SFT, from M_P^SFT."""
+    model = run.placed(new_gpt(run, data), weights(policy))
+    train(run, data, model, Training(
+        "pit_sft", run.config.pit_sft, data.folds["sft"], pit_sft_loss, (1, 1, 1)))
     return {"model": weights(model)}
 
 
 def train_rp(run: Run, data: Data, policy: GPT) -> dict:
-    """R_P: -log sigmoid(R_P(x, y_w) - R_P(x, y_l)), from M_P^SFT."""
-    return train_pointwise(run, data, "rp", policy, data.folds["reward"], run.config.run.seed)
-
-
-def train_judge(run: Run, data: Data, policy: GPT) -> dict:
-    """The judge of real data, which no training asks: as R_P, but from the pairs of the RL fold,
-    whose labels nobody else learns from; what starts at random starts otherwise."""
-    return train_pointwise(run, data, "judge", policy, data.folds["rl"], run.config.run.seed + 1)
-
-
-def train_pointwise(run: Run, data: Data, name: str, policy: GPT, fold: Fold, seed: int) -> dict:
-    """A reward model of x and y."""
-    def branches(pairs, y_w, y_l):
-        return make_branches([data.policy(x) for x in pairs.x], y_w, y_l, run.device)
-
-    return train_reward_model(run, data, name, policy, fold, seed,
-                              lambda x, y_w, y_l: x + y_w + y_l, branches, reward.pointwise_loss,
-                              measure.pointwise_agreement)
+    """Train R_P, from M_P^SFT."""
+    return train_reward_model(run, data, policy, Training(
+        "rp", run.config.rp, data.folds["reward"], rp_loss, (1, 1, 1), pointwise_agreement))
 
 
 def train_rpit(run: Run, data: Data, pit_policy: GPT) -> dict:
-    """R_PIT: Eq. 2 over the four ordered pairs of each triple, from M_PIT^SFT."""
-    def branches(pairs, y_w, y_l):
-        prompts = [data.pit(*pair) for y_ref in (pairs.y_l, pairs.y_w)
-                   for pair in zip(pairs.x, y_ref)]
-        return make_branches(prompts, y_w * 2, y_l * 2, run.device)
-
-    return train_reward_model(run, data, "rpit", pit_policy, data.folds["reward"],
-                              run.config.run.seed, lambda x, y_w, y_l: 2 * x + 3 * (y_w + y_l),
-                              branches, reward.eq2_loss, measure.gap_agreement)
+    """Train R_PIT, from M_PIT^SFT."""
+    return train_reward_model(run, data, pit_policy, Training(
+        "rpit", run.config.rpit, data.folds["reward"], rpit_loss, (2, 3, 3), gap_agreement))
 
 
-def train_reward_model(run: Run, data: Data, name: str, start: GPT, fold: Fold, seed: int, width,
-                       branches, loss, agreement) -> dict:
-    """Train a reward model from a supervised model. At the end it is asked about validation pairs,
-    of which it has learned nothing by heart; one of each group that the split keeps together."""
+def train_judge(run: Run, data: Data, policy: GPT) -> dict:
+    """Train the judge of real data, which no training asks: as R_P, but from the pairs of the RL
+    fold, whose labels nobody else learns from; what starts at random starts otherwise."""
+    training = Training("judge", run.config.judge, data.folds["rl"], rp_loss, (1, 1, 1),
+                        pointwise_agreement)
+    return train_reward_model(run, data, policy, training, run.config.run.seed + 1)
+
+
+def train_reward_model(run: Run, data: Data, start: GPT, training: Training,
+                       seed: int | None = None) -> dict:
+    """Train a reward model whose trunk starts from a supervised model."""
     model = new_reward_model(run, data, seed)
     put(model.trunk, weights(start))
     model = run.placed(model)
-
-    def loss_of(pairs):
-        ended = ([data.add_eos(y) for y in side] for side in (pairs.y_w, pairs.y_l))
-        total, right = loss(model, branches(pairs, *ended))
-        return total, torch.tensor(len(pairs)), right
-
-    found = {}
-
-    def held_out():
-        some = data.folds["valid"][range(min(run.config.data.valid, len(data.folds["valid"])))]
-        found.update(agreement(data, model, some))
-        return {f"valid_{key}": value for key, value in found.items()}
-
-    train(run, name, model, getattr(run.config, name), fold, width, loss_of, held_out)
+    found = train(run, data, model, training)
     return {"model": weights(model), "valid": found}
 
 
 def train_start(run: Run, data: Data) -> Models:
-    """M_P^SFT, M_PIT^SFT, R_P and R_PIT, trained or restored."""
-    data.trunk = load_trunk(run, data)
-    sft = run.stage("sft", BASE + ("sft",), lambda: train_sft(run, data))
+    """Train or restore M_P^SFT, M_PIT^SFT, R_P and R_PIT."""
+    inputs = inputs_of(run.config)
+    if run.config.lora.rank:
+        data.trunk = frozen_trunk(run, GPT(run.config.model, data.vocab))
+    sft = run.stage("sft", inputs["sft"], lambda: train_sft(run, data))
     policy = run.placed(new_gpt(run, data), sft["model"])
-    pit_sft = run.stage("pit_sft", BASE + ("sft", "pit_sft"),
-                        lambda: train_pit_sft(run, data, policy))
+    pit_sft = run.stage("pit_sft", inputs["pit_sft"], lambda: train_pit_sft(run, data, policy))
     pit_policy = run.placed(new_gpt(run, data), pit_sft["model"])
-    rp = run.stage("rp", R_P, lambda: train_rp(run, data, policy))
-    rpit = run.stage("rpit", BASE + ("sft", "pit_sft", "reward", "rpit"),
-                     lambda: train_rpit(run, data, pit_policy))
+    rp = run.stage("rp", inputs["rp"], lambda: train_rp(run, data, policy))
+    rpit = run.stage("rpit", inputs["rpit"], lambda: train_rpit(run, data, pit_policy))
     for name, content in (("rp", rp), ("rpit", rpit)) if run.trains else ():
         checks.warn_once(run.told, name, checks.unproven(content["valid"]))
     rp, rpit = (run.placed(new_reward_model(run, data), one["model"]) for one in (rp, rpit))
@@ -226,6 +231,7 @@ def train_start(run: Run, data: Data) -> Models:
 
 
 def main() -> None:
+    """Train what is missing, and print how often the reward models agree with held-out pairs."""
     _, config = command_line(__doc__.splitlines()[0])
     run = Run(config)
     data = load_data(run)

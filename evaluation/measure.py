@@ -7,8 +7,9 @@ import torch
 
 import reward
 from data import Data, Fold
-from model import micro_batches
+from faster.branches import two_scores
 from reward import RewardModel
+from runtime.batching import micro_batches
 from runtime.config import COMPARISONS
 from runtime.ranks import gather, mine
 
@@ -41,21 +42,21 @@ def gap_scores(data: Data, rpit: RewardModel, x: list, y: list, y_ref: list) -> 
 
 
 @torch.no_grad()
-def two_scores(model: RewardModel, data: Data, prompts: list, a: list, b: list) -> np.ndarray:
-    """Scores [2, n] of two responses to each prompt, whose states are computed once."""
+def pair_scores(model: RewardModel, data: Data, prompts: list, a: list, b: list) -> np.ndarray:
+    """Return the scores [2, n] of two responses to each prompt, whose states are computed once."""
     prompts, a, b = map(mine, (prompts, a, b))
     lengths = torch.tensor([sum(map(len, row)) + 2 for row in zip(prompts, a, b)])
     scores = torch.zeros(len(lengths), 2)
     for part in micro_batches(lengths, model.trunk.config.portion):
-        branches = reward.make_branches([prompts[i] for i in part], *(
-            [data.add_eos(y[i]) for i in part] for y in (a, b)), data.device)
-        scores[part] = torch.stack(reward.branch_scores(model, branches)[:2], 1).cpu()
+        of_a, of_b, _ = two_scores(model, [prompts[i] for i in part], *(
+            [data.add_eos(y[i]) for i in part] for y in (a, b)))
+        scores[part] = torch.stack([of_a, of_b], 1).cpu()
     return np.array(gather(scores.tolist())).T
 
 
 def pointwise_scores(data: Data, model: RewardModel, fold: Fold) -> np.ndarray:
     """A pointwise reward model's scores [2, n] of a fold's y_w and y_l."""
-    return two_scores(model, data, [data.policy(ids) for ids in fold.x], fold.y_w[:], fold.y_l[:])
+    return pair_scores(model, data, [data.policy(ids) for ids in fold.x], fold.y_w[:], fold.y_l[:])
 
 
 def fold_scores(data: Data, rp: RewardModel, rpit: RewardModel, fold: Fold) -> dict:
@@ -65,7 +66,7 @@ def fold_scores(data: Data, rp: RewardModel, rpit: RewardModel, fold: Fold) -> d
              "w": [data.pit(*pair) for pair in zip(x, y_w)]}
     scores = dict(zip("wl", pointwise_scores(data, rp, fold)))
     for y_ref, prompts in given.items():
-        w, l = two_scores(rpit, data, prompts, y_w, y_l)
+        w, l = pair_scores(rpit, data, prompts, y_w, y_l)
         scores |= {f"w{y_ref}": w, f"l{y_ref}": l}
     return scores
 
@@ -80,7 +81,7 @@ def gap_agreement(data: Data, rpit: RewardModel, fold: Fold) -> dict:
     """How often r^{w,l} > r^{l,w} in a fold's triples."""
     x, y_w, y_l = fold.x[:], fold.y_w[:], fold.y_l[:]
     given_l, given_w = ([data.pit(*pair) for pair in zip(x, y_ref)] for y_ref in (y_l, y_w))
-    (wl, _), (_, lw) = (two_scores(rpit, data, given, y_w, y_l) for given in (given_l, given_w))
+    (wl, _), (_, lw) = (pair_scores(rpit, data, given, y_w, y_l) for given in (given_l, given_w))
     return share_right(list(wl > lw))
 
 

@@ -26,7 +26,8 @@ from reward import score
 from runtime import files, ranks
 from runtime.config import ONLY_SPEED
 from runtime.run import Run
-from sample import answer, improve, title
+from runtime.stages import inputs_of, title
+from sample import Sampler, answer, improve
 from train_reward import Models
 
 
@@ -94,8 +95,9 @@ class Kept:
         self.made, self.before = (content["made"], content["seconds"]) if fits else ({}, 0.0)
         ranks.barrier()  # before the first rank writes another one
 
-    def __call__(self, name: str, generator, make) -> list:
-        """What make() samples with the generator, made once."""
+    def __call__(self, name: str, sampler: Sampler, make) -> list:
+        """Return what make() samples with a sampler, made once."""
+        name, generator = f"{name}, {sampler.temperature}", sampler.generator
         if name not in self.made:
             self.made[name] = {"y": make(), "state": generator.get_state()}
             if ranks.rank() == 0:
@@ -114,7 +116,7 @@ def evaluated(run: Run) -> dict:
     settings = {f"{section}.{key}": value
                 for section, keys in dataclasses.asdict(run.config).items() if section != "run"
                 for key, value in keys.items()}
-    paths = {name: path_of(run, name).stat() for name in stages_of(run)}
+    paths = {name: path_of(run, name).stat() for name in inputs_of(run.config)}
     return {name: value for name, value in settings.items() if name not in ONLY_SPEED} | {
         "run.seed": run.config.run.seed, "run.amp": run.config.run.amp} | {
         name: [stat.st_size, stat.st_mtime_ns] for name, stat in paths.items()}
@@ -124,24 +126,26 @@ def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperatu
                 kept: Kept) -> dict:
     """All rows at one temperature. Returns the responses that the examples are drawn from."""
     setting, policies = run.config.eval, models.policies
-    generator = run.generator(f"evaluation {temperature}", setting.seed)
+    def sampler_of(purpose: str) -> Sampler:
+        return Sampler(run, data, temperature,
+                       run.generator(f"{purpose} {temperature}", setting.seed))
 
-    def answers(name: str, generator=generator) -> list:
-        return kept(f"{name}, {temperature}", generator, lambda: answer(
-            run, data, policies[name], x, temperature, generator))
+    sampler = sampler_of("evaluation")
+
+    def answers(name: str, sampler=sampler) -> list:
+        return kept(name, sampler, lambda: answer(sampler, policies[name], x))
 
     def improved(name: str, y_ref: list, what) -> list:
-        return kept(f"{name}, {what}, {temperature}", generator, lambda: improve(
-            run, data, policies[name], x, y_ref, temperature, generator))
+        return kept(f"{name}, {what}", sampler, lambda: improve(
+            sampler, policies[name], x, y_ref))
 
     sft, y_0 = answers("M_P^SFT"), answers("M_P^RL")
     table.add("M_P^SFT", sft, "M_P^RL", y_0, temperature)
     table.add("M_P^RL", y_0, "M_P^SFT", sft, temperature)
     if "pretrained" in policies:
-        own = run.generator(f"pretrained {temperature}", setting.seed)
-        table.add("pretrained", answers("pretrained", own), "M_P^RL", y_0, temperature)
-    best = kept(f"best of n, {temperature}", generator, lambda: best_of(
-        run, data, models, x, temperature, generator))
+        own = answers("pretrained", sampler_of("pretrained"))
+        table.add("pretrained", own, "M_P^RL", y_0, temperature)
+    best = kept("best of n", sampler, lambda: best_of(sampler, models, x))
     table.add(f"best of {setting.best_of}", best, "M_P^RL", y_0, temperature)
     more = None
     if "RLHF equal budget" in policies:
@@ -149,9 +153,8 @@ def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperatu
         table.add("RLHF equal budget", more, "M_P^RL", y_0, temperature)
     chains, refined = {}, []
     if run.config.refine.rewrite:
-        own = run.generator(f"Self-Refine {temperature}", setting.seed)
-        refined = kept(f"Self-Refine, {temperature}", own, lambda: self_refine(
-            run, data, policies["M_P^RL"], x, y_0, temperature, own))
+        own = sampler_of("Self-Refine")
+        refined = kept("Self-Refine", own, lambda: self_refine(own, policies["M_P^RL"], x, y_0))
         table.add("Self-Refine", refined, "M_P^RL", y_0, temperature, 1, y_0)
     for name in [n for n in ("M_PIT^SFT", *map(title, run.config.stages())) if n in policies]:
         y = y_0
@@ -174,7 +177,7 @@ def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperatu
 
 def sample_agreements(run: Run, data: Data, models: Models, judge: Judge, x: list) -> dict:
     """How often the reward models order two samples as the judge does, at temperature 1."""
-    generator = run.generator("agreements", run.config.eval.seed)
+    sampler = Sampler(run, data, 1.0, run.generator("agreements", run.config.eval.seed))
     policies, found = models.policies, {}
 
     def compare(kind, a, b, gap_a, gap_b):
@@ -183,12 +186,12 @@ def sample_agreements(run: Run, data: Data, models: Models, judge: Judge, x: lis
             rp_scores(data, models.rp, x, a), rp_scores(data, models.rp, x, b), better)
         found[f"R_PIT, {kind}"] = pair_agreement(gap_a, gap_b, better)
 
-    a, b = (answer(run, data, policies["M_P^SFT"], x, 1.0, generator) for _ in range(2))
+    a, b = (answer(sampler, policies["M_P^SFT"], x) for _ in range(2))
     compare("pairs of M_P^SFT's samples", a, b, gap_scores(data, models.rpit, x, a, b),
             gap_scores(data, models.rpit, x, b, a))
-    y_ref = answer(run, data, policies["M_P^RL"], x, 1.0, generator)
+    y_ref = answer(sampler, policies["M_P^RL"], x)
     final = policies[title(run.config.pit.curriculum[-1])]
-    a, b = (improve(run, data, final, x, y_ref, 1.0, generator) for _ in range(2))
+    a, b = (improve(sampler, final, x, y_ref) for _ in range(2))
     compare("pairs of PIT's samples over one y_ref ~ M_P^RL", a, b,
             *(gap_scores(data, models.rpit, x, y, y_ref) for y in (a, b)))
     return found
@@ -204,20 +207,13 @@ def judge_agreements(data: Data, models: Models, judge: Judge, fold: Fold) -> di
                 np.ones(len(fold)), np.zeros(len(fold)), better)}
 
 
-def stages_of(run: Run) -> list[str]:
-    """The stages that a report stands on, by the names of their checkpoints."""
-    config = run.config
-    return ["data", "sft", "pit_sft", "rp", "rpit", "rlhf", *config.pit.curriculum,
-            *["rlhf_more"] * config.eval.equal_budget, *["judge"] * bool(config.data.files)]
-
-
 def path_of(run: Run, stage: str) -> Path:
     """The checkpoint of a finished stage, in the run or in its base."""
     own, base = (folder / f"{stage}.pt" for folder in (run.folder, run.base))
     return own if own.exists() else base
 
 
-def stage_seconds(run: Run, stages: list[str]) -> dict[str, float]:
+def stage_seconds(run: Run, stages) -> dict[str, float]:
     """The seconds that finished stages took."""
     return {name: files.load(path_of(run, name))["seconds"] for name in stages}
 
@@ -234,7 +230,7 @@ def once_each(fold: Fold, number: int) -> Fold:
 
 def evaluate(run: Run, data: Data, models: Models) -> dict:
     """The content of report.json."""
-    seconds, setting, kept = stage_seconds(run, stages_of(run)), run.config.eval, Kept(run)
+    seconds, setting, kept = stage_seconds(run, inputs_of(run.config)), run.config.eval, Kept(run)
     groups = getattr(run.config.data, setting.split)
     fold = once_each(data.folds[setting.split], min(setting.prompts, groups))
     x = fold.x

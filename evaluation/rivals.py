@@ -16,31 +16,30 @@ from model import GPT, pad_rows
 from runtime.config import FitSection
 from runtime.run import Run
 from runtime.state import weights
-from sample import answer, generate
-from train_reward import Models, lm_loss, new_gpt, train
+from sample import Sampler, answer, generate
+from train_reward import Models, Training, lm_loss, new_gpt, train
 
 
-def best_of(run: Run, data: Data, models: Models, x: list, temperature: float, generator) -> list:
-    """The best by R_P of eval.best_of responses of M_P^RL."""
-    tries = [answer(run, data, models.policies["M_P^RL"], x, temperature, generator)
-             for _ in range(run.config.eval.best_of)]
-    return best_by(run, data, models, x, tries)
+def best_of(sampler: Sampler, models: Models, x: list) -> list:
+    """Return the best by R_P of eval.best_of responses of M_P^RL."""
+    tries = [answer(sampler, models.policies["M_P^RL"], x)
+             for _ in range(sampler.run.config.eval.best_of)]
+    return best_by(sampler.data, models, x, tries)
 
 
-def best_by(run: Run, data: Data, models: Models, x: list, tries: list[list]) -> list:
-    """The best by R_P of several responses to each x."""
+def best_by(data: Data, models: Models, x: list, tries: list[list]) -> list:
+    """Return the best by R_P of several responses to each x."""
     scores = [rp_scores(data, models.rp, x, y) for y in tries]
     return [tries[k][i] for i, k in enumerate(np.argmax(scores, axis=0))]
 
 
-def self_refine(run: Run, data: Data, policy: GPT, x: list, y_ref: list, temperature: float,
-                generator) -> list:
-    """The rival by prompting (arXiv 2303.17651): the policy is asked for feedback on y_ref, then
-    for a rewrite."""
-    prompts = [data.feedback(*pair) for pair in zip(x, y_ref)]
-    feedback = generate(run, data, policy, prompts, temperature, generator)
-    prompts = [data.rewrite(*triple) for triple in zip(x, y_ref, feedback)]
-    return generate(run, data, policy, prompts, temperature, generator)
+def self_refine(sampler: Sampler, policy: GPT, x: list, y_ref: list) -> list:
+    """Ask the policy for feedback on y_ref, then for a rewrite: the rival by prompting (arXiv
+    2303.17651)."""
+    data = sampler.data
+    feedback = generate(sampler, policy, [data.feedback(*pair) for pair in zip(x, y_ref)])
+    return generate(sampler, policy, [
+        data.rewrite(*triple) for triple in zip(x, y_ref, feedback)])
 
 
 # ------------------------------------------------------------------------- a taught Self-Refine
@@ -78,10 +77,14 @@ def refiner_examples(run: Run, data: Data) -> Fold:
                   for lists in (reads, writes, [[]] * len(reads))))
 
 
+def refiner_loss(model: GPT, data: Data, pairs: Fold):
+    """Return -log M(y_w | x), as the losses of train_reward.py do, where x is a whole prompt."""
+    return lm_loss(model, pad_rows(pairs.x, [data.add_eos(y) for y in pairs.y_w], data.device))
+
+
 def train_refiner(run: Run, data: Data, name: str, policy: GPT, fit: FitSection) -> dict:
     """M_P^SFT goes on, with a third each of answers, feedback and rewrites."""
     model = run.placed(new_gpt(run, data), weights(policy))
-    train(run, name, model, fit, refiner_examples(run, data), lambda x, y_w, y_l: x + y_w,
-          lambda pairs: lm_loss(model, pad_rows(pairs.x, [data.add_eos(y) for y in pairs.y_w],
-                                                data.device)))
+    train(run, data, model, Training(
+        name, fit, refiner_examples(run, data), refiner_loss, (1, 1, 0)))
     return {"model": weights(model)}

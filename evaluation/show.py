@@ -4,10 +4,12 @@ import difflib
 import sys
 from itertools import chain
 
+import numpy as np
+
 from corpus import bills
 from data import Data
-from model import Rows
-from ppo import Prompts
+from ppo import Prompts, Rollout, Task
+from runtime import checks
 from runtime.run import Run
 
 
@@ -43,18 +45,19 @@ def gold_note(run: Run, prompt: str, text: str) -> str:
         return ""
 
 
-def observe(run: Run, data: Data, name: str, step: int, prompts: Prompts, rows: Rows, score,
-            kl) -> dict:
+def observe(run: Run, data: Data, name: str, step: int, prompts: Prompts,
+            rollout: Rollout) -> dict:
     """What to look at in a rollout: one sample in samples.jsonl, copies by the source of y_ref, and
     the gold quality where there is a judge; nothing is trained on it."""
-    decode, written = data.tokenizer.decode, [data.strip_eos(ids) for ids in rows.responses()]
+    decode, written = data.tokenizer.decode, [
+        data.strip_eos(ids) for ids in rollout.rows.responses()]
     responses = [decode(ids) for ids in written]
     i = -(step % 2)  # the first row and the last in turn: in stage 0 these have y_l and y_w
     run.log("samples.jsonl", {
         "stage": name, "step": step, "x": prompt_text(data, prompts.x[i]),
         "source": prompts.source[i],
         "y_ref": decode(prompts.y_ref[i]), "y": responses[i],
-        "score_in_spreads": score[i].item(), "kl": kl[i].item()})
+        "score_in_spreads": rollout.score[i].item(), "kl": rollout.kl.sum(1)[i].item()})
     copies = copies_of_each(prompts, written)
     if run.config.data.files:
         return copies
@@ -71,3 +74,18 @@ def copies_of_each(prompts: Prompts, responses: list[list[int]]) -> dict[str, fl
     copied = {side: [y == y_ref for source, y, y_ref in zip(
         prompts.source, responses, prompts.y_ref) if source == side] for side in sides}
     return {f"copies {side}": sum(same) / len(same) for side, same in copied.items()}
+
+
+def observe_scale(run: Run, task: Task, scale: tuple[float, float], ended: np.ndarray,
+                  copies: np.ndarray) -> None:
+    """Log what a stage's scores look like before RL: their scale (mean, std), those of responses
+    that have their end (ppo.no_eos_score should lie below, but for outliers), and those of copies,
+    (x, y_ref, y_ref), for RLHF of empty responses."""
+    mean, std = scale
+    normalised = (ended - mean) / std
+    run.log("metrics.jsonl", {
+        "stage": task.name, "step": 0, "score_mean": mean, "score_spread": std,
+        "same_mean": float(copies.mean()), "same_spread": float(copies.std()),
+        "score_min_in_spreads": float(normalised.min()) if len(normalised) else None})
+    checks.warn_once(run.told, task.name,
+                     checks.within_range(run.config.ppo.no_eos_score, normalised))

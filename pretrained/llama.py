@@ -286,7 +286,7 @@ def their_config(model, vocab: int, bos: int, eos: int, longest: int) -> dict:
 
 
 def write_folder(folder: Path, weights: dict, config, vocab: int, tokenizer):
-    """Write whole weights (`model.merged`) as a Hugging Face folder, with the tokenizer and, in
+    """Write whole weights (lora.merged) as a Hugging Face folder, with the tokenizer and, in
     templates.json, what the model expects to read. Raises UserError where the folder has a model
     already, or cannot be written."""
     save, source, longest = safetensors().save, None, config.model.context
@@ -295,7 +295,7 @@ def write_folder(folder: Path, weights: dict, config, vocab: int, tokenizer):
         longest = describe_folder(source)[1]
     content = their_config(config.model, vocab, tokenizer.bos, tokenizer.eos, longest)
     if (folder / "config.json").exists():
-        raise UserError(f"--export {folder}: holds a model already; choose another folder")
+        raise UserError(f"--to {folder}: holds a model already; choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in EXTRAS:
@@ -303,7 +303,7 @@ def write_folder(folder: Path, weights: dict, config, vocab: int, tokenizer):
                 shutil.copyfile(source / name, folder / name)
         shutil.copyfile(tokenizer.path, folder / tokenizer.path.name)
     except OSError as error:
-        raise UserError(f"--export {folder}: cannot write it ({error.strerror})") from None
+        raise UserError(f"--to {folder}: cannot write it ({error.strerror})") from None
     settings = read_json(source / "tokenizer_config.json") if source else {}
     write_json(folder / "tokenizer_config.json", (settings or tokenizer.settings()) | {
         "eos_token": tokenizer.piece(tokenizer.eos)})

@@ -1,6 +1,7 @@
 """What makes a config impossible, and what in a training calls for a warning."""
 
 import dataclasses
+import math
 import re
 import sys
 import typing
@@ -12,7 +13,12 @@ from tqdm import tqdm
 from runtime import files
 from runtime.settings import UserError, choices, nearest
 
+
 FITS = ("sft", "pit_sft", "rp", "rpit", "judge")
+
+
+class NotFinite(UserError):
+    """A number that a training must not go on with."""
 
 
 def fields_of(config):
@@ -111,6 +117,14 @@ def troubles(figures: dict, kl_target: float):
     if figures["empty"] > 0.1:
         yield (f"empty responses are {figures['empty']:.0%}: what the reward model makes of them "
                "stands in metrics.jsonl, step 0 (same_mean); lower the stage's kl_target")
+
+
+def refuse_not_finite(figures: dict, where: str) -> None:
+    """Raise NotFinite, naming them, if some figures are not finite."""
+    bad = [name for name, value in figures.items() if not math.isfinite(value)]
+    if bad:
+        raise NotFinite(f"{where}: {', '.join(bad)} not finite; what was good is saved; lower "
+                        "ppo.lr under another --run.name")
 
 
 def warn_once(told: dict | None, stage: str, lines) -> None:

@@ -19,17 +19,14 @@ import torch
 from tqdm import tqdm
 
 from runtime import checks, files, interrupt, state
+from runtime.checks import NotFinite
 from runtime.config import ONLY_SPEED, Config
 from runtime.launch import choose_for, pick_device, start_ranks, usual_ranks
 from runtime.ranks import all_sum, barrier, rank, ranks, step_together, together
 from runtime.settings import UserError, to_toml
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
-FORMAT = 3  # of checkpoints; 1 had rotary pairs (i, i + C/2), 2 splits by the whole prompt
-
-
-class NotFinite(UserError):
-    """A number that a training must not go on with."""
+FORMAT = 4  # of checkpoints; 2 had splits by the whole prompt, 3 other names
 
 
 def optimizer_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, count: torch.Tensor,

@@ -337,9 +337,6 @@ def test_a_checkpoint_that_is_none(refused, tmp_path, monkeypatch, kind):
 @pytest.mark.parametrize("arguments, said", [
     (["--prompt=tea"], "no such checkpoint; run train_pit.py first"),
     (["--ref=x"], "--ref needs the --prompt"),
-    (["--export=x", "--prompt=x"], "--export goes without --prompt, --stop and --seed"),
-    (["--export=x", "--stop"], "--export goes without"), (["--model=x"], "--model goes with"),
-    (["--export=x", "--seed=0"], "--export goes without"),
     (["--prompt=x", "--temperature=-1"], "must be numbers from 0"),
     (["--prompt=x", "--temperature=nan"], "must be numbers from 0"),
     (["--prompt=x", "--temperature=hot"], "invalid float value"),

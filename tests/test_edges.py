@@ -10,16 +10,17 @@ from conftest import tiny_gpt, tiny_run
 from corpus.formats import read_pairs
 from corpus.tokens import batches
 from data import load_data
+from faster.branches import two_scores
 from pretrained.configure import load_config
-from reward import RewardModel, branch_scores, make_branches
+from reward import RewardModel
 from runtime.config import RewardSection
 from runtime.settings import UserError
 
 
 def test_padding_behind_branches_stays_in_the_context():
     model = RewardModel(tiny_gpt(context=100), RewardSection())
-    branches = make_branches([[1] * 60, [1] * 5], [[2] * 30, [2]], [[3] * 30, [3]], "cpu")
-    assert branch_scores(model, branches)[0].isfinite().all()
+    scores = two_scores(model, [[1] * 60, [1] * 5], [[2] * 30, [2]], [[3] * 30, [3]])
+    assert scores[0].isfinite().all()
 
 
 def test_a_stale_tokenizer_is_not_used(tmp_path):

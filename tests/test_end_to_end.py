@@ -10,9 +10,10 @@ import torch
 
 from conftest import ROOT, command, needs, read_lines, write_lines
 from corpus import bills
-from evaluation.report import draw_curves, stage_seconds, stages_of
+from evaluation.report import draw_curves, stage_seconds
 from pretrained.configure import load_config
 from runtime.files import load, save
+from runtime.stages import inputs_of
 
 TINY = "configs/tiny.toml"
 FITS = {"sft": [5, 10, 15, 20], "pit_sft": [5], "rp": [5], "rpit": [5]}
@@ -189,7 +190,7 @@ def test_seconds_are_those_of_the_stages_that_a_report_stands_on(tmp_path):
     run = SimpleNamespace(folder=folder, base=base)
     assert stage_seconds(run, ["data", "sft"]) == {"data": 1, "sft": 3}
     config = load_config(str(ROOT / TINY), ["--pit.curriculum=['stage1']"])
-    assert stages_of(SimpleNamespace(config=config)) == [
+    assert list(inputs_of(config)) == [
         "data", "sft", "pit_sft", "rp", "rpit", "rlhf", "stage1", "rlhf_more"]
 
 

@@ -59,7 +59,8 @@ def test_supervised_training_logs_what_a_cpu_does_and_ppo_runs(tmp_path, on_cpu,
 
 SAMPLES = """
 import json, torch
-from model import GPT, sample, token_logprobs
+from faster.sampling import sample
+from model import GPT, token_logprobs
 from runtime.config import ModelSection
 
 uniforms = torch.rand(4, 20, generator=torch.Generator().manual_seed(1))

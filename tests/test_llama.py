@@ -17,7 +17,8 @@ from corpus import bills
 from corpus.tokens import encode_prompts
 from data import load_data
 from evaluation.show import prompt_text
-from model import GPT, adapted, merged
+from model import GPT
+from pretrained.lora import adapted, merged
 from pretrained import llama
 from pretrained.configure import load_config
 from pretrained.vocabulary import read_tokenizer
@@ -176,7 +177,7 @@ def test_an_exported_folder_is_read_again(exported, tokenizer):
     assert llama.described(str(folder), 48)["tokenizer"] == {
         "model": str(folder / "tokenizer.model"), "eos": "</s>"}
     assert f"{folder} reads at most 48" in refusal(llama.described, str(folder), 49)
-    assert f"--export {folder}: holds a model already" in refusal(export, folder, gpt, tokenizer)
+    assert f"--to {folder}: holds a model already" in refusal(export, folder, gpt, tokenizer)
 
 
 @needs("transformers", "safetensors")

@@ -13,16 +13,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import model as gpt
 import ppo
 import sample
 import train_pit
 import train_reward
 from conftest import needs, tiny_config, tiny_gpt, write_lines
-from model import GPT, LoRA, Linear, adapted, merged, pad_rows, token_logprobs
+from model import GPT, Linear, pad_rows, token_logprobs
 from evaluation import verdicts
-from pretrained import llama
+from faster import sampling as faster
+from pretrained import export, llama
 from pretrained.configure import load_config
+from pretrained.lora import LoRA, adapted, frozen_trunk, merged
 from pretrained.vocabulary import read_tokenizer
 from reward import RewardModel, score
 from runtime import state
@@ -158,7 +159,7 @@ def test_what_is_kept_of_a_model_leaves_out_the_trunk_and_comes_back():
 
 def test_sampling_does_not_forget_the_adapters():
     model = randomised(adapted(tiny_gpt(seed=3), ALL))
-    found, plain = (gpt.sample(one, PROMPTS, torch.zeros(4, 12), 0, -1).responses()
+    found, plain = (faster.sample(one, PROMPTS, torch.zeros(4, 12), 0, -1).responses()
                     for one in (model, tiny_gpt(seed=3)))
     assert len({tuple(row) for row in found}) == 4 and found != plain
 
@@ -167,7 +168,7 @@ def test_under_bfloat16_the_trunk_is_kept_so_and_adapters_are_not(source, tmp_pa
     config = load_config(source.config, [f"--run.dir={tmp_path}", "--run.amp=bf16"])
     run, data = Run(config), SimpleNamespace(vocab=source.model.embedding.num_embeddings)
     run.lock.close()
-    data.trunk = train_reward.load_trunk(run, data)
+    data.trunk = frozen_trunk(run, GPT(config.model, data.vocab))
     model, plain = (randomised(adapted(trunk, config.lora)) for trunk in (data.trunk, source.model))
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert all(p.dtype == (torch.float32 if "norm" in name else torch.bfloat16)
@@ -178,7 +179,7 @@ def test_under_bfloat16_the_trunk_is_kept_so_and_adapters_are_not(source, tmp_pa
     with run.precision():
         torch.testing.assert_close(merged(model), expected, atol=1e-6, rtol=1e-6)
         uniforms = torch.rand(4, 9, generator=torch.Generator().manual_seed(0))
-        rows = gpt.sample(model, PROMPTS, uniforms, 1.0, -1)
+        rows = faster.sample(model, PROMPTS, uniforms, 1.0, -1)
         logp = token_logprobs(model, rows)
         logp.sum().backward()
     assert [len(row) for row in rows.responses()] == [9] * 4 and rows.tokens.max() < data.vocab
@@ -257,9 +258,9 @@ def trained(source, tmp_path_factory):
     """The folder that holds a finished run, and the pairs that its supervised trainings took."""
     folder, pairs = tmp_path_factory.mktemp("runs"), {}  # prompts, by the name of the training
 
-    def train(run, name, model, fit, fold, *others, real=train_reward.train):
-        pairs[name] = set(map(tuple, fold.x))
-        real(run, name, model, fit, fold, *others)
+    def train(run, data, model, training, real=train_reward.train):
+        pairs[training.name] = set(map(tuple, training.fold.x))
+        return real(run, data, model, training)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_reward, "train", train)
         call(train_pit.main, source, folder)
@@ -411,8 +412,8 @@ def test_pairs_for_a_judge_outside_and_its_verdicts(runs, source, tmp_path):
                                          ("pretrained", None)])
 def test_an_exported_folder_holds_the_whole_policy(runs, source, tmp_path, tokenizer, name, stage):
     out = tmp_path / "out"
-    arguments = [f"--export={out}", f"--model={name}"][:1 + (name != "PIT stage 1")]
-    assert f"written: {name} in {out}" in call(sample.main, source, runs, *arguments)
+    arguments = [f"--to={out}", f"--model={name}"][:1 + (name != "PIT stage 1")]
+    assert f"written: {name} in {out}" in call(export.main, source, runs, *arguments)
     found = llama.described(str(out), 64)
     section = ModelSection(**found["model"] | {"context": 64})
     weights = llama.read_weights(str(out), section)
@@ -426,9 +427,9 @@ def test_an_exported_folder_holds_the_whole_policy(runs, source, tmp_path, token
     assert (out / "tokenizer.model").read_bytes() == pieces and found["tokenizer"]["eos"] == "</s>"
     assert json.loads((out / "templates.json").read_text())["pit"].startswith("<|user|>{x}")
     with pytest.raises(UserError, match="holds a model already"):
-        call(sample.main, source, runs, f"--export={out}")
+        call(export.main, source, runs, f"--to={out}")
     with pytest.raises(UserError, match="--model 'PIT stage 2': did you mean 'PIT stage 1'"):
-        call(sample.main, source, runs, f"--export={tmp_path}", "--model=PIT stage 2")
+        call(export.main, source, runs, f"--to={tmp_path}", "--model=PIT stage 2")
 
 
 @needs("safetensors", "tokenizers")

@@ -7,12 +7,16 @@ import pytest
 import torch
 
 from conftest import slow, tiny_gpt
-from model import (Attention, Cache, RMSNorm, by_micro_batches, draw,
-                   pad_rows, micro_batches, rotary_table, rotate, sample, scalars,
+import model as plain
+from faster import sampling as faster
+from faster.sampling import compile_blocks
+from model import (Attention, RMSNorm, draw, pad_rows, rotary_table, rotate, scalars,
                    token_logprobs)
+from runtime.batching import by_micro_batches, micro_batches
 from runtime.config import ModelSection
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 1, 2], [3, 3]]
+both = pytest.mark.parametrize("sample", [plain.sample, faster.sample], ids=["plain", "faster"])
 
 
 def uniforms(rows: int, new: int, seed: int = 0):
@@ -173,14 +177,24 @@ def test_states_depend_only_on_relative_positions_and_on_what_the_mask_shows():
 
 def test_reading_token_by_token_through_the_cache_is_reading_at_once():
     model, tokens = tiny_gpt(), torch.randint(0, 11, (3, 12))
-    cache = Cache(14)
+    cache = plain.Cache()
+    parts = [model(tokens[:, :5], cache=cache)]
+    for t in range(5, 12):
+        mask = torch.zeros(3, 1, 1, t + 1)
+        parts.append(model(tokens[:, t:t + 1], torch.full((3, 1), t), mask, cache))
+    torch.testing.assert_close(torch.cat(parts, 1), model(tokens), atol=1e-5, rtol=1e-5)
+
+
+def test_reading_through_the_cache_of_one_piece_is_reading_at_once():
+    model, tokens = tiny_gpt(), torch.randint(0, 11, (3, 12))
+    cache = faster.Cache(14)
     parts = [model(tokens[:, :5], cache=cache)]
     bias = torch.full((6, 1, 14), -math.inf)  # 3 rows, 2 heads of keys and values
     bias[:, :, :5] = 0
-    for t in range(5, 12):
-        bias[:, :, t] = 0
-        parts.append(model(tokens[:, t:t + 1], torch.full((3, 1), t), bias, cache))
-    assert cache.filled == 12
+    for cache.filled in range(5, 12):
+        bias[:, :, cache.filled] = 0
+        parts.append(model(tokens[:, cache.filled:cache.filled + 1],
+                           torch.full((3, 1), cache.filled), bias, cache))
     torch.testing.assert_close(torch.cat(parts, 1), model(tokens), atol=1e-5, rtol=1e-5)
 
 
@@ -192,16 +206,16 @@ def test_compiled_blocks_give_the_same_states_gradients_and_samples(monkeypatch,
     compile_block = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda block, **how: compile_block(
         block, backend=backend, **how))
-    plain, compiled, tokens = tiny_gpt(), tiny_gpt(), torch.randint(0, 11, (3, 12))
-    compiled.compile_blocks()
-    for model in (plain, compiled):
-        model(tokens).square().mean().backward()
-    torch.testing.assert_close(compiled(tokens), plain(tokens), atol=1e-5, rtol=1e-5)
-    for one, other in zip(plain.parameters(), compiled.parameters()):
+    model, compiled, tokens = tiny_gpt(), tiny_gpt(), torch.randint(0, 11, (3, 12))
+    compile_blocks(compiled)
+    for each in (model, compiled):
+        each(tokens).square().mean().backward()
+    torch.testing.assert_close(compiled(tokens), model(tokens), atol=1e-5, rtol=1e-5)
+    for one, other in zip(model.parameters(), compiled.parameters()):
         torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-5)
     numbers = uniforms(4, 12)
-    assert sample(compiled, PROMPTS, numbers, 1.0, -1).responses() == sample(
-        plain, PROMPTS, numbers, 1.0, -1).responses()
+    assert faster.sample(compiled, PROMPTS, numbers, 1.0, -1).responses() == faster.sample(
+        model, PROMPTS, numbers, 1.0, -1).responses()
 
 
 def test_scalars_are_float32_where_the_trunk_is_bfloat16():
@@ -212,8 +226,9 @@ def test_scalars_are_float32_where_the_trunk_is_bfloat16():
         torch.testing.assert_close(scalars(head, hidden), exact)
 
 
+@both
 @pytest.mark.parametrize("tied", [True, False])
-def test_greedy_samples_are_those_of_a_naive_loop(tied):
+def test_greedy_samples_are_those_of_a_naive_loop(sample, tied):
     model = tiny_gpt(seed=3, tied=tied)
     free = [naive(model, prompt, 12, eos=-1) for prompt in PROMPTS]
     assert len({tuple(row) for row in free}) == 4  # rows that differ can be told apart
@@ -229,12 +244,13 @@ def test_greedy_samples_stay_so_when_rows_leave_the_batch():
     eos = max(range(11), key=lambda token: len({r.index(token) for r in free if token in r}))
     sizes = []
     model.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
-    rows = sample(model, prompts, uniforms(40, 16), 0, eos)
+    rows = faster.sample(model, prompts, uniforms(40, 16), 0, eos)
     assert rows.responses() == [naive(model, prompt, 16, eos) for prompt in prompts]
     assert len(set(sizes[:16])) > 1  # they did leave
 
 
-def test_samples_end_with_their_first_eos_or_at_max_new():
+@both
+def test_samples_end_with_their_first_eos_or_at_max_new(sample):
     model, eos = tiny_gpt(seed=1), 4
     rows = sample(model, PROMPTS * 50, uniforms(200, 6), 1.0, eos)
     responses = rows.responses()
@@ -248,7 +264,8 @@ def test_samples_end_with_their_first_eos_or_at_max_new():
     assert rows.tokens.shape[1] == rows.length.max()
 
 
-def test_sampling_stops_once_all_rows_have_ended():
+@both
+def test_sampling_stops_once_all_rows_have_ended(sample):
     model, calls = tiny_gpt(), []
     model.register_forward_hook(lambda *_: calls.append(1))
     eos = naive(model, [1, 2, 3], 1, eos=-1)[0]  # the first token already is the end
@@ -258,22 +275,34 @@ def test_sampling_stops_once_all_rows_have_ended():
     assert rows.tokens.tolist() == [[1, 2, 3, eos]]  # cut to the longest
 
 
-def test_samples_are_those_of_their_generator():
+@both
+def test_samples_are_those_of_their_generator(sample):
     model = tiny_gpt()
     one, same, other = (sample(model, PROMPTS * 5, uniforms(20, 5, seed), 1.0, 0).responses()
                         for seed in (1, 1, 2))
     assert one == same != other
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_the_plain_loop_samples_the_same(temperature):
+    """Where the cumulative probabilities of both, which round otherwise, agree on a draw."""
+    model, numbers = tiny_gpt(seed=1), uniforms(80, 12)
+    one, other = (way.sample(model, PROMPTS * 20, numbers, temperature, 4)
+                  for way in (plain, faster))
+    assert one.responses() == other.responses() and torch.equal(one.tokens, other.tokens)
+    assert torch.equal(one.length, other.length) and torch.equal(one.prompt, other.prompt)
+
+
 @pytest.mark.parametrize("look_every", [3, 16])
 def test_looking_seldom_changes_no_sample(look_every):
     model, numbers = tiny_gpt(seed=1), uniforms(80, 12)
-    often = sample(model, PROMPTS * 20, numbers, 1.0, 4)
+    often = faster.sample(model, PROMPTS * 20, numbers, 1.0, 4)
     model.config.look_every = look_every
-    assert sample(model, PROMPTS * 20, numbers, 1.0, 4).responses() == often.responses()
+    assert faster.sample(model, PROMPTS * 20, numbers, 1.0, 4).responses() == often.responses()
 
 
-def test_a_sample_does_not_depend_on_when_the_other_rows_end():
+@both
+def test_a_sample_does_not_depend_on_when_the_other_rows_end(sample):
     model = tiny_gpt(seed=1)
     short = sample(model, PROMPTS * 20, uniforms(80, 12), 1.0, 4).responses()
     long = sample(model, PROMPTS * 20, uniforms(80, 12), 1.0, -1).responses()

@@ -27,7 +27,8 @@ from reward import RewardModel, score
 from runtime.config import Config, StageSection
 from runtime.files import load
 from runtime.settings import UserError
-from sample import Models
+from runtime import stages
+from sample import Models, Sampler
 from train_reward import new_gpt
 
 
@@ -121,10 +122,11 @@ def test_the_spread_is_that_of_the_anchors_samples(bills_run, models, monkeypatc
     run, data = bills_run
     logged, raw, read = {}, torch.arange(32.0) % 4, []  # mean 1.5, variance 1.25
     monkeypatch.setattr(run, "log", lambda name, line: logged.update(line))
-    task = ppo.Task("stage0", partial(train_pit.draw_data_references, run, data, "stage0"),
-                    lambda prompts, rows: read.append((prompts, rows)) or raw * len(read), None)
     anchor = models.policies["M_PIT^SFT"]
-    found = train_pit.measure_spread(run, data, task, anchor)
+    task = ppo.Task("stage0", run.config.stage0, anchor,
+                    partial(train_pit.draw_data_references, run, data, "stage0"),
+                    lambda prompts, rows: read.append((prompts, rows)) or raw * len(read), None)
+    found = train_pit.measure_scale(run, data, task)
     assert found == pytest.approx([1.5, 1.25 ** 0.5])
     prompts, rows = read[0]
     numbers = torch.rand(32, 40, generator=run.generator("stage0 spread"))  # of four batches
@@ -145,17 +147,18 @@ def test_the_lowest_score_is_of_responses_with_their_end(bills_run, models, monk
     run, data = bills_run
     logged, eos = {}, data.tokenizer.eos
     monkeypatch.setattr(run, "log", lambda name, line: logged.update(line))
-    task = ppo.Task("stage0", partial(train_pit.draw_data_references, run, data, "stage0"),
+    task = ppo.Task("stage0", run.config.stage0, models.policies["M_PIT^SFT"],
+                    partial(train_pit.draw_data_references, run, data, "stage0"),
                     lambda prompts, rows: torch.tensor([-100.0, -6.0] + 30 * [1.0]), None)
     for ends, lowest in ((32 * [[7]], None), ([[7]] + 31 * [[7, eos]], -6.0)):
-        monkeypatch.setattr(train_pit, "in_batches", lambda *arguments, ends=ends: ends)
-        mean, spread = train_pit.measure_spread(run, data, task, models.policies["M_PIT^SFT"])
+        monkeypatch.setattr(train_pit, "responses_to", lambda *arguments, ends=ends: ends)
+        mean, spread = train_pit.measure_scale(run, data, task)
         assert mean == pytest.approx(-76 / 32) and spread > 1
         assert logged["score_min_in_spreads"] == (
             lowest and pytest.approx((lowest - mean) / spread))
     assert "ppo.no_eos_score" not in capsys.readouterr().err
     monkeypatch.setattr(run.config.ppo, "no_eos_score", 0.1)  # between the two
-    train_pit.measure_spread(run, data, task, models.policies["M_PIT^SFT"])
+    train_pit.measure_scale(run, data, task)
     assert "warning: stage0: ppo.no_eos_score = 0.1 is no lower than what 3%" in (
         capsys.readouterr().err)
 
@@ -190,10 +193,11 @@ def chain_shown(bills_run, monkeypatch, capsys, stop: bool, gaps, texts=tuple(
     monkeypatch.setattr(sample, "improve", lambda *arguments: next(answers))
     monkeypatch.setattr(sample.reward, "score",
                         lambda model, read: rows.append(read) or torch.tensor(gaps[len(rows) - 1]))
-    policies = dict.fromkeys(map(sample.title, run.config.stages()))
+    policies = dict.fromkeys(map(stages.title, run.config.stages()))
     models = SimpleNamespace(policies=policies, rpit=None)
     args = SimpleNamespace(ref=texts[0], iters=3, temperature=1.0, stop=stop)
-    sample.show_improvements(run, data, models, "What is the bill for tea?", args, None)
+    sampler = Sampler(run, data, 1.0, None)
+    sample.show_improvements(sampler, models, "What is the bill for tea?", args)
     return capsys.readouterr().out.splitlines()[2:], texts, [
         [data.tokenizer.decode(data.strip_eos(ids)) for ids in both.responses()] for both in rows]
 
@@ -206,14 +210,14 @@ def test_each_stage_starts_from_and_is_anchored_to_what_the_method_says(bills_ru
     run, data = bills_run
     seen = []
 
-    def train(run, task, learner, anchor, spread, stage, *_):
-        seen.append((task, copy.deepcopy(learner.policy), copy.deepcopy(learner.critic), anchor,
-                     spread, stage, learner.beta))
+    def train(run, data, task, learner):
+        seen.append((task, copy.deepcopy(learner.policy), copy.deepcopy(learner.critic),
+                     task.anchor, task.scale, task.stage, learner.beta))
         learner.policy.embedding.weight.data += 1  # as if it had learnt
         learner.critic.head.bias.data += 1
         learner.beta = 0.7
     monkeypatch.setattr(ppo, "train", train)
-    monkeypatch.setattr(train_pit, "measure_spread", lambda run, data, task, anchor: (
+    monkeypatch.setattr(train_pit, "measure_scale", lambda run, data, task: (
         [1.0, 2.0] if task.name == "rlhf" else [3.0, 4.0]))
     monkeypatch.setattr(run.config, "stage1", StageSection(iterations=7, beta=0.2))
     sft, pit_sft = models.policies["M_P^SFT"], models.policies["M_PIT^SFT"]
@@ -221,7 +225,7 @@ def test_each_stage_starts_from_and_is_anchored_to_what_the_method_says(bills_ru
     rlhf = train_pit.train_rlhf(run, data, "rlhf", sft, models.rp)
     zero = train_pit.train_pit_stage(run, data, "stage0", models, None)
     train_pit.train_pit_stage(run, data, "stage1", models, zero)
-    train_pit.train_rlhf(run, data, "rlhf_more", sft, models.rp, rlhf)
+    train_pit.train_rlhf_more(run, data, sft, models.rp, rlhf)
     task, policy, critic, anchor, spread, stage, beta = seen[0]  # Eq. 3
     assert same(policy, sft) and anchor is sft and spread == [1.0, 2.0]
     assert beta == run.config.rlhf.beta
@@ -284,11 +288,11 @@ def test_responses_are_those_of_each_prompt_without_their_end(bills_run, models)
     run, data = bills_run
     policy, fold = models.policies["M_P^RL"], data.folds["test"]
     x = [fold.x[i] for i in range(8)]
-    dice = torch.Generator()
-    together = sample.answer(run, data, policy, x, 0, dice)
-    assert together == [sample.answer(run, data, policy, [ids], 0, dice)[0] for ids in x]
+    greedy = Sampler(run, data, 0, torch.Generator())
+    together = sample.answer(greedy, policy, x)
+    assert together == [sample.answer(greedy, policy, [ids])[0] for ids in x]
     assert all(data.tokenizer.eos not in y and len(y) <= 40 for y in together)
-    better = sample.improve(run, data, policy, x, together, 0, dice)
+    better = sample.improve(greedy, policy, x, together)
     rows = sample.sample(policy, [data.pit(*pair) for pair in zip(x, together)],
                          torch.zeros(8, 40), 0, data.tokenizer.eos)
     assert better == [data.strip_eos(ids) for ids in rows.responses()]
@@ -297,13 +301,13 @@ def test_responses_are_those_of_each_prompt_without_their_end(bills_run, models)
 def test_ranks_with_unequal_shares_sample_as_many_batches(bills_run, models, monkeypatch):
     """Where weights are sharded a rank that is left with a batch more waits for ever."""
     run, data = bills_run
-    sizes = []
+    sizes, sampler = [], Sampler(run, data, 1.0, torch.Generator())
     monkeypatch.setattr(run.config.ppo, "batch", 2)
     monkeypatch.setattr(sample, "in_step", lambda count: max(count, 4))  # another rank has 7
     monkeypatch.setattr(sample, "sample", lambda policy, prompts, *rest: sizes.append(
         len(prompts)) or SimpleNamespace(responses=lambda: prompts))
     prompts = [[i] for i in range(6)]
-    assert sample.in_batches(run, data, None, prompts, torch.zeros(6, 3), 1.0) == prompts
+    assert sample.responses_to(sampler, None, prompts) == prompts
     assert sizes == [2, 2, 1, 1]
 
 
@@ -395,7 +399,7 @@ def with_test_pairs(data, chosen: list[int]):
 @pytest.fixture
 def evaluated(bills_run, monkeypatch):
     """The run, for evaluations of models that it has not trained; the file that these keep."""
-    monkeypatch.setattr(report, "stages_of", lambda run: ["data"])
+    monkeypatch.setattr(report, "inputs_of", lambda config: ["data"])
     monkeypatch.setattr(bills_run[0].config.data, "max_response", 12)  # such models never end
     path = bills_run[0].folder / "evaluation.part.pt"
     yield bills_run[0], path
@@ -477,9 +481,9 @@ def test_best_of_takes_the_highest_r_p(bills_run, models):
     run, data = bills_run
     x = [data.folds["test"].x[i] for i in range(6)]
     policy = models.policies["M_P^RL"]
-    best = report.best_of(run, data, models, x, 1.0, torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(0)
-    tries = [sample.answer(run, data, policy, x, 1.0, generator)
+    best, again = (Sampler(run, data, 1.0, torch.Generator().manual_seed(0)) for _ in range(2))
+    best = report.best_of(best, models, x)
+    tries = [sample.answer(again, policy, x)
              for _ in range(run.config.eval.best_of)]
     scores = np.stack([measure.rp_scores(data, models.rp, x, y) for y in tries])
     for i, k in enumerate(scores.argmax(0).tolist()):

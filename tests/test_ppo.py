@@ -1,14 +1,17 @@
 """PPO: worked numbers, GAE against a second implementation, the update, a toy that it solves."""
 
 import copy
+import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import ppo
 from conftest import read_lines, tiny_gpt, tiny_run
-from model import pad_rows, sample, token_logprobs
+from faster.sampling import sample
+from model import pad_rows, token_logprobs
 from ppo import (Critic, Prompts, Task, compute_gae, k3, kl_coefficient, kl_penalty, policy_loss,
                  token_rewards, value_loss, whiten)
 from runtime.config import PPOSection, StageSection
@@ -171,14 +174,15 @@ def toy(count: int = 16):
         return torch.tensor([2 * r.count(3) / len(r) for r in rows.responses()])
 
     prompts = Prompts(ids, ids, [[]] * count, [""] * count)
-    task = Task("toy", lambda i, n: prompts, score, lambda *_: {})
+    task = Task("toy", StageSection(), anchor, lambda i, n: prompts, score, lambda *_: {})
     return policy, anchor, critic, prompts, task
 
 
 def roll(policy, anchor, critic, prompts, task, section, beta=0.3, max_new=6):
     learner = ppo.make_learner(policy, critic, section, StageSection(beta=beta))
-    return learner, ppo.roll_out(learner, anchor, prompts, task, section, max_new, EOS, (0.5, 0.25),
-                                 torch.Generator().manual_seed(0))
+    task = dataclasses.replace(task, anchor=anchor, scale=(0.5, 0.25))
+    uniforms = torch.rand(len(prompts.ids), max_new, generator=torch.Generator().manual_seed(0))
+    return learner, ppo.roll_out(learner, task, prompts, uniforms, section, EOS)
 
 
 def test_a_new_critic_values_everything_at_zero():
@@ -214,7 +218,7 @@ def test_rollout_holds_what_the_update_needs():
     torch.testing.assert_close(r.values, critic(r.rows))
     rewards = token_rewards(r.score, logp - ref, r.mask, 0.3)
     advantages, _ = compute_gae(rewards, r.values, r.mask, 0.9, 0.8)
-    torch.testing.assert_close(r.advantages, whiten(advantages, r.mask), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(r.advantages, advantages, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(r.returns, (advantages + r.values) * r.mask, atol=1e-4, rtol=1e-4)
 
 
@@ -234,7 +238,7 @@ def test_figures_by_hand():
     zeros = torch.zeros(rows.mask.shape)
     kl = torch.where(rows.mask, 0.5, 0.0)  # 7 tokens: 3.5 in all
     returns = torch.where(rows.mask, 3.0, 9.0)
-    rollout = ppo.Rollout(rows, rows.mask, zeros, kl, zeros + 1, zeros, returns,
+    rollout = ppo.Rollout(rows, zeros, kl, zeros + 1, zeros, returns,
                           torch.tensor([1.0, 2.0, 6.0]), torch.tensor([True, True, False]))
     strip_eos = lambda ids: ids[:-1] if ids[-1] == EOS else ids
     prompts = Prompts([[1], [1], [1, 1]], [[1], [1], [1, 1]], [[4, 5], [4], [6, 7]], ["y_l"] * 3)
@@ -324,11 +328,14 @@ def test_first_step_follows_the_gradient_of_the_token_mean(portion):
 # -------------------------------------------------------------------------------- whole stages
 
 
-def train(folder, policy, anchor, critic, task, stage, spread=(0.0, 1.0), **fields):
-    run = tiny_run(folder, ppo__batch=32, **fields)
+DATA = SimpleNamespace(tokenizer=SimpleNamespace(eos=EOS),
+                       strip_eos=lambda ids: ids[:-1] if ids[-1] == EOS else ids)
+
+
+def train(folder, policy, anchor, critic, task, stage, **fields):
+    run = tiny_run(folder, ppo__batch=32, data__max_response=6, **fields)
     learner = ppo.make_learner(policy, critic, run.config.ppo, stage)
-    strip_eos = lambda ids: ids[:-1] if ids[-1] == EOS else ids
-    ppo.train(run, task, learner, anchor, spread, stage, 6, EOS, strip_eos)
+    ppo.train(run, DATA, dataclasses.replace(task, stage=stage, anchor=anchor), learner)
     history = read_lines(run.folder / "metrics.jsonl")
     assert [(line["stage"], line["step"]) for line in history] == [
         ("toy", i) for i in range(1, stage.iterations + 1)]
@@ -377,6 +384,16 @@ def test_a_stage_warms_up_anneals_and_adapts(tmp_path, wall):
     assert [h["beta"] for h in history] + [learner.beta] == pytest.approx([0.1] + after)
     assert after[0] > 1 or wall == 2.0  # the policy is far from this anchor from the start
     assert all(h["gold"] == 0.5 for h in history)
+
+
+def test_the_update_gets_whitened_advantages(tmp_path, monkeypatch):
+    policy, anchor, critic, _, task = toy(32)
+    seen = []
+    monkeypatch.setattr(ppo, "update", lambda learner, rollout, *_: seen.append(rollout) or {})
+    train(tmp_path, policy, anchor, critic, task, StageSection(iterations=1))
+    advantages = seen[0].advantages[seen[0].mask]
+    assert advantages.mean().item() == pytest.approx(0, abs=1e-5)
+    assert advantages.square().mean().item() == pytest.approx(1, abs=1e-4)
 
 
 def test_a_score_that_is_not_finite_stops_the_stage(tmp_path):

@@ -272,8 +272,8 @@ def test_a_reward_model_is_asked_about_the_validation_pairs_before_rl(bills_run,
 def test_an_unproven_reward_model_is_told_also_where_it_is_restored(bills_run, tmp_path, capsys,
                                                                     monkeypatch):
     low = share_right([True, False] * 10)
-    monkeypatch.setattr(train_reward.measure, "pointwise_agreement", lambda *_: low)
-    monkeypatch.setattr(train_reward.measure, "gap_agreement", lambda *_: low)
+    monkeypatch.setattr(train_reward, "pointwise_agreement", lambda *_: low)
+    monkeypatch.setattr(train_reward, "gap_agreement", lambda *_: low)
     fields = {f"{name}__steps": 1 for name in checks.FITS}
     for trains, told in ((True, 2), (True, 2), (False, 0)):
         run = Run(tiny_config(tmp_path, **fields), trains)

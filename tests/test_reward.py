@@ -1,20 +1,25 @@
 """Pooling, the losses of R_P and R_PIT by hand, branches against separate rows, and overfitting."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import reward
 import train_reward
 from conftest import read_lines, tiny_gpt
+from data import Fold
 from evaluation import measure
+from faster import branches as faster
 from model import pad_rows, token_logprobs
-from reward import (PAIRS, POOLS, RewardModel, branch_scores, eq2_loss, gap_loss, make_branches,
-                    pair_loss, pointwise_loss, score)
+from reward import PAIRS, POOLS, RewardModel, gap_loss, pair_loss, score, two_scores
 from runtime.config import FitSection, RewardSection
+from train_reward import Training, rp_loss, rpit_loss
 
 TERMS = RewardSection().terms
+PLAIN = SimpleNamespace(policy=lambda x: x, pit=lambda x, y_ref: x + y_ref, add_eos=lambda y: y)
 
 
 def random_lists(count: int, seed: int) -> list[list[int]]:
@@ -62,8 +67,7 @@ def test_score_is_its_formula_and_unaffected_by_padding(pool, feature):
 def test_the_score_does_not_teach_the_language_model_head():
     for lm_coef, taught in ((0.0, False), (0.5, True)):
         model = reward_model(lm_coef=lm_coef, tied=False)
-        branches = make_branches(random_lists(3, 1), random_lists(3, 2), random_lists(3, 3), "cpu")
-        pointwise_loss(model, branches)[0].backward()
+        rp_loss(model, PLAIN, Fold(*(random_lists(3, seed) for seed in (1, 2, 3))))[0].backward()
         gradient = model.trunk.head.weight.grad
         assert (gradient is not None and bool(gradient.any())) == taught
         assert model.head.weight.grad.any(1).all()
@@ -107,7 +111,7 @@ def test_gap_loss_is_equation_2_with_each_term_left_out(left_out):
 
 
 def test_branches_of_one_row_by_hand():
-    b = make_branches([[1, 2], [3]], [[4, 5, 6], [7]], [[8], [9, 10]], "cpu")
+    b = faster.make_branches([[1, 2], [3]], [[4, 5, 6], [7]], [[8], [9, 10]], "cpu")
     assert b.rows.tokens.tolist() == [[1, 2, 4, 5, 6, 8], [3, 7, 9, 10, 0, 0]]
     assert b.positions[0].tolist() == [0, 1, 2, 3, 4, 2]  # 8 goes on from 2, as 4 does
     assert b.positions[1, :4].tolist() == [0, 1, 1, 2]
@@ -119,11 +123,12 @@ def test_branches_of_one_row_by_hand():
         [[4, 5, 6], [7]], [[8], [9, 10]], [[4, 5, 6, 8], [7, 9, 10]]]
 
 
+@pytest.mark.parametrize("way", [reward, faster], ids=["plain", "branches"])
 @pytest.mark.parametrize("pool", ["sum", "last"])
-def test_branches_score_as_separate_rows(pool):
+def test_two_scores_are_those_of_separate_rows(pool, way):
     model = reward_model(pool)
     prompts, a, b = (random_lists(8, seed) for seed in (1, 2, 3))
-    of_a, of_b, lm_loss = branch_scores(model, make_branches(prompts, a, b, "cpu"))
+    of_a, of_b, lm_loss = way.two_scores(model, prompts, a, b)
     for side, scores in ((b, of_b), (a, of_a)):
         rows = pad_rows(prompts, side)
         torch.testing.assert_close(scores, score(model, rows), atol=1e-4, rtol=1e-5)
@@ -131,36 +136,48 @@ def test_branches_score_as_separate_rows(pool):
     torch.testing.assert_close(lm_loss, -logp.sum(1) / rows.mask.sum(1), rtol=1e-4, atol=1e-5)
 
 
-def test_pointwise_loss_is_bradley_terry_and_lm_coef_zero_leaves_it_pure():
+def test_branches_have_the_gradients_of_separate_rows():
+    prompts, a, b = (random_lists(8, seed) for seed in (1, 2, 3))
+    gradients = []
+    for way in (reward, faster):
+        model = reward_model()
+        of_a, of_b, lm_loss = way.two_scores(model, prompts, a, b)
+        (pair_loss(of_a, of_b) + lm_loss.sum()).backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+def test_rp_loss_is_bradley_terry_and_lm_coef_zero_leaves_it_pure():
     model = reward_model(lm_coef=0.0)
     prompts, a, b = (random_lists(5, seed) for seed in (4, 5, 6))
-    branches = make_branches(prompts, a, b, "cpu")
+    pairs = Fold(x=prompts, y_w=a, y_l=b)
     r_w, r_l = (score(model, pad_rows(prompts, side)) for side in (a, b))
-    pure, right = pointwise_loss(model, branches)
-    assert pure.item() == pytest.approx(pair_loss(r_w, r_l).item(), rel=1e-4)
+    pure, count, right = rp_loss(model, PLAIN, pairs)
+    assert count == 5 and pure.item() == pytest.approx(pair_loss(r_w, r_l).item(), rel=1e-4)
     assert right.item() == (r_w > r_l).sum() and 0 < right < 5
     model.config.lm_coef = 0.5
-    loss, _ = pointwise_loss(model, branches)  # a sum over the 5 pairs, as pair_loss
-    lm_loss = branch_scores(model, branches)[2].sum().item()
+    loss, _, _ = rp_loss(model, PLAIN, pairs)  # a sum over the 5 pairs, as pair_loss
+    lm_loss = two_scores(model, prompts, a, b)[2].sum().item()
     assert loss.item() == pytest.approx(pure.item() + 0.5 * lm_loss, rel=1e-5)
 
 
-def test_eq2_loss_is_equation_2_and_lm_coef_zero_leaves_it_pure():
+def test_rpit_loss_is_equation_2_and_lm_coef_zero_leaves_it_pure():
     model = reward_model(lm_coef=0.0)
     x, y_w, y_l = (random_lists(4, seed) for seed in (17, 18, 19))
     sides = {"w": y_w, "l": y_l}
-    prompts = [p + ref for refs in (y_l, y_w) for p, ref in zip(x, refs)]
-    branches = make_branches(prompts, y_w * 2, y_l * 2, "cpu")
+    pairs = Fold(x=x, y_w=y_w, y_l=y_l)
     r = {pair: score(model, pad_rows([p + ref for p, ref in zip(x, sides[pair[1]])],
                                      sides[pair[0]])) for pair in PAIRS}
     for terms in (TERMS[1:], ["wl>lw"], TERMS):
         model.config.terms = terms
-        pure, right = eq2_loss(model, branches)
+        pure, count, right = rpit_loss(model, PLAIN, pairs)
         assert pure.item() == pytest.approx(gap_loss(r, terms).item(), rel=1e-4)
-    assert right.item() == (r["wl"] > r["lw"]).sum() and 0 < right < 4
+    assert right.item() == (r["wl"] > r["lw"]).sum() and 0 < right < 4 == count
     model.config.lm_coef = 0.5
-    loss, _ = eq2_loss(model, branches)  # a sum over the 4 triples
-    lm_loss = branch_scores(model, branches)[2][:4].sum().item()  # y_w given y_l
+    loss, _, _ = rpit_loss(model, PLAIN, pairs)  # a sum over the 4 triples
+    given_l = [a + b for a, b in zip(x, y_l)]
+    lm_loss = two_scores(model, given_l, y_w, y_l)[2].sum().item()  # y_w given y_l
     assert loss.item() == pytest.approx(pure.item() + 0.5 * lm_loss, rel=1e-5)
 
 
@@ -179,9 +196,9 @@ def fit(model, loss_of, steps: int) -> None:
 def test_a_pointwise_model_overfits_ten_pairs(pool):
     model = reward_model(pool, lm_coef=0.1)
     prompts, a, b = (random_lists(10, seed) for seed in (10, 11, 12))
-    branches = make_branches(prompts, a, b, "cpu")
-    assert pointwise_loss(model, branches)[1] < 10
-    fit(model, lambda: pointwise_loss(model, branches), 40)
+    pairs = Fold(x=prompts, y_w=a, y_l=b)
+    assert rp_loss(model, PLAIN, pairs)[2] < 10
+    fit(model, lambda: rp_loss(model, PLAIN, pairs), 40)
     better, worse = (score(model, pad_rows(prompts, side)) for side in (a, b))
     assert (better > worse).all() and pair_loss(better, worse) < 1
 
@@ -189,9 +206,8 @@ def test_a_pointwise_model_overfits_ten_pairs(pool):
 def test_a_gap_model_overfits_ten_triples():
     model = reward_model(lm_coef=0.1)
     x, y_w, y_l = (random_lists(10, seed) for seed in (13, 14, 15))
-    prompts = [p + [0] + ref for refs in (y_l, y_w) for p, ref in zip(x, refs)]
-    branches = make_branches(prompts, y_w * 2, y_l * 2, "cpu")
-    fit(model, lambda: eq2_loss(model, branches), 60)
+    marked = SimpleNamespace(pit=lambda x, y_ref: x + [0] + y_ref, add_eos=lambda y: y)
+    fit(model, lambda: rpit_loss(model, marked, Fold(x=x, y_w=y_w, y_l=y_l)), 60)
     sides, r = {"w": y_w, "l": y_l}, {}
     for pair in PAIRS:
         refs = [p + [0] + ref for p, ref in zip(x, sides[pair[1]])]
@@ -218,9 +234,10 @@ def test_training_minimises_the_loss_of_the_folds_pairs(bills_run, monkeypatch, 
     fold, seen = data.folds["reward"], {}
     monkeypatch.setattr(run.config.reward, "lm_coef", 0.0)
 
-    def train(run, name, model, fit, fold, width, loss_of, held_out):
+    def train(run, data, model, training):
         torch.nn.init.normal_(model.head.weight)  # so that every pair has another score
-        seen.update(model=model, fold=fold, loss=loss_of(fold[[4, 7, 2]]))
+        seen.update(model=model, fold=training.fold,
+                    loss=training.loss(model, data, training.fold[[4, 7, 2]]))
     monkeypatch.setattr(train_reward, "train", train)
     gpt = train_reward.new_gpt(run, data)
     {"rp": train_reward.train_rp, "rpit": train_reward.train_rpit}[name](run, data, gpt)
@@ -251,8 +268,8 @@ def test_a_folds_scores_are_those_of_each_response_alone(bills_run, monkeypatch,
 def test_supervised_models_learn_the_preferred_response(bills_run, monkeypatch):
     run, data = bills_run
     fold, seen = data.folds["sft"], []
-    monkeypatch.setattr(train_reward, "train", lambda run, name, model, fit, fold, width, loss_of:
-                        seen.append((fold, loss_of(fold[[5]]))))
+    monkeypatch.setattr(train_reward, "train", lambda run, data, model, training: seen.append(
+        (training.fold, training.loss(model, data, training.fold[[5]]))))
     gpt = train_reward.new_gpt(run, data)
     train_reward.train_sft(run, data)
     train_reward.train_pit_sft(run, data, gpt)
@@ -292,11 +309,11 @@ def test_the_log_has_means_over_the_steps_since_its_last_line(bills_run, monkeyp
     monkeypatch.setattr(train_reward, "optimizer_step", lambda params, optimizer, *_: rates.append(
         optimizer.param_groups[0]["lr"]) or 1.0)
 
-    def loss_of(indices):
+    def loss_of(model, data, pairs):
         loss, count, right = next(steps)
         return loss + 0 * model.weight.sum(), torch.tensor(count), torch.tensor(right)
-    train_reward.train(run, "x", model, FitSection(steps=3, batch=2, lr=0.5, warmup=2),
-                       data.folds["sft"], lambda *lengths: sum(lengths), loss_of)
+    train_reward.train(run, data, model, Training(
+        "x", FitSection(steps=3, batch=2, lr=0.5, warmup=2), data.folds["sft"], loss_of, (1, 1, 1)))
     # (1 + 6) / 4 and 3 / 4, then 8 / 4 and 0; the rate is that of the step
     assert logged == [("metrics.jsonl", "x", 2, 1.75, 0.75, 0.5),
                       ("metrics.jsonl", "x", 3, 2.0, 0.0, 0.5)]

@@ -1,0 +1,29 @@
+"""Batches cut into micro-batches of rows of similar length: little padding, little memory."""
+
+import torch
+
+from runtime.ranks import in_step
+
+
+def micro_batches(length, size: int):
+    """Return indices of rows of similar length [B] that together take at most `size` positions (or
+    of one row; 0: no limit), so that activations fit a CPU's caches."""
+    order = length.argsort(descending=True, stable=True)
+    longest, parts, start = length[order].tolist(), [], 0
+    while start < len(order):
+        end = start + max(1, (size or len(order) * longest[0]) // longest[start])
+        parts.append(order[start:end])
+        start = end
+    for _ in range(in_step(len(parts)) - len(parts)):
+        parts.sort(key=len)
+        parts += parts.pop().tensor_split(2)  # two of the fullest
+    return parts
+
+
+def by_micro_batches(function, rows, size: int):
+    """Return function(rows) [B, T] of model.Rows, for micro-batches of at most `size` positions."""
+    result = torch.zeros(rows.tokens.shape, device=rows.tokens.device)
+    for chosen in micro_batches(rows.length, size):
+        part = function(rows[chosen])
+        result[chosen, :part.shape[1]] = part
+    return result
