@@ -15,15 +15,13 @@ from dataclasses import dataclass
 
 import torch
 
-from corpus.prepare import prepare, unpacked_tokenizer
+from corpus.prepare import prepared, unpacked_tokenizer
 from corpus.templates import Template, opening_templates, turn_templates
 from corpus.tokens import FOLDS, Column, columns_of
 from model import GPT, Rows, pad_rows
 from pretrained.vocabulary import JSONTokenizer, Tokenizer
-from runtime import checks, files, ranks
+from runtime import checks
 from runtime.run import Run
-from runtime.settings import UserError
-from runtime.stages import inputs_of
 
 
 @dataclass
@@ -89,31 +87,15 @@ class Data:
 def load_data(run: Run) -> Data:
     """Read the run's data, which the first rank prepares if they are not there yet."""
     config = run.config
-    content = run.stage("data", inputs_of(config)["data"],
-                        lambda: prepare(run) if ranks.rank() == 0 else {})
-    if "tokens" not in content:
-        content = files.load(run.folder / "data.pt")
-    if ranks.rank() == 0:
-        checks.refuse_changed(content["checksums"])
-    if run.trains:
-        checks.warn_once(run.told, "data", checks.scarce(config, content["counts"]))
+    content = prepared(run)
     tokenizer = unpacked_tokenizer(run, content["tokenizer"])
     start = [tokenizer.bos] if tokenizer.bos >= 0 else []
     policy, pit, feedback, rewrite = (Template(text, tokenizer, start, first=True) for text in (
         config.template.policy, config.template.pit, config.refine.feedback, config.refine.rewrite))
     checks.refuse_short_context([policy, pit, feedback, rewrite], config)
-    vocab = config.model.vocab or tokenizer.vocab
-    if vocab < tokenizer.vocab:
-        raise UserError(f"tokenizer.model has {tokenizer.vocab} pieces, but the embedding of "
-                        f"model.init_from {vocab} rows; they do not belong together")
-    return Data(tokenizer=tokenizer, vocab=vocab, turns=turn_templates(config, tokenizer),
+    return Data(tokenizer=tokenizer, vocab=config.model.vocab or tokenizer.vocab,
+                turns=turn_templates(config, tokenizer),
                 opening=opening_templates(config, tokenizer), policy=policy, pit=pit,
                 feedback=feedback, rewrite=rewrite,
-                folds={name: fold_of(content, name) for name in FOLDS}, counts=content["counts"],
-                device=run.device)
-
-
-def fold_of(content: dict, name: str) -> Fold:
-    """Return a fold of what data.pt holds, on the same memory."""
-    x, y_w, y_l = columns_of(content, name)
-    return Fold(x=x, y_w=y_w, y_l=y_l)
+                folds={name: Fold(**columns_of(content, name)) for name in FOLDS},
+                counts=content["counts"], device=run.device)

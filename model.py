@@ -67,9 +67,6 @@ def on_grid(mask, values):
     return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, values)
 
 
-# --------------------------------------------------------------------------------------- the model
-
-
 class RMSNorm(nn.Module):
     """x / rms(x) * weight, in float32 whatever the input (arXiv 1910.07467)."""
 

@@ -102,12 +102,8 @@ def value_loss(values, old_values, returns, mask, clip: float):
 
 def kl_coefficient(beta: float, kl: float, target: float, power: float, most: float) -> float:
     """Return beta, times (kl / target)^power where the KL (nats a response) is above its target; at
-    most `most` times beta, so that after one wild iteration the KL does not drown the score. (A
-    beta that adapts step by step, arXiv 1909.08593, lags behind the policy, and the KL swings.)"""
+    most `most` times beta, so that after one wild iteration the KL does not drown the score."""
     return beta * min(max(1.0, kl / target) ** power, most)
-
-
-# ------------------------------------------------------------------------- what is rolled out
 
 
 @dataclass

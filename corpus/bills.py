@@ -1,7 +1,7 @@
 """Bills: the synthetic preference data and its hidden judge.
 
-A question lists a few things in order (three to six, data.things); a coupon halves what is due so far (rounded down).
-A good response says the total first, then the running amount after each thing:
+A question lists a few things in order (data.things); a coupon halves what is due so far (rounded
+down). A good response says the total first, then the running amount after each thing:
 
     What is the bill for tea, a coupon and a hat?  ->  Sure! 10 in all: tea 5, coupon 2, hat 10.
 

@@ -1,4 +1,4 @@
-"""Preference pairs from files into a run's data.pt: read, split, encoded, everything dropped counted.
+"""Preference pairs from files into a run's data.pt: read, split and encoded; what drops out counts.
 
 Pairs are split into test, valid and three equal folds for SFT, reward and RL (the paper's split):
 by the user's first turn, bills by their things, summaries by their post, so that no fold asks what
@@ -23,6 +23,7 @@ from runtime import checks, files, ranks
 from runtime.config import Config, DataSection
 from runtime.run import Run
 from runtime.settings import UserError
+from runtime.stages import inputs_of
 
 
 def split_keys(keys: list[str], config: DataSection, seed: int) -> dict[str, str]:
@@ -115,6 +116,19 @@ def prepare(run: Run) -> dict:
             "checksums": checksums} | flattened(rows)
 
 
+def prepared(run: Run) -> dict:
+    """Return what data.pt holds, which the first rank makes if it is not there yet."""
+    content = run.stage("data", inputs_of(run.config)["data"],
+                        lambda: prepare(run) if ranks.rank() == 0 else {})
+    if "tokens" not in content:
+        content = files.load(run.folder / "data.pt")
+    if ranks.rank() == 0:
+        checks.refuse_changed(content["checksums"])
+    if run.trains:
+        checks.warn_once(run.told, "data", checks.scarce(run.config, content["counts"]))
+    return content
+
+
 def unpacked_tokenizer(run: Run, content: bytes) -> Tokenizer | JSONTokenizer:
     """Write the tokenizer that data.pt holds into the run's folder, and read it from there."""
     path = run.folder / file_name(content)
@@ -122,5 +136,9 @@ def unpacked_tokenizer(run: Run, content: bytes) -> Tokenizer | JSONTokenizer:
         files.write_whole(path, lambda file: file.write(content))
     ranks.barrier()
     tokenizer = read_tokenizer(path, run.config.tokenizer.eos)
+    if 0 < run.config.model.vocab < tokenizer.vocab:
+        raise UserError(f"tokenizer.model has {tokenizer.vocab} pieces, but the embedding of "
+                        f"model.init_from {run.config.model.vocab} rows; they do not belong "
+                        "together")
     checks.warn_once(run.told, "template", checks.odd_markers(run.config, tokenizer))
     return tokenizer

@@ -93,7 +93,7 @@ def flattened(rows: dict[str, list]) -> dict[str, torch.Tensor]:
             "lengths": torch.tensor([len(ids) for ids in lists])}
 
 
-def columns_of(content: dict, name: str) -> list[Column]:
+def columns_of(content: dict, name: str) -> dict[str, Column]:
     """The three columns of a fold that `flattened` has kept, on the same memory."""
     flat, lengths = content["tokens"].numpy(), content["lengths"].numpy()
     starts, first = lengths.cumsum() - lengths, 0
@@ -101,7 +101,8 @@ def columns_of(content: dict, name: str) -> list[Column]:
         first += 3 * content["counts"][other]
     size = content["counts"][name]
     places = [slice(first + k * size, first + (k + 1) * size) for k in range(3)]
-    return [Column(flat, starts[at], lengths[at]) for at in places]
+    return {side: Column(flat, starts[at], lengths[at])
+            for side, at in zip(("x", "y_w", "y_l"), places)}
 
 
 def batches(lengths: np.ndarray, size: int, steps: int, rng: np.random.Generator):

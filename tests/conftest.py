@@ -17,9 +17,9 @@ sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)
 
 from corpus import bills  # noqa: E402
-from data import Tokenizer, load_data  # noqa: E402
+from data import load_data  # noqa: E402
 from model import GPT  # noqa: E402
-from pretrained.vocabulary import train_tokenizer  # noqa: E402
+from pretrained.vocabulary import Tokenizer, train_tokenizer  # noqa: E402
 from runtime.config import Config, ModelSection, TokenizerSection  # noqa: E402
 from runtime.run import Run  # noqa: E402
 from runtime.settings import set_field  # noqa: E402

@@ -19,7 +19,8 @@ import sample
 import train_reward
 from conftest import needs, tiny_run, write_lines
 from corpus import bills
-from data import load_data, read_pairs
+from corpus.formats import read_pairs
+from data import load_data
 from runtime import checks, launch
 from runtime.config import Config, RefineSection, TemplateSection
 from runtime.files import save

@@ -13,8 +13,11 @@ import data
 from conftest import MARKERS, ROOT, tiny_config, tiny_run, write_lines
 from corpus import bills
 from corpus.formats import TextPair, read_pairs
+from corpus import prepare, templates
 from corpus.tokens import batches, fold_keys
-from data import Template, load_data, split_keys
+from corpus.prepare import split_keys
+from corpus.templates import Template
+from data import load_data
 from pretrained.vocabulary import Tokenizer
 from runtime.config import DataSection, TokenizerSection
 from runtime.settings import UserError
@@ -162,7 +165,7 @@ def test_too_few_prompts_are_refused():
 
 
 def test_each_rank_has_a_prompt_of_each_fold(monkeypatch):
-    monkeypatch.setattr(data.ranks, "ranks", lambda: 2)
+    monkeypatch.setattr(prepare.ranks, "ranks", lambda: 2)
     keys, section = [str(i) for i in range(13)], DataSection(valid=4, test=3)
     assert set(Counter(split_keys(keys, section, 1).values()).values()) == {2, 3, 4}
     with pytest.raises(UserError, match="12 distinct prompts are too few .* three folds of 2;"):
@@ -246,7 +249,7 @@ def test_length_limits_are_exact(tmp_path, tokenizer):
         counts = Counter()
         pairs, _ = read(path)
         own = Tokenizer(model)
-        folds = data.encode_pairs(pairs, config, own, data.turn_templates(config, own), counts)
+        folds = prepare.encode_pairs(pairs, config, own, templates.turn_templates(config, own), counts)
         too_long = sum(max(map(len, row[1:])) > longest[1] - less for row in ids)
         assert counts["response too long"] == too_long and (too_long == 0) == (less == 0)
         assert sum(map(len, folds.values())) == len(lines) - too_long
@@ -326,7 +329,7 @@ def test_a_tokenizer_that_is_none_is_refused(tmp_path):
 
 def test_bytes_spell_unknown_characters_if_asked(tmp_path):
     texts = [t for pair in bills.make_pairs(200, 1, "first") for t in pair.values()]
-    data.train_tokenizer(texts, MARKERS, TokenizerSection(vocab=450, byte_fallback=True),
+    prepare.train_tokenizer(texts, MARKERS, TokenizerSection(vocab=450, byte_fallback=True),
                          tmp_path / "t.model")
     spelling = Tokenizer(tmp_path / "t.model")
     text = "tea ☕ ü ½ ﬁsh"  # and nothing is normalised

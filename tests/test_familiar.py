@@ -51,7 +51,8 @@ def test_only_what_is_unlike_the_data_is_told(bills_run, monkeypatch, capsys):
     for prompt, words in (("What is the bill for tea, a coupon and a hat?", []),
                           ("Write a poem", ["unlike the data"]), ("tea", ["unlike the data"]),
                           ("How much is tea and a ☕?", ["'☕'", "unlike the data"])):
-        sample.respond(run, data, None, SimpleNamespace(prompt=prompt, seed=None))
+        sample.respond(run, data, None, SimpleNamespace(
+            prompt=prompt, seed=None, temperature=1.0))
         said = capsys.readouterr().err.splitlines()
         assert [line[:9] for line in said] == ["warning: "] * len(words)
         assert all(word in line for word, line in zip(words, said)), said
