@@ -25,19 +25,29 @@ from runtime.run import Run
 
 
 @dataclass
-class Fold:
-    """Pairs of one fold, as lists of token ids. Responses are without their end."""
-    x: Column | list[list[int]]    # prompts, with the templates of their turns
-    y_w: Column | list[list[int]]
-    y_l: Column | list[list[int]]
+class Pairs:
+    """Some pairs, as lists of token ids. Responses are without their end."""
+    x: list[list[int]]    # prompts, with the templates of their turns
+    y_w: list[list[int]]
+    y_l: list[list[int]]
 
     def __len__(self):
         return len(self.x)
 
-    def __getitem__(self, indices):
-        """Take some of the pairs, as lists."""
+
+@dataclass
+class Fold:
+    """All pairs of one fold, in memory or on disk."""
+    x: Column
+    y_w: Column
+    y_l: Column
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, indices) -> Pairs:
         x, y_w, y_l = ([column[i] for i in indices] for column in (self.x, self.y_w, self.y_l))
-        return Fold(x=x, y_w=y_w, y_l=y_l)
+        return Pairs(x=x, y_w=y_w, y_l=y_l)
 
 
 @dataclass

@@ -194,16 +194,17 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(vocab, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        blocks = [Block(config) for _ in range(config.layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = Linear(config.width, vocab)
         if config.tied:
-            self.head.weight = self.embedding.weight
-        table = rotary_table(config.context, self.blocks[0].attention.head_width, config.rope_theta,
+            self.embedding.weight = self.head.weight
+        table = rotary_table(config.context, blocks[0].attention.head_width, config.rope_theta,
                              config.rope_scaling)
         self.register_buffer("rotary", table, persistent=False)
         nn.init.normal_(self.embedding.weight, std=config.width ** -0.5)
-        for block in self.blocks:  # what adds to the residual stream starts small (GPT-2)
+        for block in blocks:  # what adds to the residual stream starts small (GPT-2)
             for last in (block.attention.out, block.mlp.down):
                 last.weight.data *= (2 * config.layers) ** -0.5
 

@@ -190,9 +190,10 @@ class Learner:
 
 def make_learner(policy: GPT, critic: Critic, ppo: PPOSection, stage: StageSection) -> Learner:
     """Give a policy and a critic their optimisers (Adam's eps 1e-5, as in OpenAI's baselines)."""
-    optimizers = [torch.optim.Adam(model.parameters(), lr=lr * stage.lr_scale, eps=1e-5, fused=True)
-                  for model, lr in ((policy, ppo.lr), (critic, ppo.critic_lr))]
-    return Learner(policy, critic, *optimizers, beta=stage.beta)
+    of_policy, of_critic = (
+        torch.optim.Adam(model.parameters(), lr=lr * stage.lr_scale, eps=1e-5, fused=True)
+        for model, lr in ((policy, ppo.lr), (critic, ppo.critic_lr)))
+    return Learner(policy, critic, of_policy, of_critic, stage.beta)
 
 
 # ---------------------------------------------------------------------------------- an iteration

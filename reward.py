@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 from model import GPT, Rows, on_grid, pad_rows, scalars
 from runtime.batching import by_micro_batches
-from runtime.config import RewardSection
+from runtime.config import Comparison, RewardSection
 
 PAIRS = ("wl", "ww", "ll", "lw")  # candidate, then reference: "wl" is r_gap(x, y_w, y_l)
 
@@ -34,7 +34,7 @@ def pair_loss(better, worse):
     return -F.logsigmoid(better - worse).sum()
 
 
-def gap_loss(r: dict, terms: list[str]):
+def gap_loss(r: dict, terms: list[Comparison]):
     """Return Eq. 2, summed over triples: r has a score [B] for each of PAIRS; a term such as
     "wl>ww" asks that r^{w,l} exceed r^{w,w}."""
     return sum(pair_loss(*(r[side] for side in term.split(">"))) for term in terms)

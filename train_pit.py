@@ -20,7 +20,7 @@ import numpy as np
 
 import ppo
 import reward
-from data import Data, Fold, load_data
+from data import Data, Pairs, load_data
 from evaluation import report
 from evaluation.show import observe, observe_scale
 from model import GPT, Rows, pad_rows
@@ -36,7 +36,7 @@ from sample import Sampler, answer, responses_to
 from train_reward import Models, new_gpt, new_reward_model, train_judge, train_start
 
 
-def draw_pairs(run: Run, data: Data, name: str, iteration: int, number: int) -> Fold:
+def draw_pairs(run: Run, data: Data, name: str, iteration: int, number: int) -> Pairs:
     """Draw `number` pairs of the RL fold for one iteration: we go through the fold in a random
     order, another one each time."""
     fold, start = data.folds["rl"], iteration * number

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from corpus.tokens import batches
-from data import Data, Fold, load_data
+from data import Data, Fold, Pairs, load_data
 from evaluation.measure import as_text, gap_agreement, held_out_accuracies, pointwise_agreement
 from faster.branches import two_scores
 from faster.sampling import compile_blocks
@@ -56,17 +56,17 @@ def lm_loss(model: GPT, rows: Rows):
     return -logp.sum(), mask.sum(), ((logp > math.log(0.5)) & mask).sum()
 
 
-def sft_loss(model: GPT, data: Data, pairs: Fold):
+def sft_loss(model: GPT, data: Data, pairs: Pairs):
     """Return M_P^SFT's loss, -log M(y_w | x)."""
     return lm_loss(model, data.policy_rows(pairs.x, pairs.y_w))
 
 
-def pit_sft_loss(model: GPT, data: Data, pairs: Fold):
+def pit_sft_loss(model: GPT, data: Data, pairs: Pairs):
     """Return M_PIT^SFT's loss, -log M(y_w | x, y_l)."""
     return lm_loss(model, data.pit_rows(pairs.x, pairs.y_l, pairs.y_w))
 
 
-def rp_loss(model: RewardModel, data: Data, pairs: Fold):
+def rp_loss(model: RewardModel, data: Data, pairs: Pairs):
     """Return R_P's loss, -log sigmoid(R_P(x, y_w) - R_P(x, y_l)), with the language-model loss of
     y_w given x."""
     y_w, y_l = ([data.add_eos(y) for y in side] for side in (pairs.y_w, pairs.y_l))
@@ -75,7 +75,7 @@ def rp_loss(model: RewardModel, data: Data, pairs: Fold):
     return loss, torch.tensor(len(pairs)), (r_w > r_l).sum()
 
 
-def rpit_loss(model: RewardModel, data: Data, pairs: Fold):
+def rpit_loss(model: RewardModel, data: Data, pairs: Pairs):
     """Return R_PIT's loss, Eq. 2, with the language-model loss of y_w given x and y_l: the other
     ordered pairs are no improvements."""
     y_w, y_l = ([data.add_eos(y) for y in side] for side in (pairs.y_w, pairs.y_l))
@@ -114,8 +114,8 @@ def train(run: Run, data: Data, model, training: Training) -> dict:
     """Train a model. Where the training has an agreement, ask the model at the end about validation
     pairs, of which it has learned nothing by heart; return what was found, or {}."""
     name, fit, fold = training.name, training.fit, training.fold
-    lengths = sum(times * column.lengths for times, column in zip(
-        training.positions, (fold.x, fold.y_w, fold.y_l)))
+    lengths = np.array(training.positions) @ np.stack([
+        fold.x.lengths, fold.y_w.lengths, fold.y_l.lengths])
     rng = np.random.default_rng([run.config.run.seed, len(name), sum(map(ord, name))])
     optimizer = torch.optim.AdamW(model.parameters(), lr=fit.lr, betas=(0.9, 0.95),
                                   weight_decay=fit.weight_decay, fused=True)

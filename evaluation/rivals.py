@@ -8,7 +8,8 @@ from functools import cache
 import numpy as np
 
 from corpus.tokens import Column
-from data import Data, Fold, Template
+from corpus.templates import Template
+from data import Data, Fold, Pairs
 from evaluation import rubric
 from evaluation.measure import rp_scores
 from evaluation.show import prompt_text
@@ -77,7 +78,7 @@ def refiner_examples(run: Run, data: Data) -> Fold:
                   for lists in (reads, writes, [[]] * len(reads))))
 
 
-def refiner_loss(model: GPT, data: Data, pairs: Fold):
+def refiner_loss(model: GPT, data: Data, pairs: Pairs):
     """Return -log M(y_w | x), as the losses of train_reward.py do, where x is a whole prompt."""
     return lm_loss(model, pad_rows(pairs.x, [data.add_eos(y) for y in pairs.y_w], data.device))
 

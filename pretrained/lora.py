@@ -1,6 +1,7 @@
 """LoRA: adapters and heads on one frozen trunk, instead of full training."""
 
 import copy
+from typing import TypeVar
 
 import torch
 import torch.nn as nn
@@ -10,6 +11,8 @@ from pretrained import llama
 from runtime.config import LoRASection
 from runtime.run import Run
 from runtime.state import put
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class LoRA(nn.Module):
@@ -26,7 +29,7 @@ class LoRA(nn.Module):
         return F.linear(F.linear(x, self.a), self.scale * self.b)
 
 
-def frozen_trunk(run: Run, model: nn.Module) -> nn.Module:
+def frozen_trunk(run: Run, model: Model) -> Model:
     """Give a model the weights of model.init_from, which all models of the run share and none
     changes; under run.amp = "bf16" in bfloat16, as its products would read them anyway."""
     put(model, llama.read_weights(run.config.model.init_from, run.config.model))
@@ -37,7 +40,7 @@ def frozen_trunk(run: Run, model: nn.Module) -> nn.Module:
     return run.placed(model)
 
 
-def adapted(trunk: nn.Module, config: LoRASection) -> nn.Module:
+def adapted(trunk: Model, config: LoRASection) -> Model:
     """Return a model that shares the weights of a frozen trunk and has adapters of its own."""
     trunk.requires_grad_(False)
     shared = {id(tensor): tensor for tensor in (*trunk.parameters(), *trunk.buffers())}

@@ -135,7 +135,7 @@ class JSONTokenizer:
         self.pieces.no_truncation()
         self.pieces.no_padding()
         self.path, self.vocab = Path(path), self.pieces.get_vocab_size()
-        self.eos = self.pieces.token_to_id(eos)
+        self.eos: int = self.pieces.token_to_id(eos)
         if self.eos is None:
             raise UserError(f"{path}: has no piece {eos!r}; name what ends a response in "
                             "tokenizer.eos")

@@ -19,7 +19,7 @@ import sample
 import train_pit
 from conftest import ROOT, command, read_lines
 from corpus import bills
-from data import Fold
+from data import Fold, Pairs
 from evaluation import measure, report, show
 from model import pad_rows
 from pretrained import configure
@@ -387,8 +387,8 @@ def test_real_data_is_judged_by_a_held_out_reward_model(bills_run, models):
 
 def test_the_first_pair_of_each_prompt_is_kept():
     fold = Fold([[1], [1], [2], [1], [3]], [[10], [11], [12], [13], [14]], [[5]] * 5)
-    assert report.once_each(fold, 9) == Fold([[1], [2], [3]], [[10], [12], [14]], [[5]] * 3)
-    assert report.once_each(fold, 2) == Fold([[1], [2]], [[10], [12]], [[5]] * 2)
+    assert report.once_each(fold, 9) == Pairs([[1], [2], [3]], [[10], [12], [14]], [[5]] * 3)
+    assert report.once_each(fold, 2) == Pairs([[1], [2]], [[10], [12]], [[5]] * 2)
 
 
 def with_test_pairs(data, chosen: list[int]):

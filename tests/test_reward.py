@@ -10,7 +10,7 @@ import torch
 import reward
 import train_reward
 from conftest import read_lines, tiny_gpt
-from data import Fold
+from data import Pairs
 from evaluation import measure
 from faster import branches as faster
 from model import pad_rows, token_logprobs
@@ -67,7 +67,7 @@ def test_score_is_its_formula_and_unaffected_by_padding(pool, feature):
 def test_the_score_does_not_teach_the_language_model_head():
     for lm_coef, taught in ((0.0, False), (0.5, True)):
         model = reward_model(lm_coef=lm_coef, tied=False)
-        rp_loss(model, PLAIN, Fold(*(random_lists(3, seed) for seed in (1, 2, 3))))[0].backward()
+        rp_loss(model, PLAIN, Pairs(*(random_lists(3, seed) for seed in (1, 2, 3))))[0].backward()
         gradient = model.trunk.head.weight.grad
         assert (gradient is not None and bool(gradient.any())) == taught
         assert model.head.weight.grad.any(1).all()
@@ -151,7 +151,7 @@ def test_branches_have_the_gradients_of_separate_rows():
 def test_rp_loss_is_bradley_terry_and_lm_coef_zero_leaves_it_pure():
     model = reward_model(lm_coef=0.0)
     prompts, a, b = (random_lists(5, seed) for seed in (4, 5, 6))
-    pairs = Fold(x=prompts, y_w=a, y_l=b)
+    pairs = Pairs(x=prompts, y_w=a, y_l=b)
     r_w, r_l = (score(model, pad_rows(prompts, side)) for side in (a, b))
     pure, count, right = rp_loss(model, PLAIN, pairs)
     assert count == 5 and pure.item() == pytest.approx(pair_loss(r_w, r_l).item(), rel=1e-4)
@@ -166,7 +166,7 @@ def test_rpit_loss_is_equation_2_and_lm_coef_zero_leaves_it_pure():
     model = reward_model(lm_coef=0.0)
     x, y_w, y_l = (random_lists(4, seed) for seed in (17, 18, 19))
     sides = {"w": y_w, "l": y_l}
-    pairs = Fold(x=x, y_w=y_w, y_l=y_l)
+    pairs = Pairs(x=x, y_w=y_w, y_l=y_l)
     r = {pair: score(model, pad_rows([p + ref for p, ref in zip(x, sides[pair[1]])],
                                      sides[pair[0]])) for pair in PAIRS}
     for terms in (TERMS[1:], ["wl>lw"], TERMS):
@@ -196,7 +196,7 @@ def fit(model, loss_of, steps: int) -> None:
 def test_a_pointwise_model_overfits_ten_pairs(pool):
     model = reward_model(pool, lm_coef=0.1)
     prompts, a, b = (random_lists(10, seed) for seed in (10, 11, 12))
-    pairs = Fold(x=prompts, y_w=a, y_l=b)
+    pairs = Pairs(x=prompts, y_w=a, y_l=b)
     assert rp_loss(model, PLAIN, pairs)[2] < 10
     fit(model, lambda: rp_loss(model, PLAIN, pairs), 40)
     better, worse = (score(model, pad_rows(prompts, side)) for side in (a, b))
@@ -207,7 +207,7 @@ def test_a_gap_model_overfits_ten_triples():
     model = reward_model(lm_coef=0.1)
     x, y_w, y_l = (random_lists(10, seed) for seed in (13, 14, 15))
     marked = SimpleNamespace(pit=lambda x, y_ref: x + [0] + y_ref, add_eos=lambda y: y)
-    fit(model, lambda: rpit_loss(model, marked, Fold(x=x, y_w=y_w, y_l=y_l)), 60)
+    fit(model, lambda: rpit_loss(model, marked, Pairs(x=x, y_w=y_w, y_l=y_l)), 60)
     sides, r = {"w": y_w, "l": y_l}, {}
     for pair in PAIRS:
         refs = [p + [0] + ref for p, ref in zip(x, sides[pair[1]])]
