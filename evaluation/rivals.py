@@ -21,22 +21,22 @@ from train_reward import Models, lm_loss, new_gpt, train
 
 
 def best_of(run: Run, data: Data, models: Models, x: list, temperature: float, generator) -> list:
-    """The best by R_P of eval.best_of responses of M_P^RL."""
+    """Return the best by R_P of eval.best_of responses of M_P^RL."""
     tries = [answer(run, data, models.policies["M_P^RL"], x, temperature, generator)
              for _ in range(run.config.eval.best_of)]
     return best_by(run, data, models, x, tries)
 
 
 def best_by(run: Run, data: Data, models: Models, x: list, tries: list[list]) -> list:
-    """The best by R_P of several responses to each x."""
+    """Return the best by R_P of several responses to each x."""
     scores = [rp_scores(data, models.rp, x, y) for y in tries]
     return [tries[k][i] for i, k in enumerate(np.argmax(scores, axis=0))]
 
 
 def self_refine(run: Run, data: Data, policy: GPT, x: list, y_ref: list, temperature: float,
                 generator) -> list:
-    """The rival by prompting (arXiv 2303.17651): the policy is asked for feedback on y_ref, then
-    for a rewrite."""
+    """Improve y_ref by prompting (arXiv 2303.17651): ask the policy for feedback on it, then for
+    a rewrite."""
     prompts = [data.feedback(*pair) for pair in zip(x, y_ref)]
     feedback = generate(run, data, policy, prompts, temperature, generator)
     prompts = [data.rewrite(*triple) for triple in zip(x, y_ref, feedback)]
@@ -47,7 +47,7 @@ def self_refine(run: Run, data: Data, policy: GPT, x: list, y_ref: list, tempera
 
 
 def with_rubric(data: Data, aspects) -> Data:
-    """The data with Self-Refine's templates for a rubric of these aspects."""
+    """Return the data with Self-Refine's templates for a rubric of these aspects."""
     def template(text):
         return Template(text, data.tokenizer, data.policy.start, first=True)
 
@@ -56,8 +56,8 @@ def with_rubric(data: Data, aspects) -> Data:
 
 
 def refiner_examples(run: Run, data: Data) -> Fold:
-    """What the policy is taught to write (y_w) where it reads what (x): of each pair of the SFT
-    fold the answer y_w, notes on one of the responses by some rubric, and its rewrite."""
+    """Make the texts that the policy reads (x) and is taught to write (y_w): of each pair of the
+    SFT fold the answer y_w, notes on one of the responses by some rubric, and its rewrite."""
     fold, rng = data.folds["sft"], random.Random(run.config.run.seed)
     reads, writes = [], []
     asked = cache(lambda aspects: with_rubric(data, aspects))
@@ -79,7 +79,7 @@ def refiner_examples(run: Run, data: Data) -> Fold:
 
 
 def train_refiner(run: Run, data: Data, name: str, policy: GPT, fit: FitSection) -> dict:
-    """M_P^SFT goes on, with a third each of answers, feedback and rewrites."""
+    """Train M_P^SFT further, on a third each of answers, feedback and rewrites."""
     model = run.placed(new_gpt(run, data), weights(policy))
     train(run, name, model, fit, refiner_examples(run, data), lambda x, y_w, y_l: x + y_w,
           lambda pairs: lm_loss(model, pad_rows(pairs.x, [data.add_eos(y) for y in pairs.y_w],
