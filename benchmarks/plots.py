@@ -167,7 +167,7 @@ def optimisation_plot(plt, seeds: list):
         for name, colour in zip((n for n in seeds[0] if n.startswith(stage)),
                                 ("tab:red", "tab:purple", "tab:blue", "tab:green")):
             for axis, (what, words) in zip(row, (("step", "iteration"), ("kl", "KL (nats)"),
-                                                 ("reward", "reward (spreads)"))):
+                                                 ("reward", "reward (std)"))):
                 for content in seeds:
                     axis.plot(*means_of_five(content[name][what], content[name]["gold"]), lw=0.8,
                               color=colour, label=name if content is seeds[0] else None)

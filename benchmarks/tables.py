@@ -288,7 +288,7 @@ def optimisation_table(seeds: list) -> str:
                         for what in ("reward", "kl")), gold(seeds, name, "test")])
     return markdown(["stage, coefficient of the KL", *(
         f"gold, ten iterations up to {end}" for end in (n // 3, 2 * n // 3, n)),
-        "last less first", "reward at the end (spreads)", "KL at the end (nats)",
+        "last less first", "reward at the end (std)", "KL at the end (nats)",
         "gold, test questions"], lines)
 
 

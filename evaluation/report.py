@@ -362,7 +362,7 @@ def draw_curves(run: Run) -> None:
         for axis, name in zip(column, ("reward", "gold", "kl")):
             points = [(r["step"], r[name]) for r in lines if r["stage"] == stage and name in r]
             axis.plot(*(zip(*points) if points else ([], [])))
-    for axis, label in zip(axes[:, 0], ("reward (spreads)", "gold", "KL (nats a response)")):
+    for axis, label in zip(axes[:, 0], ("reward (std)", "gold", "KL (nats a response)")):
         axis.set_ylabel(label)
     figure.supxlabel("iteration")
     figure.tight_layout()
