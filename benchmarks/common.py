@@ -35,7 +35,7 @@ def ours(workload: str) -> GPT:
 
 
 def hf_config(workload: str):
-    """The same model as a LlamaConfig of transformers."""
+    """Return the same model as a LlamaConfig of transformers."""
     return llama_config(*WORKLOADS[workload])
 
 
@@ -57,26 +57,26 @@ def hf(workload: str):
 
 
 def random_lists(chance: random.Random, number: int, low: int, high: int, vocab: int) -> list:
-    """Lists of `low` to `high` token ids."""
+    """Draw lists of `low` to `high` token ids."""
     return [[chance.randrange(1, vocab) for _ in range(chance.randint(low, high))]
             for _ in range(number)]
 
 
 def forward_flops(workload: str) -> int:
-    """Operations of one token's forward pass, see product_flops."""
+    """Count the operations of one token's forward pass, see product_flops."""
     return product_flops(*WORKLOADS[workload])
 
 
 def product_flops(model: ModelSection, vocab: int) -> int:
-    """Operations of one token's forward pass, the attention over other tokens left out: two for
-    each weight of the linear layers and the output layer."""
+    """Count the operations of one token's forward pass, the attention over other tokens left out:
+    two for each weight of the linear layers and the output layer."""
     width = model.width // model.heads
     layer = model.width * (2 * model.heads + 2 * model.kv_heads) * width
     return 2 * (model.layers * (layer + 3 * model.width * model.hidden) + vocab * model.width)
 
 
 def alternate(sides: dict, repeats: int) -> dict:
-    """Seconds of each side: medians over `repeats` turns, the sides by turns, after a warm-up."""
+    """Return seconds of each side: medians over `repeats` turns, alternating, after a warm-up."""
     seconds = {name: [] for name in sides}
     for turn in range(repeats + 1):
         for name, side in sides.items():
@@ -88,7 +88,7 @@ def alternate(sides: dict, repeats: int) -> dict:
 
 
 def fastest(function, repeats: int = 5) -> float:
-    """Seconds of the fastest of some calls, after one to warm up."""
+    """Return the seconds of the fastest of some calls, after one to warm up."""
     function()
     times = []
     for _ in range(repeats):
@@ -99,8 +99,8 @@ def fastest(function, repeats: int = 5) -> float:
 
 
 def gemm_peak() -> float:
-    """The machine's limit, operations a second: the best float32 product of square matrices, by
-    either of the libraries that torch has on a CPU."""
+    """Measure the machine's limit, operations a second: the best float32 product of square
+    matrices, by either of the libraries that torch has on a CPU."""
     a, b = torch.randn(2, 2048, 2048)
     libraries = [lambda: a @ b]
     if torch.backends.mkldnn.is_available():
@@ -109,7 +109,7 @@ def gemm_peak() -> float:
 
 
 def bandwidth() -> float:
-    """The machine's limit, bytes a second read from memory (a sum over 512 MB)."""
+    """Measure the machine's limit, bytes a second read from memory (a sum over 512 MB)."""
     numbers = torch.ones(1 << 27)
     return numbers.numel() * 4 / fastest(numbers.sum)
 

@@ -96,7 +96,7 @@ SYSTEMS = {
 
 
 def main_table(lab: Lab) -> dict:
-    """Every system at equal temperatures and at its own best one, and PIT against each."""
+    """Compare every system at equal temperatures and at its own best one, and PIT against each."""
     settings = settings_of(lab, {name: system.make for name, system in SYSTEMS.items()})
     return {"at": {place: compared(lab, setting) for place, setting in settings.items()},
             "best_temperatures": settings["best"],
@@ -104,7 +104,7 @@ def main_table(lab: Lab) -> dict:
 
 
 def rl_samples_of(lab: Lab, system: str) -> dict:
-    """Responses that RL scored and sampled for a system."""
+    """Count the responses that RL scored and sampled for a system."""
     trainings = SYSTEMS[system].trainings
     config = lab.equal_budget()[0].config if "rlhf-long" in trainings else lab.config
     stages = [{"rlhf-long": "rlhf", "refiner-rl": "rlhf"}.get(
@@ -113,8 +113,8 @@ def rl_samples_of(lab: Lab, system: str) -> dict:
 
 
 def compared(lab: Lab, setting: dict) -> dict:
-    """Each system's worth at its temperature in the setting (its drafts' too), its win - lose over
-    the ORIGINALS, and PIT's over it."""
+    """Return each system's worth at its temperature in the setting (its drafts' too), its win -
+    lose over the ORIGINALS, and PIT's over it."""
     at = {name: lab.responses("test", t) for name, t in setting.items()}
     made, found = {name: system.make(at[name]) for name, system in SYSTEMS.items()}, {}
     for name, y in made.items():
@@ -128,8 +128,8 @@ def compared(lab: Lab, setting: dict) -> dict:
 
 
 def settings_of(lab: Lab, makers: dict[str, Callable]) -> dict:
-    """Temperatures of systems, by the functions that make their responses: the same for all, and
-    "best", of each the one with the highest gold quality on validation questions."""
+    """Choose temperatures of systems, by the functions that make their responses: the same for all,
+    and "best", of each the one with the highest gold quality on validation questions."""
     def gold(make, temperature):
         responses = lab.responses("valid", temperature)
         return responses.gold(make(responses)).mean()
@@ -142,9 +142,9 @@ def settings_of(lab: Lab, makers: dict[str, Callable]) -> dict:
 
 
 def compared_variants(lab: Lab, variants: dict[str, Trained]) -> dict:
-    """What other trainings of PIT make of y_0 in one iteration and in three: the worth, its win -
-    lose over y_0, and PIT's over it; where each has its own best temperature, so have PIT and y_0.
-    """
+    """Measure what other trainings of PIT make of y_0 in one iteration and in three: the worth,
+    its win - lose over y_0, and PIT's over it; where each has its own best temperature, so have
+    PIT and y_0."""
     def maker(name: str) -> Callable:
         return Responses.pit if variants[name] is lab.base() else lambda r, times=1: r.improved(
             name, last_stage(variants[name].models), times)
@@ -168,9 +168,9 @@ def compared_variants(lab: Lab, variants: dict[str, Trained]) -> dict:
 
 
 def curriculum(lab: Lab) -> dict:
-    """PIT's stages alone, both, and in the wrong order, with equal numbers of iterations (of which
-    each stage's first ppo.critic_warmup leave the policy alone); target KL and learning rate are
-    those chosen for PIT's first and second stage, whichever stands there."""
+    """Compare PIT's stages alone, both, and in the wrong order, with equal numbers of iterations
+    (of which each stage's first ppo.critic_warmup leave the policy alone); target KL and learning
+    rate are those chosen for PIT's first and second stage, whichever stands there."""
     first, second = lab.config.stage0, lab.config.stage1
     total = first.iterations + second.iterations
 
@@ -191,8 +191,8 @@ def curriculum(lab: Lab) -> dict:
 
 
 def terms(lab: Lab) -> dict:
-    """Eq. 2 with all its terms, without one, with one only: how the reward model agrees with labels
-    and judge, and what PIT becomes with it (the settings are those chosen for PIT)."""
+    """Compare Eq. 2 with all its terms, without one, with one only: how the reward model agrees
+    with labels and judge, and what PIT becomes with it (the settings are those chosen for PIT)."""
     kept = {"all five": COMPARISONS} | {
         f"without {term}": tuple(t for t in COMPARISONS if t != term) for term in COMPARISONS} | {
         "only wl>lw": ("wl>lw",)}
@@ -206,9 +206,9 @@ def terms(lab: Lab) -> dict:
 
 
 def agreements(trained: Trained) -> dict:
-    """How often the scores of R_P ("w" against "l") and R_PIT ("wl" against "lw") agree with labels
-    and judge on held-out pairs; and how often the judge agrees with the labels, where it calls a
-    tie in half of the cases: the ceiling of the first."""
+    """Measure how often the scores of R_P ("w" against "l") and R_PIT ("wl" against "lw") agree
+    with labels and judge on held-out pairs; and how often the judge agrees with the labels, where
+    it calls a tie in half of the cases: the ceiling of the first."""
     data, models = trained.data, trained.models
     fold = data.folds["test"]
     scores = fold_scores(data, models.rp, models.rpit, fold)
@@ -221,8 +221,8 @@ def agreements(trained: Trained) -> dict:
 
 
 def reward_models(lab: Lab) -> dict:
-    """What the parts of R_P and R_PIT bring to their agreement, and what more pairs would, of as
-    many more bills, each read as often."""
+    """Measure what the parts of R_P and R_PIT bring to their agreement, and what more pairs would,
+    of as many more bills, each read as often."""
     more = {"data__bills": MORE * lab.config.data.bills} | {
         f"{name}__steps": MORE * getattr(lab.config, name).steps for name in ("rp", "rpit")}
     variants = {"as it is": lab.base()} | {
@@ -239,7 +239,7 @@ def reward_models(lab: Lab) -> dict:
 
 
 def temperatures(lab: Lab) -> dict:
-    """PIT and Self-Refine at several temperatures, of drafts at T = 1 and of drafts at the same."""
+    """Compare PIT and Self-Refine at several temperatures, of drafts at T = 1 and at the same T."""
     drafts, found = lab.responses("test", 1.0), {}
     for temperature in GRID:
         for place, responses in (("drafts at 1", Responses(lab, "test", temperature, drafts)),
@@ -252,7 +252,7 @@ def temperatures(lab: Lab) -> dict:
 
 
 def rubrics(lab: Lab) -> dict:
-    """Self-Refine by rubrics of the k weightiest aspects, of the k lightest, and without one."""
+    """Compare Self-Refine by rubrics of the k weightiest aspects, the k lightest, all but one."""
     by = NESTED | LACKING
     settings = settings_of(lab, {"PIT": Responses.pit} | {
         name: partial(Responses.refined, aspects=aspects) for name, aspects in by.items()})
@@ -273,7 +273,7 @@ def rubrics(lab: Lab) -> dict:
 
 
 def iterations(lab: Lab, number: int = 8) -> dict:
-    """Quality and Elo along a chain of improvements, what r_gap tells there, and when to stop."""
+    """Measure quality and Elo along a chain of improvements, what r_gap tells, when to stop."""
     settings = settings_of(lab, {
         "y_0": lambda r: r.of("M_P^RL"), "PIT": Responses.pit, "Self-Refine": Responses.refined,
         "best of 4": lambda r: r.best_of(4)})
@@ -292,8 +292,8 @@ def iterations(lab: Lab, number: int = 8) -> dict:
 
 
 def ranked(at: dict[str, Responses], number: int) -> dict:
-    """Worth and Elo of y_0, PIT's iterations, Self-Refine's and best of 4, of the responses `at`
-    each system's temperature."""
+    """Return worth and Elo of y_0, PIT's iterations, Self-Refine's and best of 4, of the responses
+    `at` each system's temperature."""
     pit, refine, best = at["PIT"], at["Self-Refine"], at["best of 4"]
     players = {"y_0": (at["y_0"], at["y_0"].of("M_P^RL"))}
     players |= {f"PIT {i}": (pit, pit.pit(i)) for i in range(1, number + 1)}
@@ -305,17 +305,17 @@ def ranked(at: dict[str, Responses], number: int) -> dict:
 
 
 def chain_of(responses: Responses, number: int) -> list[list]:
-    """y_0 and its improvements."""
+    """Return y_0 and its improvements."""
     return [responses.of("M_P^RL")] + [responses.pit(i) for i in range(1, number + 1)]
 
 
 def copied(chain: list[list]) -> np.ndarray:
-    """Which improvements of a chain are copies, [steps, questions]."""
+    """Return which improvements of a chain are copies, [steps, questions]."""
     return np.array([[a == b for a, b in zip(*step)] for step in zip(chain, chain[1:])])
 
 
 def elo(grades: list[np.ndarray]) -> list[float]:
-    """Ratings of players from all comparisons of their grades on the same questions (Bradley and
+    """Rate players by all comparisons of their grades on the same questions (Bradley and
     Terry's model, a tie is half a win each); the first player has 1,000."""
     wins = np.array([[(np.sign(a - b) + 1).sum() / 2 for b in grades] for a in grades])  # [n, n]
     np.fill_diagonal(wins, 0)
@@ -327,13 +327,13 @@ def elo(grades: list[np.ndarray]) -> list[float]:
 
 
 def ranks_of(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0; equal values share their mean rank."""
+    """Return ranks from 0; equal values share their mean rank."""
     _, place, count = np.unique(values, return_inverse=True, return_counts=True)
     return (count.cumsum() - (count + 1) / 2)[place]
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Spearman's; None where one of them does not vary."""
+    """Return Spearman's correlation; None where one of them does not vary."""
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     return float(np.corrcoef(ranks_of(a), ranks_of(b))[0, 1])
@@ -343,9 +343,9 @@ DRAFTS = ((0.0, 0.6), (0.6, 0.8), (0.8, 0.95), (0.95, 1.01))  # by their gold qu
 
 
 def what_gap_tells(responses: Responses, chain: list[list]) -> dict:
-    """How r_gap of an improvement, less that of a copy, goes with what it gained, over all steps of
-    a chain by the quality of y_ref, copies left out: the rank correlation, and how often it has the
-    sign of the gain."""
+    """Measure how r_gap of an improvement, less that of a copy, goes with what it gained, over all
+    steps of a chain by the quality of y_ref, copies left out: the rank correlation, and how often
+    it has the sign of the gain."""
     over_copy = gaps_of(responses, chain)["over_copy"]
     gold = np.array([responses.gold(y) for y in chain])
     changed = ~copied(chain)
@@ -362,21 +362,21 @@ def what_gap_tells(responses: Responses, chain: list[list]) -> dict:
 
 
 def gaps_of(responses: Responses, chain: list[list]) -> dict:
-    """r_gap of each step of a chain, [steps, questions], as it is and less that of a copy (0 for
-    copies, which another batch would score otherwise in the last digit)."""
+    """Return r_gap of each step of a chain, [steps, questions], as it is and less that of a copy
+    (0 for copies, which another batch would score otherwise in the last digit)."""
     gap = np.stack([responses.gaps(y, y_ref) for y_ref, y in zip(chain, chain[1:])])
     copy = np.stack([responses.gaps(y_ref, y_ref) for y_ref in chain[:-1]])
     return {"gap": gap, "over_copy": np.where(copied(chain), 0.0, gap - copy)}
 
 
 def kept(marks: np.ndarray, threshold: float) -> np.ndarray:
-    """How many steps of each chain are kept: all before the first whose mark is not above it."""
+    """Count the steps kept of each chain: all before the first mark not above the threshold."""
     return np.cumprod(marks > threshold, axis=0).sum(0)
 
 
 def stopping(lab: Lab, temperature: float, responses: Responses, chain: list[list]) -> dict:
-    """Always going on against keeping y_i only if its r_gap exceeds a threshold, chosen for the
-    gold quality of validation questions; and if it exceeds that of a copy."""
+    """Compare always going on with keeping y_i only if its r_gap exceeds a threshold, chosen for
+    the gold quality of validation questions; and if it exceeds that of a copy."""
     seen = lab.responses("valid", temperature)
     known = chain_of(seen, len(chain) - 1)
     golds = [np.array([r.gold(y) for y in c]) for r, c in ((seen, known), (responses, chain))]
@@ -398,8 +398,8 @@ def stopping(lab: Lab, temperature: float, responses: Responses, chain: list[lis
 
 
 def cost(lab: Lab) -> dict:
-    """Of each system the seconds and tokens of its trainings, and for an answer the tokens sampled
-    and read, the calls and the seconds (median of three, 256 questions at once, T = 1)."""
+    """Measure for each system the seconds and tokens of its trainings, and for an answer the tokens
+    sampled and read, the calls and the seconds (median of three, 256 questions at once, T = 1)."""
     trainings, tokens, found = lab.seconds(), training_tokens(lab), {}
     for name, system in SYSTEMS.items():
         if not system.trainings:
@@ -420,8 +420,8 @@ def cost(lab: Lab) -> dict:
 
 
 def training_tokens(lab: Lab) -> dict[str, dict]:
-    """Of each training the tokens that the model under training reads, prompts included, and those
-    that are sampled for it, references included; from mean lengths, ends left out."""
+    """Count for each training the tokens that the model under training reads, prompts included, and
+    those that are sampled for it, references included; from mean lengths, ends left out."""
     return supervised_tokens(lab) | ppo_tokens(lab)
 
 
@@ -464,9 +464,9 @@ def ppo_tokens(lab: Lab) -> dict[str, dict]:
 
 
 def optimisation(lab: Lab) -> dict:
-    """Gold quality, reward and KL along RLHF and PIT's stage 0, with fixed coefficients of the KL
-    and more iterations than are good: of the rollouts, on questions of the RL fold at T = 1 (stage
-    0: of y_l and y_w); and at the end on test questions (stage 0: of y_0 ~ M_P^RL)."""
+    """Follow gold quality, reward and KL along RLHF and PIT's stage 0, with fixed coefficients of
+    the KL and more iterations than are good: of the rollouts, on questions of the RL fold at T = 1
+    (stage 0: of y_l and y_w); and at the end on test questions (stage 0: of y_0 ~ M_P^RL)."""
     found, responses = {}, lab.responses("test", 1.0)
     for stage in ("rlhf", "stage0"):
         for beta in (0.0, 0.03, 0.1):
@@ -490,7 +490,7 @@ def at_validation(lab: Lab, lessons: int | None = None) -> list[Responses]:
 
 
 def rlhf_choices(lab: Lab) -> dict:
-    """Gold quality on validation questions, mean over two temperatures, of M_P^RL's answers."""
+    """Grade M_P^RL's answers to validation questions, the mean gold over two temperatures."""
     at = at_validation(lab)
     return {f"kl_target {kl}, lr_scale {scale}": mean_gold(at, lambda r: of_stage(
         r, "rlhf", rlhf__kl_target=kl, rlhf__lr_scale=scale))
@@ -498,7 +498,7 @@ def rlhf_choices(lab: Lab) -> dict:
 
 
 def equal_budget_choices(lab: Lab) -> dict:
-    """The same of RLHF with the budget of PIT."""
+    """Grade RLHF with the budget of PIT the same way."""
     at = at_validation(lab)
     return {f"kl_target {kl}, lr_scale {scale}": mean_gold(at, lambda r: r.answers(
         f"long {kl} {scale}", lab.equal_budget(rlhf__kl_target=kl, rlhf__lr_scale=scale)[1],
@@ -507,18 +507,18 @@ def equal_budget_choices(lab: Lab) -> dict:
 
 
 def pit_choices(lab: Lab) -> dict:
-    """The same of PIT's improvements of y_0, of learning rates, as its KL hardly reaches the
+    """Grade PIT's improvements of y_0 the same way, by learning rates, as its KL hardly reaches the
     config's targets: stage 0's, and then stage 1's after the best of these."""
     return rates_tried(lab, "gap")
 
 
 def difference_choices(lab: Lab) -> dict:
-    """The same with the difference of R_P as the score."""
+    """Do the same with the difference of R_P as the score."""
     return rates_tried(lab, "difference")
 
 
 def rates_tried(lab: Lab, score: str) -> dict:
-    """Gold by each of stage 0's learning rates, and by each of stage 1's, which begin at half."""
+    """Return gold by each learning rate of stage 0, and by each of stage 1, from half on."""
     at = at_validation(lab)
     first, second = ([times * scale for times in LR_TIMES] for scale in (1.0, 0.5))
     tried = {scale: mean_gold(at, lambda r: of_stage(
@@ -531,7 +531,7 @@ def rates_tried(lab: Lab, score: str) -> dict:
 
 
 def refiner_choices(lab: Lab) -> dict:
-    """The same of Self-Refine's rewrites of y_0, by the whole rubric."""
+    """Grade Self-Refine's rewrites of y_0, by the whole rubric, the same way."""
     return {f"{lessons} x M_PIT^SFT's steps, {kind}": mean_gold(
         at_validation(lab, lessons), lambda r: r.refined(kind=kind))
         for lessons in LESSONS for kind in ("after RL", "before RL")}
@@ -542,7 +542,7 @@ def mean_gold(at: list[Responses], make) -> float:
 
 
 def of_stage(responses: Responses, stage: str, **fields) -> list:
-    """The answers of another RLHF, or the improvements by another first stage of PIT."""
+    """Return the answers of another RLHF, or the improvements by another first stage of PIT."""
     name = label(stage, fields)
     policy = responses.lab.one_stage(name, stage, **fields)[1]
     make = responses.answers if stage == "rlhf" else responses.improved
@@ -577,15 +577,15 @@ FREE_OF = dict.fromkeys(("choices-rlhf", "choices-equal-budget"), (
 
 
 def stands_on(row: str, lab: Lab) -> dict:
-    """The settings that a row's content depends on: the config, less what the row tries itself or
-    never uses, and those of CHOSEN that it uses."""
+    """Return the settings that a row's content depends on: the config, less what the row tries
+    itself or never uses, and those of CHOSEN that it uses."""
     settings = lab.settings(USED.get(row, ()))
     return {name: value for name, value in settings.items() if name not in FREE_OF.get(row, ())}
 
 
 def finished(path: Path, row: str, settings: dict) -> bool:
-    """Whether the row is there. Raises UserError if it was made with other settings, for this seed
-    or for another, with which a table would average it; fields that are new do not count."""
+    """Return whether the row is there. Raises UserError if it was made with other settings, for
+    this seed or for another, with which a table would average it; new fields do not count."""
     for made in sorted(path.parent.glob(f"{row}-[0-9]*.json")):
         before = json.loads(made.read_text(encoding="utf-8"))["settings"]
         differ = sorted(name for name in before.keys() & settings

@@ -35,7 +35,7 @@ SIZES = ("--sft.steps=200", "--rlhf.iterations=12")  # long enough to be hit
 
 
 def flat(content: dict) -> list[tuple]:
-    """The values of nested dictionaries with their names (a tokenizer holds the folder's)."""
+    """Return values of nested dictionaries with their names (a tokenizer holds the folder's)."""
     return [pair for key, value in content.items() for pair in (
         flat(value) if isinstance(value, dict) else [(key, value)])]
 
@@ -65,7 +65,7 @@ class Faults:
                 mark in line for mark in ("it/s", "?it", "s/it", "warning:", "data: read")))
 
     def content(self, name: str, ended: tuple[int, str] = (0, "")) -> dict:
-        """What a finished run has left."""
+        """Return what a finished run has left."""
         if ended[0]:
             raise SystemExit(f"{name} did not end well: {ended[1]}")
         folder = self.folder / name
@@ -77,7 +77,7 @@ class Faults:
             log: (folder / log).read_bytes().splitlines() for log in LOGS}
 
     def same(self, name: str, order=list) -> bool:
-        """Whether a run has ended as the undisturbed one."""
+        """Return whether a run has ended as the undisturbed one."""
         found, whole = self.content(name), self.whole
         return found["rows"] == whole["rows"] and all(
             order(found[log]) == order(whole[log]) for log in LOGS) and (
@@ -87,13 +87,13 @@ class Faults:
             for (_, value), (_, other) in zip(model, found["models"][file], strict=True))
 
     def progress(self, name: str) -> int:
-        """Lines of the metrics and finished stages."""
+        """Count the lines of the metrics and the finished stages."""
         path = self.folder / name / LOGS[0]
         lines = path.read_bytes().count(b"\n") if path.exists() else 0
         return lines + sum(".part" not in p.name for p in path.parent.glob("*.pt"))
 
     def point(self, stage: str, step: int) -> int:
-        """The progress at a step of a stage."""
+        """Return the progress at a step of a stage."""
         lines = [json.loads(line) for line in self.whole[LOGS[0]]]
         before = list(dict.fromkeys(line["stage"] for line in lines)).index(stage)
         return 1 + before + next(i for i, line in enumerate(lines, 1)
@@ -119,7 +119,7 @@ class Faults:
 
 
 def kills(faults: Faults, count: int) -> None:
-    """SIGKILL at random moments, in all stages, of one run that goes on each time."""
+    """Kill one run at random moments (SIGKILL), in all stages; it goes on each time."""
     end = faults.progress("whole")
     moments = sorted(random.Random(0).sample(range(1, end), min(count, end - 1)))
     for moment in moments:
@@ -132,7 +132,7 @@ def kills(faults: Faults, count: int) -> None:
 
 
 def evaluation(faults: Faults) -> None:
-    """SIGKILL once an evaluation has sampled something."""
+    """Kill an evaluation (SIGKILL) once it has sampled something."""
     process, part = faults.start("evaluated"), faults.folder / "evaluated" / "evaluation.part.pt"
     while process.poll() is None and not part.exists():
         time.sleep(0.002)
@@ -146,7 +146,7 @@ def evaluation(faults: Faults) -> None:
 
 
 def signals(faults: Faults) -> None:
-    """SIGINT and SIGTERM save what is there and end with 128 + their number."""
+    """Check that SIGINT and SIGTERM save what is there and end with 128 + their number."""
     for number in (signal.SIGINT, signal.SIGTERM):
         name = number.name.lower()
         code, _ = faults.disturb(name, faults.point("sft", 60), number)
@@ -168,7 +168,7 @@ def refused_once(faults: Faults, fault: str, name: str, said: str, fix=lambda: N
 
 
 def damages(faults: Faults) -> None:
-    """Files that were cut short or changed by a bit while nothing ran."""
+    """Cut files short, or flip a bit in them, while nothing runs."""
     half = faults.point("rlhf", 4)
     for fault in ("truncated checkpoint", "bit-flipped checkpoint", "bit-flipped part of a stage"):
         name = fault.replace(" ", "-")
@@ -187,7 +187,7 @@ def damages(faults: Faults) -> None:
 
 
 def disk(faults: Faults) -> None:
-    """No room for a checkpoint, or no permission to write."""
+    """Leave no room for a checkpoint, or no permission to write."""
     size = (faults.folder / "whole" / "sft.pt").stat().st_size  # M_P^SFT's part: three times that
     refused_once(faults, "file-size limit (as a full disk)", "full", "rlhf.part.pt: cannot write",
                  overrides=["--run.save_every=0"], file_limit=4 * size)  # and PPO's six
@@ -198,7 +198,7 @@ def disk(faults: Faults) -> None:
 
 
 def company(faults: Faults) -> None:
-    """Two runs on one folder, and ranks that die."""
+    """Start two runs on one folder, and end ranks."""
     first = faults.start("twice")
     while not (faults.folder / "twice" / "data.pt").exists():
         time.sleep(0.01)

@@ -3,8 +3,8 @@
     python benchmarks/gap_step.py
 
 Workload W, x of 16 to 32 tokens, responses of 24 to 40. Our side computes each prompt [x, y_ref]
-once for both of its responses and takes portions of similar length; the peer is transformers' Llama
-with a scalar head on the last token, 128 padded rows. Both: forward, backward, AdamW; no
+once for both of its responses and takes micro-batches of similar length; the peer is transformers'
+Llama with a scalar head on the last token, 128 padded rows. Both: forward, backward, AdamW; no
 language-model loss.
 """
 

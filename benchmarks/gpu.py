@@ -50,7 +50,7 @@ class Side:
         self.wait()
 
     def peak(self) -> float:
-        """GB that a training step takes at most, beside weights and optimisers."""
+        """Measure the GB that a training step takes at most, beside weights and optimisers."""
         if self.device != "cuda":
             return 0.0
         torch.cuda.reset_peak_memory_stats()

@@ -63,7 +63,7 @@ class Lab:
         self.known = {}
 
     def settings(self, chosen: tuple[str, ...]) -> dict:
-        """The config and some of CHOSEN: all that decides what a row comes to but the code, the
+        """Return the config and some of CHOSEN: all that decides a row's figures but the code, the
         seed, and other rounding than run.amp's."""
         settled = copy.deepcopy(self.config)
         choose_for(pick_device(settled.run.device), settled)
@@ -73,7 +73,7 @@ class Lab:
                     f"chosen.{name}": CHOSEN[name] for name in chosen}
 
     def opened(self, name: str = "", seed: int | None = None, **fields) -> Trained:
-        """A run of this lab with its data, before any training. `fields` are section__key=value."""
+        """Open a run of this lab with its data, before training. `fields`: section__key=value."""
         base = f"{self.name}-{self.seed if seed is None else seed}"
         changed = {"run.seed": self.seed if seed is None else seed,
                    "run.name": base + (name and f"-{name}"),
@@ -88,35 +88,35 @@ class Lab:
         return Trained(run, data)
 
     def once(self, name: str, make):
-        """What make() returns, made once."""
+        """Return what make() returns, made once."""
         if name not in self.known:
             self.known[name] = make()
         return self.known[name]
 
     def base(self) -> Trained:
-        """The method's models, with the config's settings."""
+        """Return the method's models, with the config's settings."""
         return self.once("base", lambda: with_models(self.opened()))
 
     def varied(self, name: str, **fields) -> Trained:
-        """The method's models with other settings; what these leave alone is the base run's."""
+        """Train the method's models with other settings; what these leave alone is the base's."""
         self.base()
         return self.once(name, lambda: with_models(self.opened(name, **fields)))
 
     def difference(self) -> Trained:
-        """PPO on R_P(x, y) - R_P(x, y_ref) instead of r_gap."""
+        """Run PPO on R_P(x, y) - R_P(x, y_ref) instead of r_gap."""
         return self.both_stages(pit__score="difference", **CHOSEN["difference"])
 
     def both_stages(self, **fields) -> Trained:
-        """PIT's stages with other settings."""
+        """Train PIT's stages with other settings."""
         return self.varied(label("both", fields), **fields)
 
     def supervised(self, name: str, **fields) -> Trained:
-        """The supervised models and the reward models with other settings."""
+        """Train the supervised models and the reward models with other settings."""
         self.base()
         return self.once(name, lambda: with_models(self.opened(name, **fields), train_start))
 
     def one_stage(self, name: str, stage: str, **fields) -> tuple[Run, GPT]:
-        """RLHF ("rlhf") or PIT's first stage ("stage0") alone with other settings."""
+        """Run RLHF ("rlhf") or PIT's first stage ("stage0") alone with other settings."""
         def make():
             opened = self.opened(name, **fields)
             run, data = opened.run, opened.data
@@ -133,14 +133,14 @@ class Lab:
         return self.once(name, make)
 
     def equal_budget(self, **fields) -> tuple[Run, GPT]:
-        """RLHF with as many sampled responses as M_P^RL and PIT's stages take together, those that
-        stage 1 draws as references included."""
+        """Run RLHF with as many sampled responses as M_P^RL and PIT's stages take together, those
+        that stage 1 draws as references included."""
         count = rl_samples(self.config, ("rlhf", *self.config.pit.curriculum))["sampled"]
         count, fields = count // self.config.ppo.batch, fields or CHOSEN["RLHF, equal budget"]
         return self.one_stage(label("rlhf-long", fields), "rlhf", rlhf__iterations=count, **fields)
 
     def refiner(self, lessons: int, kind: str) -> GPT:
-        """A policy that is taught answers, feedback and rewrites, "before RL" or "after RL" of its
+        """Train a policy on answers, feedback and rewrites, "before RL" or "after RL" of its
         answers, as M_P^RL's."""
         def make():
             base, name = self.base(), f"refiner-{lessons}"
@@ -159,8 +159,8 @@ class Lab:
         return self.once(f"refiner {lessons} {kind}", make)
 
     def outside(self) -> Trained:
-        """A reward model R_P of other pairs, which no training asks. (A quarter of its questions
-        are also questions of this seed's; the responses and labels are others.)"""
+        """Train a reward model R_P on other pairs, which no training asks. (A quarter of its
+        questions are also this seed's; the responses and labels are others.)"""
         def make():
             opened = self.opened(seed=self.seed + OUTSIDE_SEED)
             run, data = opened.run, opened.data
@@ -173,11 +173,11 @@ class Lab:
         return self.once("outside", make)
 
     def responses(self, split: str, temperature: float) -> "Responses":
-        """Every system's, made once for all rows."""
+        """Return every system's responses, made once for all rows."""
         return self.once(f"{split}, {temperature}", lambda: Responses(self, split, temperature))
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of every training that a system stands on."""
+        """Return the seconds of every training that a system stands on."""
         lessons, kind = CHOSEN["lessons"], CHOSEN["refiner"]
         self.refiner(lessons, kind)
         stages = {name: name for name in (
@@ -194,14 +194,14 @@ class Lab:
 
 
 def log_of(run: Run, stage: str) -> list[dict]:
-    """What a PPO stage logged of its iterations."""
+    """Return what a PPO stage logged of its iterations."""
     lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [row for row in map(json.loads, lines) if row["stage"] == stage and row["step"]]
 
 
 def rl_samples(config, stages) -> dict[str, int]:
-    """Responses that RL scored in the iterations of these stages of a config, and all that were
-    sampled for them: where the policy gives a stage of PIT its references, these too."""
+    """Count the responses that RL scored in the iterations of these stages of a config, and all
+    that were sampled for them: where the policy gives a stage of PIT its references, these too."""
     scored = sampled = 0
     for name in stages:
         stage = getattr(config, name)
@@ -211,7 +211,7 @@ def rl_samples(config, stages) -> dict[str, int]:
 
 
 def with_models(opened: Trained, train=train_all) -> Trained:
-    """The models of a run, all unless said, trained or restored."""
+    """Train or restore the models of a run: all, or those that `train` makes."""
     with opened.run.precision():
         opened.models = train(opened.run, opened.data)
     opened.run.write_config()
@@ -245,7 +245,7 @@ class Responses:
             self.costs |= drafts.costs
 
     def keep(self, name: str, make, *before: list, calls: int = 0, read: float = 0.0) -> list:
-        """make(), made once, that cost what came `before`, and calls and tokens `read`."""
+        """Return make(), made once, that cost what came `before`, and calls and tokens `read`."""
         if name not in self.made:
             with self.run.precision():
                 y = self.made[name] = make()
@@ -255,14 +255,14 @@ class Responses:
 
     def sampled(self, name: str, policy: GPT, prompts: list[list[int]], *before: list,
                 purpose: str = "") -> list:
-        """What a policy writes after the prompts, in which `before` stands."""
+        """Sample what a policy writes after the prompts, in which `before` stands."""
         generator = self.run.generator(f"{purpose or name}, {self.temperature}")
         return self.keep(name, lambda: generate(
             self.run, self.data, policy, prompts, self.temperature, generator), *before,
             calls=1, read=mean_length(prompts))
 
     def cost(self, y: list) -> dict:
-        """Tokens sampled (ends included), tokens read (by R_P too) and calls for one answer."""
+        """Return tokens sampled (ends included), tokens read (by R_P too) and calls an answer."""
         return dict(zip(("tokens", "read", "calls"), self.costs[id(y)].tolist()))
 
     def answers(self, name: str, policy: GPT, purpose: str = "") -> list:
@@ -270,11 +270,11 @@ class Responses:
         return self.sampled(name, policy, prompts, purpose=purpose)
 
     def of(self, policy: str) -> list:
-        """What a policy of the base run answers."""
+        """Return what a policy of the base run answers."""
         return self.answers(policy, self.models.policies[policy])
 
     def best_of(self, number: int) -> list:
-        """The best by R_P of y_0 and number - 1 more samples of M_P^RL."""
+        """Return the best by R_P of y_0 and number - 1 more samples of M_P^RL."""
         policy = self.models.policies["M_P^RL"]
         tries = [self.of("M_P^RL")] + [self.answers(f"M_P^RL, try {k}", policy)
                                        for k in range(2, number + 1)]
@@ -285,7 +285,7 @@ class Responses:
 
     def improved(self, name: str, policy: GPT, times: int = 1, start: str = "M_P^RL",
                  purpose: str = "") -> list:
-        """y_times of a policy that improves what `start` answers."""
+        """Return y_times of a policy that improves what `start` answers."""
         y_ref = self.improved(name, policy, times - 1, start) if times > 1 else self.of(start)
         prompts = [self.data.pit(*pair) for pair in zip(self.x, y_ref)]
         return self.sampled(f"{name} {times} over {start}", policy, prompts, y_ref,
@@ -296,7 +296,7 @@ class Responses:
 
     def refined(self, aspects=RUBRIC, times: int = 1, kind: str | None = None,
                 own: bool = False) -> list:
-        """Self-Refine by a rubric, `times` over: feedback, then a rewrite, of y_0 or of the
+        """Run Self-Refine by a rubric, `times` over: feedback, then a rewrite, of y_0 or of the
         policy's `own` answers."""
         kind = kind or CHOSEN["refiner"]
         policy, data = self.lab.refiner(self.lessons, kind), with_rubric(self.data, aspects)
@@ -316,7 +316,7 @@ class Responses:
         return self.judge.grades(y)
 
     def outside(self, y: list) -> np.ndarray:
-        """Scores by the reward model of other data, which reads the texts by its own tokenizer."""
+        """Score by the reward model of other data, which reads the texts by its own tokenizer."""
         known = [scores for other, scores in self.scored if other is y]
         if not known:
             judge = self.lab.outside()
@@ -327,32 +327,32 @@ class Responses:
         return known[0]
 
     def gaps(self, y: list, y_ref: list) -> np.ndarray:
-        """r_gap(x, y, y_ref)."""
+        """Return r_gap(x, y, y_ref)."""
         return gap_scores(self.data, self.models.rpit, self.x, y, y_ref)
 
     def worth(self, y: list) -> dict:
-        """Quality of a system's responses, and what they cost."""
+        """Return the quality of a system's responses, and what they cost."""
         grades = self.judge.aspects(y)
         return {"gold": float(self.gold(y).mean()),
                 "aspects": {name: float(np.mean([g[name] for g in grades])) for name in RUBRIC}
                 } | self.cost(y)
 
     def over(self, y: list, other: list) -> dict:
-        """win - lose of y against the other, in points, by both judges."""
+        """Return win - lose of y against the other, in points, by both judges."""
         return {name: 100 * float(np.sign(judge(y) - judge(other)).mean())
                 for name, judge in (("gold", self.gold), ("outside", self.outside))}
 
 
 def mean_length(lists) -> float:
-    """Mean number of tokens."""
+    """Return the mean number of tokens."""
     return float(np.mean([len(ids) for ids in lists]))
 
 
 def last_stage(models: Models) -> GPT:
-    """The policy of PIT's last stage."""
+    """Return the policy of PIT's last stage."""
     return [policy for name, policy in models.policies.items() if name.startswith("PIT stage")][-1]
 
 
 def label(stem: str, fields: dict) -> str:
-    """A run's name that tells its settings."""
+    """Name a run by its settings."""
     return "-".join([stem, *(f"{key.split('__')[1]}-{value}" for key, value in fields.items())])

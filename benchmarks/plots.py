@@ -22,7 +22,7 @@ COLOURS = {"1.0": "tab:blue", "0.5": "tab:orange"}
 
 
 def pyplot():
-    """matplotlib's, set up for small files that are the same each time."""
+    """Import matplotlib's pyplot, set up for small files that are the same each time."""
     try:
         import matplotlib
     except ImportError:
@@ -36,14 +36,14 @@ def pyplot():
 
 
 def intervals(rows) -> tuple[list[float], list[float]]:
-    """Of each point's values over seeds the means and half widths, 0 where there is one seed."""
+    """Return means and half widths over seeds of each point, 0 where there is one seed."""
     rows = list(rows)
     return [mean(row) for row in rows], [half_width(row) if len(row) > 1 else 0 for row in rows]
 
 
 def with_interval(axis, x, seeds: list[list[float]], label: str, colour: str,
                   style: str = "o-") -> None:
-    """A line of means over seeds with a band; seeds are lists of the values at x."""
+    """Draw a line of means over seeds with a band; seeds are lists of the values at x."""
     means, halves = intervals(zip(*seeds))
     axis.plot(x, means, style, ms=3, color=colour, label=label)
     if len(seeds) > 1:
@@ -52,12 +52,12 @@ def with_interval(axis, x, seeds: list[list[float]], label: str, colour: str,
 
 
 def with_bars(axis, x, seeds: list[list[float]], label: str, colour: str) -> None:
-    """Points of means over seeds with bars."""
+    """Draw points of means over seeds with bars."""
     axis.errorbar(x, *intervals(zip(*seeds)), fmt="o", ms=3, capsize=2, color=colour, label=label)
 
 
 def bars(plt, names: list[str], values: dict[str, list[list[float]]], label: str):
-    """Horizontal bars, for each temperature the values of each name over seeds."""
+    """Draw horizontal bars, for each temperature the values of each name over seeds."""
     figure, axis = plt.subplots(figsize=(7, 0.36 * len(names) + 1))
     for k, (temperature, rows) in enumerate(values.items()):
         places = [i + 0.18 * (2 * k - 1) for i in range(len(names))]
@@ -110,7 +110,7 @@ def temperatures_plot(plt, seeds: list):
 
 
 def rubrics_plot(plt, seeds: list):
-    """Self-Refine by k aspects, the weightiest first or last, and by all but one; PIT beside it."""
+    """Draw Self-Refine by k aspects, weightiest first or last, and by all but one; and PIT."""
     x, k = range(len(ASPECTS)), range(1, len(ASPECTS) + 1)
     first, last = ([f"{end} {number}" for number in k] for end in ("first", "last"))
     lacking = [f"without {aspect}" for aspect in ASPECTS]
@@ -160,14 +160,14 @@ def means_of_five(*lists: list[float]) -> list[list[float]]:
 
 
 def optimisation_plot(plt, seeds: list):
-    """Gold along training, and against the reward and the KL that it has then."""
+    """Draw gold along training, and against the reward and the KL that it has then."""
     stages = list(dict.fromkeys(name.split(",")[0] for name in seeds[0]))
     figure, axes = plt.subplots(len(stages), 3, figsize=(10, 2.6 * len(stages)), squeeze=False)
     for row, stage in zip(axes, stages):
         for name, colour in zip((n for n in seeds[0] if n.startswith(stage)),
                                 ("tab:red", "tab:purple", "tab:blue", "tab:green")):
             for axis, (what, words) in zip(row, (("step", "iteration"), ("kl", "KL (nats)"),
-                                                 ("reward", "reward (spreads)"))):
+                                                 ("reward", "reward (std)"))):
                 for content in seeds:
                     axis.plot(*means_of_five(content[name][what], content[name]["gold"]), lw=0.8,
                               color=colour, label=name if content is seeds[0] else None)

@@ -29,7 +29,7 @@ def make_prompts(vocab: int) -> list[list[int]]:
 
 
 def run_ours(iterations: int) -> list[float]:
-    """Seconds of each iteration."""
+    """Return the seconds of each iteration."""
     from common import WORKLOADS, ours, torch
 
     import ppo
@@ -56,7 +56,7 @@ def run_ours(iterations: int) -> list[float]:
 
 
 def run_trl(iterations: int) -> list[float]:
-    """Seconds of each iteration; a word-level tokenizer, since TRL wants one."""
+    """Return the seconds of each iteration; a word-level tokenizer, since TRL wants one."""
     from common import WORKLOADS, hf, hf_config
     from datasets import Dataset
     from tokenizers import Tokenizer, models

@@ -34,12 +34,12 @@ def run_seed(config, config_path: str, seed: str, overrides: list[str]) -> dict:
 
 
 def over_seeds(values: list[float], form: str) -> str:
-    """Mean of the seeds' values, and each of them."""
+    """Format the mean of the seeds' values, and each of them."""
     return f"{format(mean(values), form)} ({', '.join(format(v, form) for v in values)})"
 
 
 def table(reports: list[dict]) -> str:
-    """All rows of the reports, seeds side by side, as markdown."""
+    """Return all rows of the reports, seeds side by side, as markdown."""
     lines = ["| system | T | iteration | against | gold | win - lose |",
              "|---|---|---|---|---|---|"]
     for rows in zip(*(report["rows"] for report in reports)):

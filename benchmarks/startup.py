@@ -40,7 +40,7 @@ model(input_ids=tokens, labels=tokens).loss.backward(); optimizer.step()"""}
 
 
 def with_requirements(names: list[str], seen: set[str]) -> set[str]:
-    """The distributions of these names and all that they require, extras left out."""
+    """Return the distributions of these names and all that they require, extras left out."""
     for name in names:
         name = re.sub(r"[-_.]+", "-", name).lower()
         if name in seen:
@@ -56,8 +56,8 @@ def with_requirements(names: list[str], seen: set[str]) -> set[str]:
 
 
 def installed_mb(names: list[str]) -> float:
-    """Size of the installed files of these distributions, with all that they require, but without
-    torch and what torch requires."""
+    """Return the size of the installed files of these distributions, with all that they require,
+    but without torch and what torch requires."""
     sizes = [file.locate().stat().st_size
              for name in with_requirements(names, set()) - with_requirements(["torch"], set())
              for file in importlib.metadata.files(name) or [] if file.locate().is_file()]

@@ -31,7 +31,7 @@ JUDGES = {"gold": "hidden judge", "outside": "other reward model"}
 
 
 def read_rows(folder: Path) -> dict[str, dict]:
-    """The contents of each row by seeds, in their order."""
+    """Read the contents of each row by seeds, in their order."""
     rows = defaultdict(dict)
     for path in sorted(folder.glob("*.json"), key=lambda path: int(path.stem.split("-")[-1])):
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -40,14 +40,14 @@ def read_rows(folder: Path) -> dict[str, dict]:
 
 
 def half_width(values: list[float]) -> float:
-    """Of the 95 % interval of a mean over seeds; infinite for one seed, and from 21 seeds on a
-    little too wide."""
+    """Return half the 95 % interval of a mean over seeds; infinite for one seed, and from 21 seeds
+    on a little too wide."""
     n = len(values)
     return STUDENT[min(n, max(STUDENT))] * stdev(values) / math.sqrt(n) if n > 1 else math.inf
 
 
 def cell(values: list[float], form: str = "+.1f") -> str:
-    """Mean and interval; a signed figure whose interval excludes zero gets a star."""
+    """Format mean and interval; a signed figure whose interval excludes zero gets a star."""
     half = half_width(values)
     star = " *" if "+" in form and abs(mean(values)) > half else ""
     width = f" ± {format(half, form.replace('+', ''))}" if math.isfinite(half) else ""
@@ -60,7 +60,7 @@ def markdown(heads: list[str], lines: list[list[str]]) -> str:
 
 
 def gathered(seeds: list, *path) -> list:
-    """What each seed has at the path."""
+    """Return what each seed has at the path."""
     found = []
     for content in seeds:
         for key in path:
@@ -74,7 +74,7 @@ def gold(seeds: list, *path) -> str:
 
 
 def present(values: list, form: str) -> str:
-    """A cell of those seeds that know the figure, and how many these are if not all."""
+    """Format a cell of those seeds that know the figure, and how many these are if not all."""
     known = [v for v in values if v is not None]
     few = f" ({len(known)} of {len(values)} seeds)" if len(known) < len(values) else ""
     return cell(known, form) + few if known else ""
@@ -91,7 +91,7 @@ EQUAL = ("1.0", "0.5")
 
 
 def heads_at(heads: list[str], places=tuple(PLACES)) -> list[str]:
-    """Each head for each temperature."""
+    """Return each head for each temperature."""
     return [f"{head}, {PLACES[at]}" for head in heads for at in places]
 
 
@@ -100,7 +100,7 @@ def best_temperatures(seeds: list, name: str) -> str:
 
 
 def main_table(seeds: list) -> str:
-    """Systems: what they are worth and cost, what PIT wins over them, and their aspects."""
+    """Show what systems are worth and cost, what PIT wins over them, and their aspects."""
     return "\n\n".join(table(seeds) for table in (worth_table, pit_table, aspect_table))
 
 
@@ -128,7 +128,7 @@ def pit_table(seeds: list) -> str:
 
 
 def aspect_table(seeds: list) -> str:
-    """The judge's aspects at T = 0.5 and, where a system is at its best, at its own T."""
+    """Show the judge's aspects at T = 0.5 and, where a system is at its best, at its own T."""
     return "\n\n".join(aspects_at(seeds, at) for at in ("0.5", "best"))
 
 
@@ -140,7 +140,7 @@ def aspects_at(seeds: list, at: str) -> str:
 
 
 def headline_table(seeds: list) -> str:
-    """The main table in short."""
+    """Show the main table in short."""
     lines = [[name, str(samples["sampled"]), costs(seeds, "at", "1.0", name)[0],
               *(gold(seeds, "at", at, name) for at in EQUAL),
               *(cell(gathered(seeds, "at", at, name, "PIT over it", judge)) if name != "PIT" else ""
@@ -152,8 +152,8 @@ def headline_table(seeds: list) -> str:
 
 
 def variants_table(seeds: list) -> str:
-    """Variants of PIT's training: what they are worth, and how they compare with y_0 and PIT, after
-    as many iterations as they."""
+    """Show what variants of PIT's training are worth, and how they compare with y_0 and PIT after
+    as many iterations."""
     def variant(name: str) -> str:
         return name.removesuffix(", iteration 3")
 
@@ -173,7 +173,7 @@ AGREEMENT_HEADS = ["agrees with labels", "less the ceiling, points", "with the j
 
 
 def agreement_cells(found: list[dict]) -> list[str]:
-    """A reward model's agreement, a dict for each seed."""
+    """Format a reward model's agreement, a dict for each seed."""
     labels, ceiling, judge = (gathered(found, what) for what in ("labels", "ceiling", "judge"))
     return [cell(labels, ".3f"), cell([100 * (a - b) for a, b in zip(labels, ceiling)]),
             cell(judge, ".3f")]
@@ -288,7 +288,7 @@ def optimisation_table(seeds: list) -> str:
                         for what in ("reward", "kl")), gold(seeds, name, "test")])
     return markdown(["stage, coefficient of the KL", *(
         f"gold, ten iterations up to {end}" for end in (n // 3, 2 * n // 3, n)),
-        "last less first", "reward at the end (spreads)", "KL at the end (nats)",
+        "last less first", "reward at the end (std)", "KL at the end (nats)",
         "gold, test questions"], lines)
 
 
@@ -302,17 +302,18 @@ def choices_table(seeds: list) -> str:
 
 
 def over(system: str, ours: str = "PIT"):
-    """What PIT wins over a system of the main table, in a seed's row, at a temperature."""
+    """Find what PIT wins over a system of the main table, in a seed's row, at a temperature."""
     return lambda content, at: content["at"][at][system][f"{ours} over it"]["gold"]
 
 
 def over_variant(name: str):
-    """What PIT wins over what another rubric, or another curriculum, brings."""
+    """Find what PIT wins over what another rubric, or another curriculum, brings."""
     return lambda content, at: content[at][name]["PIT over it"]["gold"]
 
 
 def less(other: str):
-    """By how many points r_gap agrees with labels more often than another model, or the ceiling."""
+    """Find by how many points r_gap agrees with labels more often than another model, or the
+    ceiling."""
     def points(content, _):
         r_gap = content["agreement"]["all five"]
         rival = r_gap["ceiling"] if other == "ceiling" else content["agreement"][other]["labels"]
@@ -350,8 +351,8 @@ TARGETS = {
 
 
 def verdict(values: list[float], aim: float, wins: bool) -> str:
-    """Whether a target is met: enough on average, and where PIT is to win by an interval without
-    zero."""
+    """Say whether a target is met: enough on average, and where PIT is to win by an interval
+    without zero."""
     if len(values) < 2:
         return "one seed"
     if mean(values) < aim:
@@ -360,8 +361,8 @@ def verdict(values: list[float], aim: float, wins: bool) -> str:
 
 
 def targets_table(rows: dict[str, dict]) -> str:
-    """Targets of all rows that there are. Agreement does not depend on a temperature: it stands
-    under the first."""
+    """Show the targets of all rows that there are. Agreement does not depend on a temperature: it
+    stands under the first."""
     lines = []
     for name, target in TARGETS.items():
         cells, seeds = [], rows.get(target.row, {}).values()
@@ -384,13 +385,13 @@ TABLES |= {f"{row}-headline": headline_table for row in ("main", "control")}
 
 
 def named(seeds: list[int]) -> str:
-    """Which seeds a table is of."""
+    """Say which seeds a table is of."""
     first = ", ".join(map(str, seeds[:-1]))
     return f"Seeds {first} and {seeds[-1]}" if first else f"Seed {seeds[-1]}"
 
 
 def filled(page: str, rows: dict[str, dict]) -> str:
-    """The page with each row's table between `<!-- table: row -->` and `<!-- end -->`."""
+    """Return the page with each row's table between `<!-- table: row -->` and `<!-- end -->`."""
     def table(match):
         if match[1] == "targets":
             return f"<!-- table: targets -->\n\n{targets_table(rows)}\n\n<!-- end -->"

@@ -23,7 +23,7 @@ BATCH = {"W": (32, 128), "W2": (4, 256)}
 
 
 def our_model(workload: str, tokens):
-    """Our model, and what a step does before the optimiser: forward and backward by portions."""
+    """Return our model and what precedes the optimiser: forward, backward by micro-batches."""
     model = ours(workload)
     rows = Rows(tokens, torch.ones(len(tokens), dtype=torch.long),
                 torch.full((len(tokens),), tokens.shape[1]))
@@ -39,7 +39,7 @@ def hf_model(workload: str, tokens):
 
 
 def peer_model(folder: str, workload: str, tokens):
-    """nanoGPT or llama2.c, told apart by what their model.py defines."""
+    """Load nanoGPT or llama2.c, recognised by what their model.py defines."""
     spec = importlib.util.spec_from_file_location("peer", Path(folder) / "model.py")
     peer = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(peer)
@@ -62,7 +62,7 @@ def peer_model(folder: str, workload: str, tokens):
 
 
 def step_of(model, backward, compiled: bool):
-    """A whole training step of a side."""
+    """Return a whole training step of a side."""
     forward = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 

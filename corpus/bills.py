@@ -31,7 +31,7 @@ LABEL_SHARPNESS = 6.0  # P(a preferred to b) = sigmoid(6 (grade a - grade b)): a
 
 
 def bare(thing: str) -> str:
-    """A thing without its article, as a response names it."""
+    """Return a thing without its article, as a response names it."""
     return thing.removeprefix("a ")
 
 
@@ -39,12 +39,12 @@ BARE_PRICES = {bare(thing): price for thing, price in PRICES.items()}
 
 
 def due_after(due: int, thing: str) -> int:
-    """The running amount after one more thing (bare name)."""
+    """Return the running amount after one more thing (bare name)."""
     return due // 2 if thing == "coupon" else due + BARE_PRICES[thing]
 
 
 def running_amounts(things: list[str]) -> list[int]:
-    """What is due after each of the things (bare names), in order."""
+    """Return what is due after each of the things (bare names), in order."""
     amounts, due = [], 0
     for thing in things:
         due = due_after(due, thing)
@@ -63,19 +63,19 @@ def make_question(rng: random.Random, fewest: int = 3, most: int = 6) -> tuple[s
 
 
 def slip(amount: int, rng: random.Random) -> int:
-    """A wrong amount near the right one."""
+    """Return a wrong amount near the right one."""
     return max(0, amount + rng.choice((-3, -2, -1, 1, 2, 3))) if amount > 2 else amount + 1
 
 
 def compose(opening: list[str], total: int, lines: list[str], end: str, order: str) -> str:
-    """The text of a response; `order` is the place of the total, "first" or "last"."""
+    """Compose the text of a response; `order` is the place of the total, "first" or "last"."""
     body = ", ".join(lines)
     stated = f"{total} in all: {body}" if order == "first" else f"{body}: {total} in all"
     return " ".join(opening + [stated]) + end
 
 
 def write_response(things: list[str], rng: random.Random, order: str) -> str:
-    """A response by a writer of random skill. A slip in a line goes on into the later lines."""
+    """Write a response with random skill. A slip in a line goes on into the later lines."""
     clumsiness = rng.random() ** 1.5
     lines, due = [], 0
     for thing in things:
@@ -92,7 +92,7 @@ def write_response(things: list[str], rng: random.Random, order: str) -> str:
             lines.append(f"{thing} {due}")
     if len(lines) > 1 and rng.random() < 0.1 * clumsiness:
         del lines[-1]  # left out, though counted
-    if not lines:  # who would have forgotten everything names the first thing
+    if not lines:  # a writer who forgot everything names the first thing
         due = due_after(due, things[0])
         lines = [f"{things[0]} {due}"]
     total = slip(due, rng) if rng.random() < 0.2 + 0.6 * clumsiness else due
@@ -104,20 +104,20 @@ def write_response(things: list[str], rng: random.Random, order: str) -> str:
 
 
 def right_answer(question: str) -> tuple[list[str], int]:
-    """The lines and the total of a right response."""
+    """Return the lines and the total of a right response."""
     things = things_of(question)
     amounts = running_amounts(things)
     return [f"{thing} {due}" for thing, due in zip(things, amounts)], amounts[-1]
 
 
 def ideal_response(question: str, order: str = "first") -> str:
-    """The response that the judge grades 1."""
+    """Return the response that the judge grades 1."""
     lines, total = right_answer(question)
     return compose(["Sure!"], total, lines, ".", order)
 
 
 def things_of(question: str) -> list[str]:
-    """The things that a question lists (bare names).
+    """Read the things that a question lists (bare names).
 
     Raises ValueError for a text that is no question about a bill.
     """
@@ -130,12 +130,12 @@ def things_of(question: str) -> list[str]:
 
 
 def bill_of(question: str) -> str:
-    """The things in order, the same in whatever words they are asked about."""
+    """Return the things in order, the same for any wording of the question."""
     return ", ".join(things_of(question))
 
 
 def judge(question: str, response: str) -> dict[str, float]:
-    """The hidden judge: each aspect's grade between 0 and 1.
+    """Grade each aspect of a response between 0 and 1: the hidden judge.
 
     One courteous word is courtesy, more are gushing. A line is right if it names the thing of its
     place with the right running amount; the grade of the lines is the share of right ones, and 0
@@ -159,7 +159,7 @@ def judge(question: str, response: str) -> dict[str, float]:
 
 
 def grade(question: str, response: str) -> float:
-    """The judge's one grade: the weighted mean of its aspects."""
+    """Return the judge's one grade: the weighted mean of its aspects."""
     aspects = judge(question, response)
     return sum(weight * aspects[name] for name, weight in WEIGHTS.items())
 

@@ -46,7 +46,7 @@ class Unusable(UserError):
 
 
 def read_pairs(path: str, dropped: Counter) -> list[TextPair]:
-    """All usable pairs of a file; the others are counted in `dropped` by reason.
+    """Read all usable pairs of a file; count the others in `dropped` by reason.
 
     Raises UserError with file and line for what cannot be read, and for a file of which more than
     one record in twenty is not as its format says.
@@ -74,7 +74,7 @@ def read_pairs(path: str, dropped: Counter) -> list[TextPair]:
 
 
 def read_record(record, where: str) -> TextPair | str:
-    """The pair of a record, or in a word why it is none."""
+    """Return the pair of a record, or in a word why it is none."""
     if not isinstance(record, dict):
         raise Unusable(where, "expected a JSON object a line")
     pair = find_reader(record, where)(record, where)
@@ -113,7 +113,7 @@ def records(path: str):
 
 
 def decoded(text: bytes, path: str, number: int) -> str:
-    """The text of some lines, of which the first has this number in its file."""
+    """Decode some lines, of which the first has this number in its file."""
     try:
         return text.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
@@ -123,7 +123,7 @@ def decoded(text: bytes, path: str, number: int) -> str:
 
 
 def list_records(path: str, text: str):
-    """The records of a file that is one JSON list."""
+    """Yield the records of a file that is one JSON list."""
     for number, record in enumerate(parsed(text, path), 1):
         yield record, f"{path}, item {number}"
 
@@ -139,7 +139,7 @@ def parsed(text: str, where: str):
 
 
 def parquet_records(path: str):
-    """The rows of a Parquet table; needs pyarrow."""
+    """Yield the rows of a Parquet table; needs pyarrow."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
@@ -155,8 +155,8 @@ def parquet_records(path: str):
 
 
 def text_field(record: dict, key: str, where: str) -> str:
-    """A string of a record; a number, true or false is taken as its text. Raises Unusable where it
-    is missing or something else."""
+    """Return a string of a record; a number, true or false is taken as its text. Raises Unusable
+    where it is missing or something else."""
     value = record.get(key)
     if isinstance(value, (bool, int, float)):
         value = str(value)
@@ -168,13 +168,13 @@ def text_field(record: dict, key: str, where: str) -> str:
 
 
 def key_of(turns: list[Turn]) -> str:
-    """The user's first turn, in whatever format it comes: conversations that begin alike are often
-    one conversation, longer and shorter."""
+    """Return the user's first turn, the same in every format: conversations that begin alike are
+    often one conversation, longer and shorter."""
     return next(text for role, text in turns if role == "user")
 
 
 def asked(prompt: str, chosen: str, rejected: str, key: str | None = None) -> TextPair:
-    """A pair whose prompt is one turn."""
+    """Make a pair whose prompt is one turn."""
     return TextPair(prompt if key is None else key, [("user", prompt)], chosen, rejected)
 
 
@@ -183,7 +183,7 @@ def read_plain(record: dict, where: str) -> TextPair | str:
 
 
 def read_hh(record: dict, where: str) -> TextPair | str:
-    """HH-RLHF: two conversations that should differ in the last assistant turn only."""
+    """Read HH-RLHF: two conversations that should differ in the last assistant turn only."""
     sides = []
     for key in ("chosen", "rejected"):
         prompt, turn, response = text_field(record, key, where).rpartition("\n\nAssistant:")
@@ -204,7 +204,7 @@ def read_hh(record: dict, where: str) -> TextPair | str:
 
 
 def read_turns(messages, key: str, where: str) -> list[Turn]:
-    """A list of {"role", "content"}."""
+    """Read a list of {"role", "content"}."""
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise Unusable(where, f"field {key!r} is no list of messages")
     turns = [(text_field(m, "role", where), text_field(m, "content", where)) for m in messages]
@@ -216,7 +216,7 @@ def read_turns(messages, key: str, where: str) -> list[Turn]:
 
 
 def read_conversations(record: dict, where: str) -> TextPair | str:
-    """Messages: the prompt is said apart, or is all but the last message of both sides."""
+    """Read messages: the prompt is given apart, or is all but the last message of both sides."""
     prompt, sides = record.get("prompt"), []
     if record.get("score_chosen") is not None and (
             record["score_chosen"] == record.get("score_rejected")):
@@ -240,8 +240,8 @@ def read_conversations(record: dict, where: str) -> TextPair | str:
 
 
 def read_summaries(record: dict, where: str) -> TextPair | str:
-    """OpenAI summary comparisons: `choice` is the index of the preferred summary. Many pairs are of
-    one post, which is the key."""
+    """Read OpenAI's summary comparisons: `choice` is the index of the preferred summary. Many pairs
+    are of one post, which is the key."""
     info, summaries, choice = (record.get(key) for key in ("info", "summaries", "choice"))
     if not (isinstance(info, dict) and isinstance(summaries, list) and len(summaries) == 2
             and all(isinstance(one, dict) for one in summaries) and choice in (0, 1)
@@ -254,8 +254,8 @@ def read_summaries(record: dict, where: str) -> TextPair | str:
 
 
 def read_votes(record: dict, where: str) -> TextPair | str:
-    """A judge set: votes 1 or 2 for a response, 0 for a tie, in fields `annotator...`, in a list
-    `votes`, or in `preference`. The majority of those that prefer one decides."""
+    """Read a judge set: votes 1 or 2 for a response, 0 for a tie, in fields `annotator...`, in a
+    list `votes`, or in `preference`. The majority of those that prefer one decides."""
     prompt = text_field(record, "instruction" if "instruction" in record else "prompt", where)
     if record.get("input"):
         prompt += "\n\n" + text_field(record, "input", where)
@@ -272,7 +272,7 @@ def read_votes(record: dict, where: str) -> TextPair | str:
 
 
 def find_reader(record: dict, where: str):
-    """The reader of a record's format. Raises Unusable where no format fits."""
+    """Return the reader of a record's format. Raises Unusable where no format fits."""
     if "summaries" in record:
         return read_summaries
     if "response1" in record and "response2" in record:

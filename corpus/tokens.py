@@ -14,9 +14,9 @@ CUT = "first turns"  # of prompts that are kept without them
 
 def cut_from_left(turns: list[list[int]], roles: list[str], limit: int,
                   opening: list[list[int]] | None = None) -> list[int]:
-    """The ids of a prompt's turns as one list of at most `limit`, if need be without its first
-    turns: it then begins at a later turn of the user's, after the system's. [] if none fits.
-    `opening` has the turns as they are where they begin the prompt, if that is otherwise."""
+    """Return the ids of a prompt's turns as one list of at most `limit`, if need be without its
+    first turns: it then begins at a later turn of the user's, after the system's. [] if none fits.
+    `opening` has the turns as they are where they begin the prompt, if that differs."""
     opening, system = opening or turns, int(roles[0] == "system")
     for first in [system] + [i for i in range(system + 1, len(roles)) if roles[i] == "user"]:
         kept = [*range(system), *range(first, len(roles))]
@@ -28,9 +28,9 @@ def cut_from_left(turns: list[list[int]], roles: list[str], limit: int,
 
 def encode_prompts(prompts: list[list[Turn]], turns: dict, opening: dict, tokenizer,
                    limit: int) -> tuple[list[list[int]], list[bool]]:
-    """Each prompt's turns in the templates of their roles (`turns`, and `opening` for the one that
-    begins the prompt), and whether first turns were cut off; [] for one whose last turn alone is
-    too long."""
+    """Encode each prompt's turns in the templates of their roles (`turns`, and `opening` for the
+    one that begins the prompt), and say whether first turns were cut off; [] for a prompt whose
+    last turn alone is too long."""
     texts = {role: iter(tokenizer.encode([text for prompt in prompts for who, text in prompt
                                           if who == role], turns[role].spaced["{x}"]))
              for role in turns}
@@ -45,8 +45,8 @@ def encode_prompts(prompts: list[list[Turn]], turns: dict, opening: dict, tokeni
 
 
 def fold_keys(keys: list[str], x: list[list[int]]) -> list[str]:
-    """What decides each pair's fold. Pairs of one key stay together, and so do those whose prompts
-    are the same once first turns are gone; so, in turn, do all that such pairs link. The name of a
+    """Return what decides each pair's fold. Pairs of one key stay together, and so do those whose
+    prompts are the same once first turns are cut off, and all that such pairs link. The name of a
     group is the least of its keys."""
     leader: dict = {}  # of each key and prompt one that is nearer to its group's name
 
@@ -64,7 +64,7 @@ def fold_keys(keys: list[str], x: list[list[int]]) -> list[str]:
 
 
 class Column:
-    """Lists of token ids, one behind the other in a flat array, which may be mapped from a file."""
+    """Lists of token ids, one after the other in a flat array, which may be mapped from a file."""
 
     def __init__(self, flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray):
         self.flat, self.starts, self.lengths = flat, starts, lengths
@@ -78,7 +78,7 @@ class Column:
         return len(self.starts)
 
     def __getitem__(self, i):
-        """List i, from 0, or a slice of them."""
+        """Return list i, from 0, or a slice of them."""
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(len(self)))]
         if not 0 <= i < len(self):
@@ -87,14 +87,14 @@ class Column:
 
 
 def flattened(rows: dict[str, list]) -> dict[str, torch.Tensor]:
-    """The rows of all folds as one array of tokens, column by column, and its lists' lengths."""
+    """Flatten the rows of all folds, column by column, into an array of tokens; note lengths."""
     lists = [ids for fold in rows.values() for column in zip(*fold) for ids in column]
     return {"tokens": torch.from_numpy(np.fromiter(chain(*lists), np.int32)),
             "lengths": torch.tensor([len(ids) for ids in lists])}
 
 
 def columns_of(content: dict, name: str) -> dict[str, Column]:
-    """The three columns of a fold that `flattened` has kept, on the same memory."""
+    """Return the three columns of a fold that `flattened` has kept, on the same memory."""
     flat, lengths = content["tokens"].numpy(), content["lengths"].numpy()
     starts, first = lengths.cumsum() - lengths, 0
     for other in FOLDS[:FOLDS.index(name)]:

@@ -48,8 +48,8 @@ class Familiar:
 
 
 def neighbours(prompts: list[list[int]]) -> np.ndarray:
-    """Each pair of pieces that stand side by side, as one number; -1 stands before and after a
-    prompt."""
+    """Return each pair of pieces that stand side by side, as one number; -1 stands before and
+    after a prompt."""
     column = Column.of(prompts)
     row = np.repeat(np.arange(len(column)), column.lengths)
     pieces = np.full(len(column.flat) + len(column) + 1, -1, np.int64)

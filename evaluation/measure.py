@@ -15,7 +15,7 @@ from runtime.ranks import gather, mine
 
 
 def share_right(right: list[bool]) -> dict:
-    """The share of true values, with its 95 % interval (Wilson) and the number."""
+    """Return the share of true values, with its 95 % interval (Wilson) and the number."""
     n, z = len(right), 1.96
     if not n:
         return {"accuracy": 0.5, "ci_low": 0.0, "ci_high": 1.0, "pairs": 0}  # nothing is known
@@ -26,17 +26,17 @@ def share_right(right: list[bool]) -> dict:
 
 
 def shared_scores(score, *columns) -> np.ndarray:
-    """score(columns) -> [n], for all rows of the columns, which the ranks share."""
+    """Return score(columns) -> [n] for all rows of the columns, which the ranks share."""
     return np.array(gather(score(*map(mine, columns)).tolist()))
 
 
 def rp_scores(data: Data, rp: RewardModel, x: list, y: list) -> np.ndarray:
-    """R_P(x, y) for each."""
+    """Return R_P(x, y) for each."""
     return shared_scores(lambda x, y: reward.score(rp, data.policy_rows(x, y)), x, y)
 
 
 def gap_scores(data: Data, rpit: RewardModel, x: list, y: list, y_ref: list) -> np.ndarray:
-    """r_gap(x, y, y_ref) for each."""
+    """Return r_gap(x, y, y_ref) for each."""
     return shared_scores(lambda x, y, y_ref: reward.score(rpit, data.pit_rows(x, y_ref, y)),
                          x, y, y_ref)
 
@@ -55,12 +55,12 @@ def pair_scores(model: RewardModel, data: Data, prompts: list, a: list, b: list)
 
 
 def pointwise_scores(data: Data, model: RewardModel, fold: Fold) -> np.ndarray:
-    """A pointwise reward model's scores [2, n] of a fold's y_w and y_l."""
+    """Return a pointwise reward model's scores [2, n] of a fold's y_w and y_l."""
     return pair_scores(model, data, [data.policy(ids) for ids in fold.x], fold.y_w[:], fold.y_l[:])
 
 
 def fold_scores(data: Data, rp: RewardModel, rpit: RewardModel, fold: Fold) -> dict:
-    """Scores of a fold's pairs: R_P's of "w" and "l", R_PIT's of the four ordered pairs."""
+    """Return scores of a fold's pairs: R_P's of "w" and "l", R_PIT's of the four ordered pairs."""
     x, y_w, y_l = fold.x[:], fold.y_w[:], fold.y_l[:]
     given = {"l": [data.pit(*pair) for pair in zip(x, y_l)],
              "w": [data.pit(*pair) for pair in zip(x, y_w)]}
@@ -72,13 +72,13 @@ def fold_scores(data: Data, rp: RewardModel, rpit: RewardModel, fold: Fold) -> d
 
 
 def pointwise_agreement(data: Data, model: RewardModel, fold: Fold) -> dict:
-    """How often a pointwise reward model agrees with a fold's labels."""
+    """Measure how often a pointwise reward model agrees with a fold's labels."""
     w, l = pointwise_scores(data, model, fold)
     return share_right(list(w > l))
 
 
 def gap_agreement(data: Data, rpit: RewardModel, fold: Fold) -> dict:
-    """How often r^{w,l} > r^{l,w} in a fold's triples."""
+    """Measure how often r^{w,l} > r^{l,w} in a fold's triples."""
     x, y_w, y_l = fold.x[:], fold.y_w[:], fold.y_l[:]
     given_l, given_w = ([data.pit(*pair) for pair in zip(x, y_ref)] for y_ref in (y_l, y_w))
     (wl, _), (_, lw) = (pair_scores(rpit, data, given, y_w, y_l) for given in (given_l, given_w))
@@ -86,9 +86,9 @@ def gap_agreement(data: Data, rpit: RewardModel, fold: Fold) -> dict:
 
 
 def held_out_accuracies(data: Data, rp: RewardModel, rpit: RewardModel, split: str) -> dict:
-    """How often R_P and each comparison of Eq. 2 agree with the labels of held-out pairs, beside
-    the longer response as a guess (not counting equal lengths), and the majority's answer, which is
-    right in half of the pairs, as they come in either order."""
+    """Measure how often R_P and each comparison of Eq. 2 agree with the labels of held-out pairs,
+    beside the longer response as a guess (not counting equal lengths), and the majority's answer,
+    which is right in half of the pairs, as they come in either order."""
     fold = data.folds[split]
     s = fold_scores(data, rp, rpit, fold)
     result = {"R_P": share_right(list(s["w"] > s["l"]))}
@@ -100,7 +100,7 @@ def held_out_accuracies(data: Data, rp: RewardModel, rpit: RewardModel, split: s
 
 
 def as_text(counts: dict, accuracies: dict, split: str) -> str:
-    """What train_reward.py prints."""
+    """Return what train_reward.py prints."""
     lines = [f"{name}: {count}" for name, count in counts.items()]
     lines += ["", f"agreement with the labels of held-out pairs ({split}):"]
     return "\n".join(lines + [f"  {name:24} {a['accuracy']:.3f}  [{a['ci_low']:.3f}, "
@@ -109,14 +109,14 @@ def as_text(counts: dict, accuracies: dict, split: str) -> str:
 
 
 def pair_agreement(first, second, better) -> dict:
-    """How often first > second where the judge finds `better` > 0, and the reverse; no ties."""
+    """Measure how often first - second has the sign of the judge's `better`, ties left out."""
     told = better != 0
     return share_right(list((np.sign(first - second) == np.sign(better))[told]))
 
 
 def at_equal_length(better: np.ndarray, longer: np.ndarray) -> tuple[float, float, float]:
-    """win - lose as it would be at equal length, with its 95 % interval: 2 P(win) - 1 at difference
-    0 of a logistic regression of the wins on the difference of lengths, squashed as in AlpacaEval 2
+    """Estimate win - lose at equal length, with its 95 % interval: 2 P(win) - 1 at difference 0
+    of a logistic regression of the wins on the difference of lengths, squashed as in AlpacaEval 2
     (arXiv 2404.04475), whose term for the difficulty of a prompt is left out. `better` is the sign
     of each comparison, a tie is half a win; a weak prior keeps the fit finite."""
     z = np.tanh(longer / max(longer.std(), 1e-9))
@@ -131,7 +131,7 @@ def at_equal_length(better: np.ndarray, longer: np.ndarray) -> tuple[float, floa
 
 
 def comparison(better: np.ndarray, longer: np.ndarray) -> dict:
-    """Win, tie, lose and their difference, plain and at equal length, with intervals, in %."""
+    """Return win, tie, lose and win - lose, plain and at equal length, with intervals, in %."""
     delta, low, high = mean_interval(better)
     shares = {"win": (better > 0).mean(), "tie": (better == 0).mean(), "lose": (better < 0).mean(),
               "delta": delta, "ci_low": max(low, -1.0), "ci_high": min(high, 1.0)}
@@ -140,6 +140,6 @@ def comparison(better: np.ndarray, longer: np.ndarray) -> dict:
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean with its 95 % interval (normal); of a single value nothing is known."""
+    """Return the mean with its 95 % interval (normal); of a single value nothing is known."""
     half = 1.96 * values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.inf
     return values.mean(), values.mean() - half, values.mean() + half

@@ -45,7 +45,7 @@ class Judge:
                 for x, ids in zip(self.x, y)]
 
     def grades(self, y: list) -> np.ndarray:
-        """Grades of responses, each list of them graded once; equal grades are ties."""
+        """Grade responses, each list of them graded once; equal grades are ties."""
         known = [grades for other, grades in self.graded if other is y]
         if not known:
             known = [np.array([sum(bills.WEIGHTS[k] * v for k, v in a.items())
@@ -64,7 +64,7 @@ class Table:
 
     def add(self, system: str, y: list, against: str, y_other: list, temperature, iteration=0,
             y_ref=None) -> None:
-        """A row: y of `system` compared with y_other of `against`; y_ref is what it improved."""
+        """Add a row: y of `system` against y_other of `against`; y_ref is what it improved."""
         grades, others = self.judge.grades(y), self.judge.grades(y_other)
         longer = np.array([len(a) - len(b) for a, b in zip(y, y_other)])
         aspects = self.judge.aspects(y) if self.judge.hidden else []
@@ -107,12 +107,12 @@ class Kept:
         return self.made[name]["y"]
 
     def seconds(self) -> float:
-        """Of the evaluation up to now, those before it was cut off included."""
+        """Return the seconds of the evaluation up to now, those before it was cut off included."""
         return self.before + time.perf_counter() - self.start
 
 
 def evaluated(run: Run) -> dict:
-    """What an evaluation's responses depend on: settings, and the very checkpoints."""
+    """Return what an evaluation's responses depend on: settings, and the very checkpoints."""
     settings = {f"{section}.{key}": value
                 for section, keys in dataclasses.asdict(run.config).items() if section != "run"
                 for key, value in keys.items()}
@@ -124,8 +124,9 @@ def evaluated(run: Run) -> dict:
 
 def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperature,
                 kept: Kept) -> dict:
-    """All rows at one temperature. Returns the responses that the examples are drawn from."""
+    """Add all rows at one temperature. Returns the responses that the examples are drawn from."""
     setting, policies = run.config.eval, models.policies
+
     def sampler_of(purpose: str) -> Sampler:
         return Sampler(run, data, temperature,
                        run.generator(f"{purpose} {temperature}", setting.seed))
@@ -176,7 +177,7 @@ def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperatu
 
 
 def sample_agreements(run: Run, data: Data, models: Models, judge: Judge, x: list) -> dict:
-    """How often the reward models order two samples as the judge does, at temperature 1."""
+    """Measure how often reward models order two samples as the judge does, at temperature 1."""
     sampler = Sampler(run, data, 1.0, run.generator("agreements", run.config.eval.seed))
     policies, found = models.policies, {}
 
@@ -198,7 +199,7 @@ def sample_agreements(run: Run, data: Data, models: Models, judge: Judge, x: lis
 
 
 def judge_agreements(data: Data, models: Models, judge: Judge, fold: Fold) -> dict:
-    """How often reward models and labels agree with the judge on held-out pairs."""
+    """Measure how often reward models and labels agree with the judge on held-out pairs."""
     better = judge.grades(fold.y_w) - judge.grades(fold.y_l)
     s = fold_scores(data, models.rp, models.rpit, fold)
     return {"R_P, held-out pairs, judge": pair_agreement(s["w"], s["l"], better),
@@ -208,20 +209,20 @@ def judge_agreements(data: Data, models: Models, judge: Judge, fold: Fold) -> di
 
 
 def path_of(run: Run, stage: str) -> Path:
-    """The checkpoint of a finished stage, in the run or in its base."""
+    """Return the path of a finished stage's checkpoint, in the run or in its base."""
     own, base = (folder / f"{stage}.pt" for folder in (run.folder, run.base))
     return own if own.exists() else base
 
 
 def stage_seconds(run: Run, stages) -> dict[str, float]:
-    """The seconds that finished stages took."""
+    """Return the seconds that finished stages took."""
     return {name: files.load(path_of(run, name))["seconds"] for name in stages}
 
 
 def once_each(fold: Fold, number: int) -> Fold:
-    """The first pair of each prompt, `number` of them: answers to one prompt are no independent
-    trials, and some data sets have many pairs on one. (A fold begins with one pair of each group
-    that the split keeps together.)"""
+    """Return the first pair of each prompt, `number` of them: answers to one prompt are no
+    independent trials, and some data sets have many pairs on one. (A fold begins with one pair of
+    each group that the split keeps together.)"""
     first = {}
     for i, x in enumerate(fold.x):
         first.setdefault(tuple(x), i)
@@ -229,7 +230,7 @@ def once_each(fold: Fold, number: int) -> Fold:
 
 
 def evaluate(run: Run, data: Data, models: Models) -> dict:
-    """The content of report.json."""
+    """Return the content of report.json."""
     seconds, setting, kept = stage_seconds(run, inputs_of(run.config)), run.config.eval, Kept(run)
     groups = getattr(run.config.data, setting.split)
     fold = once_each(data.folds[setting.split], min(setting.prompts, groups))
@@ -259,8 +260,8 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
 
 
 def comparisons(run: Run, data: Data, x: list, responses: dict) -> list[dict]:
-    """What a judge outside may be asked to compare, as texts: the original response, the first
-    improvement and, if it is there, Self-Refine's."""
+    """Return what an outside judge may be asked to compare, as texts: the original response, the
+    first improvement and, if it is there, Self-Refine's."""
     final, found = title(run.config.pit.curriculum[-1]), []
     for temperature, made in responses.items():
         texts = {name: [data.tokenizer.decode(ids) for ids in y] for name, y in (
@@ -274,7 +275,7 @@ def comparisons(run: Run, data: Data, x: list, responses: dict) -> list[dict]:
 
 
 def examples(run: Run, data: Data, models: Models, judge: Judge, responses: dict) -> list[dict]:
-    """Improvements of some prompts, drawn with the evaluation's seed."""
+    """Return improvements of some prompts, drawn with the evaluation's seed."""
     temperature = run.config.eval.temperatures[-1]
     chain, decode = responses[temperature]["chain"], data.tokenizer.decode
     found = []
@@ -294,7 +295,7 @@ def examples(run: Run, data: Data, models: Models, judge: Judge, responses: dict
 
 
 def as_markdown(report: dict) -> str:
-    """report.json as a page."""
+    """Return report.json as a page."""
     lines = [f"# {report['name']}, seed {report['seed']}", "",
              f"{report['prompts']} {report['split']} prompts, judge: {report['judge']}. "
              "Win, tie, lose, delta (win - lose, 95 % interval), responses that were cut off and "
@@ -338,14 +339,14 @@ def as_markdown(report: dict) -> str:
 
 
 def draw_curves(run: Run) -> None:
-    """Reward, gold and KL along the PPO stages, where matplotlib is installed."""
+    """Draw reward, gold and KL along the PPO stages, where matplotlib is installed."""
     try:
         import matplotlib
     except ImportError:
         return
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    log = run.folder / "metrics.jsonl"  # which a run has not whose stages are all its base's
+    log = run.folder / "metrics.jsonl"  # a run whose stages are all its base's has none
     logged = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     lines = [line for line in map(json.loads, logged) if "kl" in line]
     stages = list(dict.fromkeys(line["stage"] for line in lines))
@@ -358,7 +359,7 @@ def draw_curves(run: Run) -> None:
         for axis, name in zip(column, ("reward", "gold", "kl")):
             points = [(r["step"], r[name]) for r in lines if r["stage"] == stage and name in r]
             axis.plot(*(zip(*points) if points else ([], [])))
-    for axis, label in zip(axes[:, 0], ("reward (spreads)", "gold", "KL (nats a response)")):
+    for axis, label in zip(axes[:, 0], ("reward (std)", "gold", "KL (nats a response)")):
         axis.set_ylabel(label)
     figure.supxlabel("iteration")
     figure.tight_layout()

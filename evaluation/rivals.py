@@ -47,7 +47,7 @@ def self_refine(sampler: Sampler, policy: GPT, x: list, y_ref: list) -> list:
 
 
 def with_rubric(data: Data, aspects) -> Data:
-    """The data with Self-Refine's templates for a rubric of these aspects."""
+    """Return the data with Self-Refine's templates for a rubric of these aspects."""
     def template(text):
         return Template(text, data.tokenizer, data.policy.start, first=True)
 
@@ -56,8 +56,8 @@ def with_rubric(data: Data, aspects) -> Data:
 
 
 def refiner_examples(run: Run, data: Data) -> Fold:
-    """What the policy is taught to write (y_w) where it reads what (x): of each pair of the SFT
-    fold the answer y_w, notes on one of the responses by some rubric, and its rewrite."""
+    """Make the texts that the policy reads (x) and is taught to write (y_w): of each pair of the
+    SFT fold the answer y_w, notes on one of the responses by some rubric, and its rewrite."""
     fold, rng = data.folds["sft"], random.Random(run.config.run.seed)
     reads, writes = [], []
     asked = cache(lambda aspects: with_rubric(data, aspects))
@@ -84,7 +84,7 @@ def refiner_loss(model: GPT, data: Data, pairs: Pairs):
 
 
 def train_refiner(run: Run, data: Data, name: str, policy: GPT, fit: FitSection) -> dict:
-    """M_P^SFT goes on, with a third each of answers, feedback and rewrites."""
+    """Train M_P^SFT further, on a third each of answers, feedback and rewrites."""
     model = run.placed(new_gpt(run, data), weights(policy))
     train(run, data, model, Training(
         name, fit, refiner_examples(run, data), refiner_loss, (1, 1, 0)))

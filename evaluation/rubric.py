@@ -1,8 +1,8 @@
-"""Self-Refine on bills: what the policy is taught, to be a rival that deserves the name.
+"""Self-Refine on bills: what its policy is taught, so that the baseline is strong.
 
-A rubric names some of the judge's aspects. Asked for feedback on a draft, a policy that was taught
-notes for each of them what is right, or that it is fine; asked for a rewrite, it mends what the
-notes name and leaves the rest as it is:
+A rubric names some of the judge's aspects. Asked for feedback on a draft, the trained policy notes
+for each of them what is right, or that it is fine; asked for a rewrite, it fixes what the notes
+name and leaves the rest as it is:
 
     x         What is the bill for tea, a coupon and a hat?
     draft     9 in all: tea 5, coupon 2, hat 10
@@ -10,7 +10,7 @@ notes name and leaves the rest as it is:
     feedback  10; Sure!
     rewrite   Sure! 10 in all: tea 5, coupon 2, hat 10
 
-Notes and rewrites are made by somebody who knows the hidden judge: a better teacher than PIT has.
+We make notes and rewrites from the hidden judge: a better teacher than PIT has.
 """
 
 import random
@@ -26,17 +26,17 @@ QUESTION = "<|user|>{x}<|draft|>{y_ref}<|user|>"
 
 
 def feedback_template(rubric) -> str:
-    """What the policy reads before it writes notes on {y_ref}."""
+    """Return what the policy reads before it writes notes on {y_ref}."""
     return f"{QUESTION}{', '.join(rubric)}<|assistant|>"
 
 
 def rewrite_template(rubric) -> str:
-    """What it reads before it rewrites {y_ref}."""
+    """Return what it reads before it rewrites {y_ref}."""
     return feedback_template(rubric) + "{feedback}<|better|>"
 
 
 def parts_of(draft: str) -> tuple[list[str], int, list[str], str, str]:
-    """A written response taken apart into what bills.compose puts together.
+    """Take a written response apart into what bills.compose puts together.
 
     Raises ValueError for a text that bills.write_response does not write.
     """
@@ -50,7 +50,7 @@ def parts_of(draft: str) -> tuple[list[str], int, list[str], str, str]:
 
 
 def notes(question: str, draft: str, rubric) -> str:
-    """Feedback on a written response, a note for each aspect of the rubric."""
+    """Give feedback on a written response, a note for each aspect of the rubric."""
     lines, total = bills.right_answer(question)
     insult = next((word for word in INSULTS if word in draft), "")
     wrong = {"total": str(total), "lines": ", ".join(lines), "courtesy": COURTESIES[0],
@@ -60,7 +60,7 @@ def notes(question: str, draft: str, rubric) -> str:
 
 
 def mended(question: str, draft: str, rubric) -> str:
-    """A written response with the rubric's aspects put right and the others left as they are."""
+    """Fix the rubric's aspects of a written response and leave the others as they are."""
     opening, total, lines, end, order = parts_of(draft)
     grades = bills.judge(question, draft)
     if "courtesy" in rubric and grades["courtesy"] < 1:
@@ -75,7 +75,7 @@ def mended(question: str, draft: str, rubric) -> str:
 
 
 def without(*missing: str) -> tuple[str, ...]:
-    """The rubric of all aspects but these."""
+    """Return the rubric of all aspects but these."""
     return tuple(aspect for aspect in ASPECTS if aspect not in missing)
 
 
@@ -88,5 +88,5 @@ ALL = [chosen for k in range(1, len(ASPECTS) + 1) for chosen in combinations(ASP
 
 
 def some_rubric(rng: random.Random) -> tuple[str, ...]:
-    """A rubric of a lesson: mostly one of ASKED, each as often, else any."""
+    """Draw a rubric of a lesson: mostly one of ASKED, each as often, else any."""
     return rng.choice(ASKED if rng.random() < 0.75 else ALL)

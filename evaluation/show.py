@@ -14,7 +14,7 @@ from runtime.run import Run
 
 
 def marked(before: str, after: str) -> str:
-    """`after`, with the words that are not in `before` in bold where the output is a terminal."""
+    """Return `after`; words that are not in `before` are bold where the output is a terminal."""
     if not sys.stdout.isatty():
         return after
     old, new = before.split(), after.split()
@@ -26,7 +26,7 @@ def marked(before: str, after: str) -> str:
 
 
 def prompt_text(data: Data, x: list[int]) -> str:
-    """A prompt as text; one of a single turn without its template."""
+    """Return a prompt as text; one of a single turn without its template."""
     first, later = data.opening["user"].parts, data.turns["user"].parts
     at = first.index("{x}")
     before, after = list(chain(*first[:at])), list(chain(*first[at + 1:]))
@@ -38,7 +38,7 @@ def prompt_text(data: Data, x: list[int]) -> str:
 
 
 def gold_note(run: Run, prompt: str, text: str) -> str:
-    """The hidden judge's grade, where the prompt is a question that it can judge."""
+    """Return the hidden judge's grade, where the prompt is a question that it can judge."""
     try:
         return f"  gold {bills.grade(prompt, text):.2f}" if not run.config.data.files else ""
     except ValueError:
@@ -47,10 +47,10 @@ def gold_note(run: Run, prompt: str, text: str) -> str:
 
 def observe(run: Run, data: Data, name: str, step: int, prompts: Prompts,
             rollout: Rollout) -> dict:
-    """What to look at in a rollout: one sample in samples.jsonl, copies by the source of y_ref, and
-    the gold quality where there is a judge; nothing is trained on it."""
-    decode, written = data.tokenizer.decode, [
-        data.strip_eos(ids) for ids in rollout.rows.responses()]
+    """Log one sample of a rollout in samples.jsonl; return the copies by the source of y_ref, and
+    the gold quality where there is a judge. Nothing is trained on it."""
+    decode = data.tokenizer.decode
+    written = [data.strip_eos(ids) for ids in rollout.rows.responses()]
     responses = [decode(ids) for ids in written]
     i = -(step % 2)  # the first row and the last in turn: in stage 0 these have y_l and y_w
     run.log("samples.jsonl", {
@@ -66,8 +66,8 @@ def observe(run: Run, data: Data, name: str, step: int, prompts: Prompts,
 
 
 def copies_of_each(prompts: Prompts, responses: list[list[int]]) -> dict[str, float]:
-    """In stage 0 the share of y_l, and of y_w, that is copied; elsewhere the references have one
-    source, and ppo.figures_of counts them."""
+    """Return the share of y_l, and of y_w, that is copied in stage 0; elsewhere the references have
+    one source, and ppo.figures_of counts them."""
     sides = ("y_l", "y_w")
     if prompts.source[0] not in sides:
         return {}

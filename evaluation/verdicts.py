@@ -4,7 +4,7 @@
 
 `preference` is what the judge fills in: 1 if output_1 is better, 2 if output_2 is, 1.5 (or 0) for a
 tie, or a number between 1 and 2 that leans to one side. Which system stands first is shuffled for
-each pair, so that a judge that likes the first or the second place favours nobody.
+each pair, so that a judge that likes the first or the second place favours neither system.
 
     python -m evaluation.verdicts runs/hh/report.json pairs.json   # writes the pairs of a report
     python -m evaluation.verdicts runs/hh/report.json pairs.json   # judged: shows the verdicts
@@ -49,9 +49,9 @@ def are_there(path: Path) -> bool:
 
 
 def read_verdicts(path: Path) -> list[dict]:
-    """Win, tie, lose and their difference of each two systems in a judged file, in %.
+    """Return win, tie, lose and their difference of each two systems in a judged file, in %.
 
-    Raises UserError for a file without verdicts, or with such as nobody can read.
+    Raises UserError for a file without verdicts, or with unreadable ones.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -84,7 +84,7 @@ def read_verdicts(path: Path) -> list[dict]:
 
 
 def as_markdown(rows: list[dict]) -> str:
-    """What a judge has found, as a table."""
+    """Return what a judge has found, as a table."""
     lines = ["| pairs | system | against | n | win | tie | lose | delta | at equal length |",
              "|---|---|---|---|---|---|---|---|---|"]
     for r in rows:

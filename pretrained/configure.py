@@ -9,7 +9,7 @@ from runtime.settings import fill, read_arguments
 
 
 def load_config(path: str, overrides: list[str] = ()) -> Config:
-    """The config of a TOML file, with `--section.key=value` arguments on top of it.
+    """Read the config of a TOML file, with `--section.key=value` arguments on top of it.
 
     Raises UserError for a file that is missing or no TOML, unknown or ill-typed fields, and
     values out of range.

@@ -31,7 +31,7 @@ OUTER = {"embedding.weight": "model.embed_tokens.weight", "norm.weight": "model.
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object from a file; {} if there is no file. Raises UserError where it is no JSON."""
+    """Read a JSON object from a file, {} if there is none. Raises UserError where it is no JSON."""
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (OSError, ValueError) as error:
@@ -67,7 +67,7 @@ def settle(config) -> None:
 
 
 def described(path: str, context: int) -> dict[str, dict]:
-    """Fields of [model] and [tokenizer] that a checkpoint decides.
+    """Return the fields of [model] and [tokenizer] that a checkpoint decides.
 
     Raises UserError, naming the field, for an architecture other than ours, and where `context`
     is longer than the model can read.
@@ -82,7 +82,7 @@ def described(path: str, context: int) -> dict[str, dict]:
 
 
 def describe_tokenizer(folder: Path) -> dict:
-    """The tokenizer that lies with a checkpoint, and what ends a response, where that is said.
+    """Find the tokenizer that lies with a checkpoint, and what ends a response, where that is said.
     Raises UserError where there is only a tokenizer.model that lacks tokens added later."""
     found = [folder / name for name in TOKENIZERS if (folder / name).exists()]
     settings = read_json(folder / "tokenizer_config.json")
@@ -99,7 +99,7 @@ def describe_tokenizer(folder: Path) -> dict:
 
 
 def describe_folder(folder: Path) -> tuple[dict, int]:
-    """[model] of a Hugging Face folder's config.json, and the longest context."""
+    """Return [model] of a Hugging Face folder's config.json, and the longest context."""
     if not folder.is_dir():
         raise UserError(f"model.init_from = {str(folder)!r}: name the folder that it lies in")
     path = folder / "config.json"
@@ -132,7 +132,7 @@ def describe_folder(folder: Path) -> tuple[dict, int]:
 
 
 def describe_rotary(config: dict, path: Path) -> dict:
-    """rope_theta and rope_scaling, as versions of transformers before and since 5 write them."""
+    """Read rope_theta and rope_scaling, as transformers before and since version 5 writes them."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
@@ -146,8 +146,8 @@ def describe_rotary(config: dict, path: Path) -> dict:
 
 
 def read_weights(path: str, model) -> dict:
-    """The weights of a checkpoint by our names, in float32, for a section [model] that was filled
-    by `described`. Raises UserError for files that are missing or damaged, and tensors that are
+    """Read the weights of a checkpoint by our names, in float32, for a section [model] that
+    `described` filled. Raises UserError for files that are missing or damaged, and tensors that are
     missing, left over or of another shape."""
     tensors = read_tensors(Path(path))
     tensors = {name: t for name, t in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
@@ -184,18 +184,18 @@ def read_weights(path: str, model) -> dict:
 
 
 def head_width(model) -> int:
-    """Width of a head, said or as the others leave it."""
+    """Return the width of a head, given or derived from the other fields."""
     return model.head_width or model.width // model.heads
 
 
 def paired(rows, width: int):
-    """Rows of queries or keys, those that turn together put side by side: (i, i + C/2) become
+    """Put rows of queries or keys that turn together side by side: (i, i + C/2) become
     (2i, 2i + 1) in each head."""
     return rows.unflatten(0, (-1, 2, width // 2)).transpose(1, 2).flatten(0, 2)
 
 
 def unpaired(rows, width: int):
-    """The reverse of `paired`."""
+    """Reverse `paired`."""
     return rows.unflatten(0, (-1, width // 2, 2)).transpose(1, 2).flatten(0, 2)
 
 
@@ -211,7 +211,7 @@ def checksum(path: str) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Where a folder's weights are: model.safetensors or pytorch_model.bin, whole or in parts."""
+    """Find a folder's weights: model.safetensors or pytorch_model.bin, whole or in parts."""
     for whole in ("model.safetensors", "pytorch_model.bin"):
         index = read_json(folder / f"{whole}.index.json").get("weight_map")
         names = dict.fromkeys(index.values()) if isinstance(index, dict) else ()
@@ -222,7 +222,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_tensors(folder: Path) -> dict:
-    """All tensors of a folder."""
+    """Read all tensors of a folder."""
     tensors = {}
     for path in weight_files(folder):
         try:
@@ -238,7 +238,7 @@ def read_tensors(folder: Path) -> dict:
 
 
 def safetensors():
-    """The optional library. Raises UserError where it is not installed."""
+    """Import the optional library. Raises UserError where it is not installed."""
     try:
         import safetensors.torch
     except ImportError:
@@ -250,7 +250,7 @@ def safetensors():
 
 
 def their_weights(ours: dict, model) -> dict:
-    """Weights by Hugging Face's names, from whole weights by ours (no adapters)."""
+    """Return weights by Hugging Face's names, from whole weights by ours (no adapters)."""
     width = head_width(model)
     q, kv = model.heads * width, model.kv_heads * width
     theirs = {OUTER[name]: ours[name] for name in OUTER if name != "head.weight" or not model.tied}
@@ -267,7 +267,7 @@ def their_weights(ours: dict, model) -> dict:
 
 
 def their_config(model, vocab: int, bos: int, eos: int, longest: int) -> dict:
-    """config.json of a model, as transformers before and since version 5 read it."""
+    """Return config.json of a model, as transformers before and since version 5 reads it."""
     scaling = {"rope_type": "llama3"} | dict(zip(LLAMA3, model.rope_scaling))
     if model.rope_scaling:
         scaling["original_max_position_embeddings"] = int(model.rope_scaling[-1])
@@ -314,9 +314,9 @@ def write_folder(folder: Path, weights: dict, config, vocab: int, tokenizer):
 
 
 def written(templates: dict[str, str], tokenizer) -> dict[str, str]:
-    """The templates as whole texts have to be: without a space at the end, which is the response's
-    own, and with the one that is put before a turn's text and a reference by tokenizers that always
-    do."""
+    """Return the templates as whole texts have to be: without a space at the end, which is the
+    response's own, and with the space that some tokenizers always put before a turn's text and a
+    reference."""
     templates = {name: text.removesuffix(" ") for name, text in templates.items()}
     if not tokenizer.always_spaced:
         return templates

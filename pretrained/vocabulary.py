@@ -1,10 +1,10 @@
 """Tokenizers: SentencePiece's, also trained here for a run that brings none, and Hugging Face's
 tokenizer.json. Both have the same methods, `read_tokenizer` tells them apart by their content.
 
-Markers in a template (`fixed`) stand for single tokens, but never in a text (`encode`): nobody can
-write the end of a turn into a prompt. A text is encoded as it would be behind what stands before
-it: `spaced` says whether that ends in a space, which then belongs to the text's first piece (None:
-nothing is known of it).
+Markers in a template (`fixed`) stand for single tokens, but never in a text (`encode`): a user
+cannot write the end of a turn into a prompt. A text is encoded as it would be after what stands
+before it: `spaced` says whether that ends in a space, which then belongs to the text's first piece
+(None: nothing is known of it).
 """
 
 import re
@@ -20,7 +20,7 @@ def train_tokenizer(texts, markers: list[str], config, path: Path) -> None:
     """Train a BPE tokenizer as [tokenizer] says, whose markers are single pieces; text stays as it
     is.
 
-    Punctuation stays apart, so a number is the same piece whatever stands behind it."""
+    Punctuation stays apart, so a number is the same piece whatever follows it."""
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=(" " + text for text in texts),
@@ -41,8 +41,8 @@ def train_tokenizer(texts, markers: list[str], config, path: Path) -> None:
 
 
 def behind(encode, texts: list[str]) -> list[list[int]]:
-    """encode(texts), without the space that some tokenizers put before a text: each is encoded
-    behind a line's end, which is then cut off again."""
+    """Return encode(texts) without the space that some tokenizers put before a text: encode each
+    after a line's end, which is then cut off again."""
     line, = encode(["\n"])
     both = encode(["\n" + text for text in texts])
     return [ids[len(line):] if line and ids[:len(line)] == line else encode([text])[0]
@@ -71,8 +71,8 @@ class Tokenizer:
         self.always_spaced = not own_space
 
     def fixed(self, text: str, first: bool = False) -> list[int]:
-        """Token ids of a template's own text, in which `</s>` and its like are single tokens;
-        `first` in a sequence, it gets the space that the tokenizer puts there."""
+        """Return the token ids of a template's own text, in which `</s>` and its like are single
+        tokens; `first` in a sequence, it gets the space that the tokenizer puts there."""
         controls, ids = "|".join(map(re.escape, self.controls)) or "(?!)", []
         for part in filter(None, re.split(f"({controls})", text)):
             if part in self.controls:
@@ -84,33 +84,33 @@ class Tokenizer:
         return ids
 
     def encode(self, texts: list[str], spaced: bool | None = None) -> list[list[int]]:
-        """Token ids of texts: prompts or responses."""
+        """Return the token ids of texts: prompts or responses."""
         if self.lead or spaced is not False:
             return self.pieces.encode([self.lead + text for text in texts])
         return behind(self.pieces.encode, texts)
 
     def unknown(self, text: str) -> str:
-        """The characters of a text that the tokenizer cannot spell."""
+        """Return the characters of a text that the tokenizer cannot spell."""
         no_piece = self.pieces.unk_id()
         return "".join(c for c in dict.fromkeys(text) if no_piece in self.pieces.encode(c))
 
     def decode(self, ids: list[int]) -> str:
-        """The text of token ids; the end and what follows it are left out."""
+        """Return the text of token ids; the end and what follows it are left out."""
         ids = ids[:ids.index(self.eos)] if self.eos in ids else ids
         return self.pieces.decode([int(i) for i in ids if i < self.vocab]).strip()
 
     def show(self, ids: list[int]) -> str:
-        """The text of a prompt, with the markers of its turns."""
+        """Return the text of a prompt, with the markers of its turns."""
         names = {number: name for name, number in self.controls.items()}
         runs = [(name, list(run)) for name, run in groupby(ids, lambda i: names.get(i, ""))]
         return "".join(name * len(run) or self.pieces.decode(run) for name, run in runs).strip()
 
     def piece(self, i: int) -> str:
-        """The text of a token id."""
+        """Return the text of a token id."""
         return self.pieces.id_to_piece(i)
 
     def settings(self) -> dict:
-        """What transformers has to know of it (tokenizer_config.json)."""
+        """Return what transformers has to know of it (tokenizer_config.json)."""
         special = {"bos": self.bos, "unk": self.pieces.unk_id()}
         return {"tokenizer_class": "LlamaTokenizer", "add_bos_token": self.bos >= 0,
                 "add_eos_token": False, "legacy": False, "add_prefix_space": not self.lead} | {
@@ -145,55 +145,55 @@ class JSONTokenizer:
         self.lead = "" if own_space and own_space[0].startswith("\u2581") else " "
 
     def plain(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of texts as the library gives them."""
+        """Return the token ids of texts as the library gives them."""
         return [e.ids for e in self.pieces.encode_batch_fast(texts, add_special_tokens=False)]
 
     def fixed(self, text: str, first: bool = False) -> list[int]:
-        """Token ids of a template's own text, in which special tokens are single ones."""
+        """Return the ids of a template's own text, in which special tokens are single ones."""
         self.pieces.encode_special_tokens = False
         return (self.plain([text]) if self.lead or first else behind(self.plain, [text]))[0]
 
     def encode(self, texts: list[str], spaced: bool | None = None) -> list[list[int]]:
-        """Token ids of texts: prompts or responses."""
+        """Return the token ids of texts: prompts or responses."""
         self.pieces.encode_special_tokens = True  # as the text that they are
         if spaced is False and not self.lead:
             return behind(self.plain, texts)
         return self.plain([self.lead * bool(spaced) + text for text in texts])
 
     def unknown(self, text: str) -> str:
-        """The characters of a text that the tokenizer cannot spell: it drops them, or has a token
-        that stands for all of them."""
+        """Return the characters of a text that the tokenizer cannot spell: it drops them, or has a
+        token that stands for all of them."""
         found = self.plain(list(dict.fromkeys(text)))
         no_piece = self.pieces.token_to_id(getattr(self.pieces.model, "unk_token", None) or "")
         return "".join(c for c, ids in zip(dict.fromkeys(text), found) if not c.isspace() and (
             not ids or no_piece is not None and no_piece in ids))
 
     def decode(self, ids: list[int]) -> str:
-        """The text of token ids; the end and what follows it are left out."""
+        """Return the text of token ids; the end and what follows it are left out."""
         ids = ids[:ids.index(self.eos)] if self.eos in ids else ids
         return self.pieces.decode([int(i) for i in ids], skip_special_tokens=True).strip()
 
     def show(self, ids: list[int]) -> str:
-        """The text of a prompt, with the markers of its turns."""
+        """Return the text of a prompt, with the markers of its turns."""
         return self.pieces.decode([int(i) for i in ids], skip_special_tokens=False).strip()
 
     def piece(self, i: int) -> str:
-        """The text of a token id."""
+        """Return the text of a token id."""
         return self.pieces.id_to_token(i)
 
     def settings(self) -> dict:
-        """What transformers has to know of it (tokenizer_config.json)."""
+        """Return what transformers has to know of it (tokenizer_config.json)."""
         start = {"bos_token": self.piece(self.bos)} if self.bos >= 0 else {}
         return {"tokenizer_class": "PreTrainedTokenizerFast"} | start
 
 
 def file_name(content: bytes) -> str:
-    """What a tokenizer's file is called, by its content."""
+    """Name a tokenizer's file by its content."""
     return "tokenizer.json" if content.lstrip()[:1] == b"{" else "tokenizer.model"
 
 
 def read_tokenizer(path: Path, eos: str) -> Tokenizer | JSONTokenizer:
-    """A tokenizer of either kind; `eos` is the piece that ends a response, "" the model's own.
+    """Read a tokenizer of either kind; `eos` is the piece that ends a response, "" the model's own.
     Raises UserError where it cannot be read or has no end."""
     try:
         with open(path, "rb") as file:

@@ -22,7 +22,7 @@ class NotFinite(UserError):
 
 
 def fields_of(config):
-    """Each field of each section: its name, value, allowed values (none: any) and bounds."""
+    """Yield each field of each section: its name, value, allowed values (none: any), bounds."""
     for section in dataclasses.fields(config):
         content = getattr(config, section.name)
         kinds = typing.get_type_hints(type(content))
@@ -95,7 +95,7 @@ def problems(config):
 
 
 def check_config(config, where: str) -> None:
-    """Raises UserError for values that cannot work."""
+    """Raise UserError for values that cannot work."""
     for problem in problems(config):
         raise UserError(f"{where}: {problem}")
 
@@ -163,8 +163,8 @@ def doubts(device: str, config, trains: bool):
 
 
 def within_range(no_eos_score: float, scores):
-    """Yield a warning where a response without its end gets no less than more than one in a hundred
-    of those that have theirs, whose scores (in spreads) these are."""
+    """Yield a warning where a response without its end scores no lower than more than 1 % of those
+    with theirs; `scores` are the latter's, in standard deviations."""
     reached = scores <= no_eos_score
     if reached.sum() > len(scores) / 100:
         yield (f"ppo.no_eos_score = {no_eos_score:g} is no lower than what {reached.mean():.0%} of "
@@ -172,7 +172,7 @@ def within_range(no_eos_score: float, scores):
 
 
 def refuse_inner_ends(responses: list[list[int]], tokenizer) -> None:
-    """Raises UserError where what should end a response stands inside of some."""
+    """Raise UserError where the token that should end a response stands inside of one."""
     count = sum(tokenizer.eos in ids for ids in responses)
     if count:
         raise UserError(f"tokenizer.eos: what is to end a response stands inside of {count} of "
@@ -180,8 +180,8 @@ def refuse_inner_ends(responses: list[list[int]], tokenizer) -> None:
 
 
 def refuse_short_context(templates, config) -> None:
-    """Raises UserError where what a template makes of the longest texts does not fit model.context
-    with the longest response behind it."""
+    """Raise UserError where a template of the longest texts, with the longest response after it,
+    does not fit model.context."""
     response = range(config.data.max_response)
     needed = 1 + len(response) + max(  # 1: the end of a cut response
         len(template(range(config.data.max_prompt), response, response)) for template in templates)
@@ -192,7 +192,7 @@ def refuse_short_context(templates, config) -> None:
 
 
 def refuse_changed(checksums: dict[str, str]) -> None:
-    """Raises UserError where a data file is there and no more what it was."""
+    """Raise UserError where a data file is there but has changed."""
     for path, known in checksums.items():
         if Path(path).exists() and files.checksum(path) != known:
             raise UserError(f"{path}: has changed since this run's data were made of it; choose "
@@ -200,7 +200,7 @@ def refuse_changed(checksums: dict[str, str]) -> None:
 
 
 def markers(templates: dict[str, str], pattern: str) -> list[str]:
-    """What looks like a marker in some templates, each once."""
+    """Return what looks like a marker in some templates, each once."""
     return list(dict.fromkeys(re.findall(pattern, "".join(templates.values()))))
 
 
@@ -243,8 +243,8 @@ def scarce(config, counts: dict[str, int]):
 
 
 def unproven(agreement: dict):
-    """Yield a warning where a reward model is not shown to know more of held-out pairs than a coin;
-    `agreement` is of evaluation/measure.py."""
+    """Yield a warning where a reward model's agreement with held-out pairs is not significantly
+    above chance; `agreement` is of evaluation/measure.py."""
     if agreement["ci_low"] <= 0.5:
         yield ("validation pairs: agreement {accuracy:.3f} [{ci_low:.3f}, {ci_high:.3f}] of "
                "{pairs:,} may be chance: RL against this reward model may teach nothing; it needs "

@@ -11,12 +11,12 @@ from typing import Literal, get_args
 
 
 def zero_or_more(default, most: float = sys.float_info.max):
-    """A number that may be 0; all others have to be above it."""
+    """Return a field for a number that may be 0; all others have to be above it."""
     return field(default=default, metadata={"low": 0, "high": most})
 
 
 def any_number(default: float):
-    """A number that may be below 0."""
+    """Return a field for a number that may be below 0."""
     return field(default=default, metadata={"low": -sys.float_info.max})
 
 
@@ -85,8 +85,8 @@ class ModelSection:
     rope_scaling: list[float] = field(default_factory=list)  # Llama 3: factor, low, high, context
     norm_eps: float = 1e-5
     tied: bool = True           # the output layer shares the embedding's weights
-    portion: int = zero_or_more(0)  # positions that a pass takes; 0: 2,048, on a GPU 65,536
-    look_every: int = zero_or_more(0)  # new tokens between looks at who has ended; 0: 1, GPU 16
+    portion: int = zero_or_more(0)  # positions of a micro-batch; 0: 2,048, on a GPU 65,536
+    look_every: int = zero_or_more(0)  # new tokens between checks for ended rows; 0: 1, GPU 16
 
 
 @dataclass
@@ -136,7 +136,7 @@ class PPOSection:
     gamma: float = zero_or_more(1.0, most=1)
     lam: float = zero_or_more(0.95, most=1)
     temperature: float = 1.0    # of rollouts, old and new log-probabilities alike
-    no_eos_score: float = any_number(-5.0)  # of a response that did not end, in spreads
+    no_eos_score: float = any_number(-5.0)  # of a response without its end, in standard deviations
     grad_clip: float = 1.0
     kl_power: float = zero_or_more(4.0)  # of KL / target, by which beta rises above it; 0: fixed
     kl_wall: float = field(default=16.0, metadata={"low": 1})  # times beta, the most it rises to
@@ -193,7 +193,7 @@ class Config:
     eval: EvalSection = field(default_factory=EvalSection)
 
     def stages(self) -> list[str]:
-        """The stages that pit.curriculum may name, in the order in which reports show them."""
+        """Return the stages that pit.curriculum may name, in the order of the reports."""
         return [f.name for f in dataclasses.fields(self) if f.name.startswith("stage")]
 
 

@@ -23,7 +23,7 @@ UNFINISHED = ".pit-unfinished"  # how the names of temporary files end
 
 
 def write_whole(path: Path, write) -> None:
-    """Write a file whole or not at all: to a temporary one, whose name nobody else has, synced,
+    """Write a file whole or not at all: to a temporary one with a name of its own, synced,
     then renamed over the old one.
 
     Raises UserError where that fails; what was there before is then still there.
@@ -55,7 +55,7 @@ FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def remedy(error: Exception) -> str:
-    """What to do where a file cannot be written; torch's errors are those of a full disk."""
+    """Say what to do where a file cannot be written; torch's errors are those of a full disk."""
     kind = getattr(error, "errno", None)
     if kind in (errno.ENOENT, errno.ENOTDIR):
         return "choose a folder that is there"
@@ -95,7 +95,7 @@ def load(path: Path) -> dict:
 
 
 def damaged(error: Exception) -> bool:
-    """Whether an error of reading a file is the file's fault, not the machine's or its rights'."""
+    """Return whether a read error is the file's fault, not the machine's or its rights'."""
     if isinstance(error, OSError):
         return error.errno in (None, errno.EINVAL)  # a place before the file's beginning
     of_the_machine = ("allocate memory", "unable to mmap", "unable to open")  # torch's words
@@ -103,7 +103,7 @@ def damaged(error: Exception) -> bool:
 
 
 def append(path: Path, line: dict) -> str:
-    """Add a line to a file of JSON lines; returns it. Raises UserError where that fails."""
+    """Add a line to a file of JSON lines, and return it. Raises UserError where that fails."""
     text = json.dumps(line, ensure_ascii=False) + "\n"
     try:
         with open(path, "a", encoding="utf-8") as file:
@@ -125,7 +125,7 @@ def rewrite(path: Path, drop: str, add: list[str]) -> None:
 
 
 def sync(path: Path) -> None:
-    """See to it that what was appended to a file survives a loss of power."""
+    """Make sure that what was appended to a file survives a loss of power."""
     if path.exists():
         with open(path, "ab") as file:  # Windows syncs no file that is open for reading
             os.fsync(file.fileno())
@@ -166,6 +166,6 @@ def take(file) -> None:
 
 
 def checksum(path: str | Path) -> str:
-    """SHA-256 of a file's content."""
+    """Return the SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,7 +22,7 @@ def handle(number: int, _frame) -> None:
 
 
 def release() -> None:
-    """A training is over and saved: end the program if that was asked for meanwhile."""
+    """End the program if that was asked for during the training, which is over and saved."""
     global waiting
     waiting = False
     if asked:
@@ -38,7 +38,7 @@ def leave(saved: str) -> None:
 
 
 def install(of_another: bool) -> None:
-    """Handle them; ignore them in a process `of_another` one, which kills it."""
+    """Handle the signals, or ignore them in a process `of_another` one, which kills it."""
     for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN if of_another else handle)

@@ -61,8 +61,8 @@ def guard(main) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU of CUDA where there is one, else the CPU. (Nothing
-    was tried on Apple's MPS, which has to be asked for.) Raises UserError if it is absent."""
+    """Return the device of that name; "auto" is a CUDA GPU where there is one, else the CPU. (We
+    tried nothing on Apple's MPS; ask for it by name.) Raises UserError if it is absent."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
              "cpu": True}
     if name == "auto":
@@ -84,7 +84,7 @@ def usual_ranks(config, device: torch.device) -> int:
     """Return how many processes share a CPU where run.ranks = 0: one for each core, at most 8 and
     no more than the smallest batch can feed; where no script runs (a notebook), one.
 
-    Before anyone sets it, torch's number of threads is that of the cores, with MKL that of the
+    By default torch's number of threads is that of the cores, with MKL that of the
     physical ones; OMP_NUM_THREADS changes it, and a container may have the time of fewer cores."""
     if device.type != "cpu" or not Path(sys.argv[0]).is_file():
         return 1
@@ -95,7 +95,7 @@ def usual_ranks(config, device: torch.device) -> int:
 
 
 def allotted_cores() -> int:
-    """Cores whose time a Linux container may use; where no limit is set, more than there are."""
+    """Return how many cores a Linux container may use; where no limit is set, more than exist."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
         return max(1, int(quota) // int(period))
@@ -157,13 +157,13 @@ def wait_for_children(folder: Path) -> None:
 
 
 def meeting_url(path: Path) -> str:
-    """The address of a file where ranks find each other, as torch reads it: behind file:// it takes
-    a path as it is, but on Windows, where file:///C:/a%20b is C:\\a b."""
+    """Return the address of a file where ranks find each other, as torch reads it: after file://
+    it takes a path as it is, but on Windows, where file:///C:/a%20b is C:\\a b."""
     return path.as_uri() if files.WINDOWS else f"file://{path}"
 
 
 def meeting_folder(url: str) -> Path:
-    """Where the file of that address lies."""
+    """Return the folder of the file at that address."""
     path = url.removeprefix("file://")
     return Path(url2pathname(path) if files.WINDOWS else path).parent
 

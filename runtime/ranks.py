@@ -17,24 +17,24 @@ def ranks() -> int:
 
 
 def mine(items):
-    """This rank's share of a sequence that all ranks hold: every n-th item, with n ranks."""
+    """Return this rank's share of a sequence that all ranks hold: every n-th item, with n ranks."""
     return items[rank()::ranks()]
 
 
 def random_numbers(count: int, length: int, generator: torch.Generator) -> torch.Tensor:
-    """This rank's share of `count` rows of numbers in [0, 1), the same for any number of ranks."""
+    """Draw this rank's share of `count` rows of [0, 1) numbers, equal for any number of ranks."""
     return mine(torch.rand(count, length, generator=generator))
 
 
 def all_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, summed in place over all ranks."""
+    """Sum the tensor in place over all ranks, and return it."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
 
 
 def gather(items: list) -> list:
-    """The lists of all ranks as one, in the order that `mine` dealt them from."""
+    """Join the lists of all ranks, in the order that `mine` dealt them from."""
     if not dist.is_initialized():
         return items
     parts = [None] * ranks()
@@ -43,8 +43,8 @@ def gather(items: list) -> list:
 
 
 def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """The rows [b] or [b, t] of all ranks as one tensor, in the order that `mine` dealt them from;
-    shorter rows are padded with zeros."""
+    """Join the rows [b] or [b, t] of all ranks in one tensor, in the order that `mine` dealt them
+    from; shorter rows are padded with zeros."""
     if ranks() == 1:
         return tensor
     rows = [torch.as_tensor(row) for row in gather(list(tensor.detach().cpu().numpy()))]
@@ -53,8 +53,8 @@ def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def in_step(count: int) -> int:
-    """The greatest count of all ranks where weights are sharded, since a forward pass then needs
-    every rank; else the count as it is."""
+    """Return the greatest count of all ranks where weights are sharded, since a forward pass then
+    needs every rank; else the count as it is."""
     if not _together:
         return count
     greatest = torch.tensor(count)
@@ -68,7 +68,7 @@ def barrier() -> None:
 
 
 def step_together() -> None:
-    """From now on a forward pass needs every rank."""
+    """Note that from now on a forward pass needs every rank."""
     global _together
     _together = True
 

@@ -84,14 +84,14 @@ class Run:
         barrier()
 
     def precision(self):
-        """A context in which matrix products are in bfloat16, where run.amp asks for it."""
+        """Return a context in which matrix products are in bfloat16, where run.amp asks for it."""
         return torch.autocast(self.device.type, torch.bfloat16, self.config.run.amp == "bf16",
                               cache_enabled=False)  # a cast would outlive the weights' update
 
     def placed(self, model, weights: dict | None = None):
-        """The model on the device, with whole `weights` if given. Under run.shard each rank keeps a
-        share of weights, gradients and optimiser states, by torch's FSDP2: a block is put together
-        when its turn comes. Raises UserError where weights do not fit."""
+        """Return the model on the device, with whole `weights` if given. Under run.shard each rank
+        keeps a share of weights, gradients and optimiser states, by torch's FSDP2: a block is put
+        together when its turn comes. Raises UserError where weights do not fit."""
         try:
             model = model if weights is None else state.put(model, weights)
         except RuntimeError as error:
@@ -104,12 +104,13 @@ class Run:
         return state.shard(model, self.device.type, ranks())
 
     def generator(self, purpose: str, seed: int | None = None) -> torch.Generator:
-        """For one purpose, the same on all ranks and devices; no draws depend on another's."""
+        """Make one purpose's generator, the same on all ranks and devices; its draws depend on no
+        other's."""
         text = f"{self.config.run.seed if seed is None else seed}/{purpose}"
         return torch.Generator().manual_seed(zlib.crc32(text.encode()))
 
     def stage(self, name: str, sections: tuple[str, ...], make) -> dict:
-        """The checkpoint of a stage: reused if it is there, else made, saved and returned.
+        """Return the checkpoint of a stage: reused if it is there, else made and saved.
 
         `sections` of the config, or single fields of it ("section.key"), and the seed decide what
         the stage yields; they are kept in the checkpoint, and one that was made with other values
@@ -158,8 +159,8 @@ class Run:
         self.saved = time.perf_counter()
 
     def fitting(self, path: Path, inputs: dict) -> dict | None:
-        """A checkpoint, if it is there and was made with these inputs. Raises UserError for one of
-        this run that was made with others."""
+        """Return a checkpoint, if it is there and was made with these inputs. Raises UserError for
+        one of this run that was made with others."""
         if not path.exists():
             return None
         content = files.load(path)
@@ -194,11 +195,11 @@ class Run:
             self.lines[name].append(files.append(self.folder / name, line))
 
     def steps(self, name: str, total: int, changing):
-        """The steps 1 to `total` of the current stage, after those done before it was cut off, with
-        a progress bar. `changing` is an object whose attributes are all that steps change: models,
-        optimisers, tensors and numbers. They are restored before the first step and saved between
-        steps, once in run.save_every seconds and before a signal ends the run. Random numbers
-        belong to a step (`self.generator(f"... {step}")`), so that none have to be kept."""
+        """Yield the steps 1 to `total` of the current stage, after those done before it was cut
+        off, with a progress bar. `changing` is an object whose attributes are all that steps
+        change: models, optimisers, tensors and numbers. They are restored before the first step and
+        saved between steps, once in run.save_every seconds and before a signal ends the run. Random
+        numbers belong to a step (`self.generator(f"... {step}")`), so that none have to be kept."""
         if self.resumed.get("state"):
             state.restore(changing, self.resumed["state"])
         done = max(0, self.resumed["step"])

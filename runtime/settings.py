@@ -19,26 +19,26 @@ class UserError(Exception):
 
 
 def reason_of(error: Exception) -> str:
-    """What an error says, in a line, without the file that it names; at least its kind."""
+    """Return what an error says, in a line, without the file that it names; at least its kind."""
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return said.splitlines()[0]
 
 
 def nearest(word: str, words) -> str:
-    """A hint at the nearest known word, or the list of them."""
+    """Return a hint at the nearest known word, or the list of them."""
     close = difflib.get_close_matches(word, words, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(words)}"
 
 
 def choices(kind) -> tuple:
-    """The values that a Literal, or a list of it, allows; () for other types."""
+    """Return the values that a Literal, or a list of it, allows; () for other types."""
     kind = typing.get_args(kind)[0] if typing.get_origin(kind) is list else kind
     return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
 
 
 def typed(value, kind, where: str):
-    """`value` as type `kind` (int, float, str, bool, a Literal of strings, or list of these), or
-    UserError. Whether a Literal allows it is checked where all of the config is."""
+    """Return `value` as type `kind` (int, float, str, bool, a Literal of strings, or list of
+    these), or raise UserError. Whether a Literal allows it is checked with the whole config."""
     if choices(kind):
         kind = list[str] if typing.get_origin(kind) is list else str
     if typing.get_origin(kind) is list:
@@ -121,7 +121,7 @@ def read_arguments(description: str, *arguments,
 
 
 def to_toml(settings) -> str:
-    """The settings as TOML text."""
+    """Return the settings as TOML text."""
     lines = []
     for section, keys in dataclasses.asdict(settings).items():
         lines.append(f"\n[{section}]")

@@ -22,17 +22,17 @@ def shard(model: torch.nn.Module, device: str, ranks: int) -> torch.nn.Module:
 
 
 def whole(tensor: torch.Tensor) -> bool:
-    """Whether a weight or its gradient is here as a whole, not as this rank's shard of it."""
+    """Return whether a weight or its gradient is here as a whole, not as this rank's shard."""
     return type(tensor) in (torch.Tensor, torch.nn.Parameter)
 
 
 def gathered(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole tensor, on the CPU; from shards a collective operation."""
+    """Return the whole tensor, on the CPU; from shards a collective operation."""
     return (tensor if whole(tensor) else tensor.full_tensor()).detach().cpu()
 
 
 def as_here(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A whole tensor as `like` is here: on its device, or this rank's shard."""
+    """Return a whole tensor as `like` is here: on its device, or this rank's shard."""
     tensor = tensor.to(like.device)
     if whole(like) or tensor.shape != like.shape:  # an optimiser's step counts are not split
         return tensor
@@ -41,13 +41,13 @@ def as_here(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def frozen(model: torch.nn.Module) -> set[str]:
-    """Names of the weights that no training changes: those of LoRA's trunk."""
+    """Return the names of the weights that no training changes: those of LoRA's trunk."""
     return {name for name, p in model.named_parameters(remove_duplicate=False)
             if not p.requires_grad}
 
 
 def weights(model: torch.nn.Module) -> dict:
-    """A model's whole weights, but for the frozen ones, on the CPU."""
+    """Return a model's whole weights, but for the frozen ones, on the CPU."""
     left_out = frozen(model)
     return {name: gathered(tensor) for name, tensor in model.state_dict().items()
             if name not in left_out}
@@ -63,8 +63,8 @@ def put(model: torch.nn.Module, content: dict) -> torch.nn.Module:
 
 
 def kept(state) -> dict:
-    """The attributes of `state`: of models the weights, of optimisers the moments, of others their
-    values. Learning rates are left out: each step sets its own."""
+    """Return the attributes of `state`: of models the weights, of optimisers the moments, of
+    others their values. Learning rates are left out: each step sets its own."""
     content = {}
     for name, value in vars(state).items():
         if isinstance(value, torch.nn.Module):

@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items):
 
 
 def is_there(name: str) -> bool:
-    """Whether a library, or a part of one, can be imported."""
+    """Return whether a library, or a part of one, can be imported."""
     try:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:  # of a part, where the whole is not there
@@ -54,14 +54,14 @@ def is_there(name: str) -> bool:
 
 
 def tiny_gpt(vocab: int = 11, seed: int = 0, **changes) -> GPT:
-    """A GPT with random weights; 2 layers, 4 heads, 2 of keys and values, width 16."""
+    """Make a GPT with random weights; 2 layers, 4 heads, 2 of keys and values, width 16."""
     sizes = dict(layers=2, heads=4, kv_heads=2, width=16, hidden=24, context=48)
     torch.manual_seed(seed)
     return GPT(ModelSection(**sizes | changes), vocab)
 
 
 def tiny_config(folder: Path, **fields) -> Config:
-    """A config of a very small run below `folder`; fields are given as section__key=value."""
+    """Make a config of a very small run below `folder`; `fields` are section__key=value."""
     config = Config()
     small = dict(
         run__dir=str(folder), run__name="tiny", run__device="cpu", run__log_every=1,
@@ -73,14 +73,14 @@ def tiny_config(folder: Path, **fields) -> Config:
 
 
 def tiny_run(folder: Path, **fields) -> Run:
-    """A run of this process, which may have several on one folder."""
+    """Open a run of this process, which may have several on one folder."""
     run = Run(tiny_config(folder, **fields))
     run.lock.close()
     return run
 
 
 def write_lines(path: Path, records: list) -> str:
-    """A file of JSON lines; a string is written as it is. Returns its path as text."""
+    """Write a file of JSON lines, a string as it is. Returns the file's path as text."""
     lines = [r if isinstance(r, str) else json.dumps(r) for r in records]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return str(path)
@@ -92,7 +92,7 @@ def read_lines(path: Path) -> list[dict]:
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory) -> Tokenizer:
-    """A tokenizer trained on bills."""
+    """Train a tokenizer on bills."""
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     texts = [text for pair in bills.make_pairs(200, 1, "first") for text in pair.values()]
     train_tokenizer(texts, MARKERS, TokenizerSection(vocab=160), path)
@@ -101,6 +101,6 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def bills_run(tmp_path_factory):
-    """A tiny run on bills, and its data."""
+    """Return a tiny run on bills, and its data."""
     run = tiny_run(tmp_path_factory.mktemp("bills"))
     return run, load_data(run)

@@ -20,7 +20,7 @@ PRELOAD = ["torch", "torch._dynamo", "torch.distributed", "numpy", "sentencepiec
 
 
 def command(*arguments, stdin: str = "", **environment: str) -> subprocess.CompletedProcess:
-    """Run a script, or what else python may be given, with one thread."""
+    """Run a script, or other arguments of python, with one thread."""
     arguments = list(map(str, arguments))
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     own = environment["OMP_NUM_THREADS"] != "1" or bool(environment.get("CUDA_VISIBLE_DEVICES"))
@@ -54,7 +54,7 @@ def forked(arguments: list[str], stdin: str, environment: dict) -> subprocess.Co
 
 
 def be_script(arguments: list[str], environment: dict, paths: list[str]) -> None:
-    """What the fork does."""
+    """Run the script in the fork."""
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(environment)

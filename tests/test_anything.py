@@ -29,7 +29,7 @@ quietly = settings(max_examples=150, deadline=None,
 
 
 def may_refuse(read, path) -> None:
-    """Whatever a file holds, it is read or refused with its name in one line."""
+    """Check that a file is read, or refused with its name in one line."""
     try:
         read(str(path))
     except UserError as error:

@@ -210,7 +210,7 @@ def test_data_that_changed_since_they_were_prepared_are_refused(tmp_path):
     write_lines(path, GOOD + GOOD[:1])
     with pytest.raises(UserError, match="a.jsonl: has changed since"):
         load_data(run)
-    path.unlink()  # nobody needs it any more
+    path.unlink()  # the run does not need it any more
     load_data(run)
 
 

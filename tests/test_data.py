@@ -27,7 +27,7 @@ PLAIN = {"prompt": "Say hello", "chosen": "Hello!", "rejected": "No."}
 
 
 def talk(*turns: str) -> str:
-    """A conversation of HH-RLHF: human and assistant take turns."""
+    """Return a conversation of HH-RLHF: human and assistant take turns."""
     who = ("Human", "Assistant")
     return "".join(f"\n\n{who[i % 2]}: {turn}" for i, turn in enumerate(turns))
 
@@ -209,7 +209,7 @@ def test_conversations_that_begin_alike_are_in_one_fold(tmp_path):
 
 
 def bill_lines(count: int) -> list[dict]:
-    """Pairs on bills; each prompt has two pairs."""
+    """Make pairs on bills; each prompt has two pairs."""
     pairs = list(bills.make_pairs(count, 5, "first"))
     return pairs + [p | {"chosen": "Sure! Sure! " + p["rejected"], "rejected": p["chosen"]}
                     for p in pairs]

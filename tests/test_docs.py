@@ -20,7 +20,7 @@ def without_code(text: str) -> str:
 
 
 def anchors(page) -> set[str]:
-    """The anchors that GitHub gives to a page's headings."""
+    """Return the anchors that GitHub gives to a page's headings."""
     heads = re.findall(r"(?m)^#+ (.+)$", without_code(page.read_text(encoding="utf-8")))
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
@@ -38,7 +38,7 @@ def test_links_lead_somewhere(page):
 
 
 def is_there(name: str) -> bool:
-    """Whether module.name is a name of the method, or section.key one of the config."""
+    """Return whether module.name is a name of the method, or section.key one of the config."""
     module, _, rest = name.partition(".")
     section = getattr(Config(), module, None)
     return hasattr(section, rest) or module in METHOD and hasattr(

@@ -36,7 +36,7 @@ def succeed(*arguments, stdin: str = "", **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The folder of a finished run, the argument that leads to it, and what the run printed."""
+    """Return the folder of a finished run, the argument that leads to it, and its output."""
     folder = tmp_path_factory.mktemp("runs")
     where = f"--run.dir={folder}"
     return folder / "tiny", where, succeed("train_pit.py", "--config", TINY, where)
@@ -292,9 +292,9 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
     (TORCHRUN, 2), (("train_pit.py", "--run.ranks=4"), 4),
     (("train_pit.py", "--run.ranks=3", "--run.shard=true"), 3)])
 def test_several_ranks_do_what_one_does(trained, tmp_path, start, ranks):
-    """Batches, minibatches and random numbers are shared out and gradients are summed, so that
-    every loss, every rollout and the report agree; also where each of three ranks has an unequal
-    share of a minibatch and a third of the weights."""
+    """Check that every loss, every rollout and the report agree, since batches, minibatches and
+    random numbers are shared out and gradients summed; also where each of three ranks has an
+    unequal share of a minibatch and a third of the weights."""
     succeed(*start, "--config", TINY, f"--run.dir={tmp_path}")
     assert load_config(str(tmp_path / "tiny" / "config.toml")).run.ranks == ranks
     folder, one = tmp_path / "tiny", trained[0]
@@ -310,8 +310,8 @@ def test_several_ranks_do_what_one_does(trained, tmp_path, start, ranks):
 
 
 def test_bfloat16_runs_on_a_cpu(trained, tmp_path):
-    """What a GPU does by default; the figures are not those of float32, so only that they are. On
-    as many ranks as there are cores, of two at most."""
+    """Check what a GPU does by default: there are figures, though not those of float32. Run as
+    many ranks as there are cores, of two at most."""
     cores = command("-c", "import torch; print(torch.get_num_threads())", OMP_NUM_THREADS="2")
     succeed("train_pit.py", "--config", TINY, f"--run.dir={tmp_path}", "--run.amp=bf16",
             "--run.ranks=0",

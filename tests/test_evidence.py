@@ -66,8 +66,8 @@ def test_a_chain_is_kept_up_to_its_first_step_that_is_not_above_the_threshold():
 
 
 def chained() -> SimpleNamespace:
-    """Responses whose quality is what they say: two steps of three questions. r_gap is ten times
-    the gain, but of one loss it thinks well; a copy has 1 or 4, and in a batch with other texts
+    """Return responses whose quality is what they say: two steps of three questions. r_gap is ten
+    times the gain, but high for one loss; a copy has 1 or 4, and in a batch with other texts
     another last digit."""
     chain = [[0.2, 0.9, 0.85], [0.8, 0.9, 0.7], [0.6, 1.0, 0.7]]
 
@@ -175,7 +175,7 @@ def few_prompts(folder):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Every row of a tiny run, with fewer settings to try: the folder of results."""
+    """Make every row of a tiny run, with fewer settings to try: the folder of results."""
     folder = tmp_path_factory.mktemp("evidence")
     (folder / "results").mkdir()
     with pytest.MonkeyPatch.context() as patch:

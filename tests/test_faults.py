@@ -19,7 +19,7 @@ TRIED = {"kills": lambda f: faults.kills(f, 3), "signals": faults.signals, "disk
 
 
 def tried(fault: str, whole: faults.Faults) -> faults.Faults:
-    """The same undisturbed run, and what came of this fault."""
+    """Return the same undisturbed run, and what came of this fault."""
     own = copy.copy(whole)
     TRIED[fault](own)
     return own

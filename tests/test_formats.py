@@ -30,13 +30,13 @@ JUDGED = {"instruction": "q", "response1": "one ", "response2": "two"}
 
 
 def said(*turns: str) -> list[dict]:
-    """Messages: "s: text" is the system's, "u: text" the user's, "a: text" the assistant's."""
+    """Make messages: "s: text" is the system's, "u: text" the user's, "a: text" the assistant's."""
     roles = {"s": "system", "u": "user", "a": "assistant"}
     return [{"role": roles.get(turn[0], turn[0]), "content": turn[3:]} for turn in turns]
 
 
 def asked(*turns: str, y: str = "y", n: str = "n") -> dict:
-    """A prompt of these turns with two responses."""
+    """Return a prompt of these turns with two responses."""
     return {"prompt": said(*turns), "chosen": said(f"a: {y}"), "rejected": said(f"a: {n}")}
 
 
@@ -50,7 +50,7 @@ def read(path) -> tuple[list, Counter]:
 
 
 def refusal(reader, path) -> str:
-    """The one line that reading a file ends in."""
+    """Return the one line that reading a file ends in."""
     with pytest.raises(UserError) as caught:
         reader(path)
     line = str(caught.value)
@@ -62,7 +62,7 @@ def refusal(reader, path) -> str:
 
 
 def summarised(post: str, *texts: str) -> dict:
-    """A comparison of OpenAI's, that chooses the first of these summaries."""
+    """Return a comparison of OpenAI's, that chooses the first of these summaries."""
     return {"info": {"post": post, "id": "t3"}, "summaries": [{"text": text} for text in texts],
             "choice": 0}
 
@@ -112,7 +112,7 @@ def test_a_record_that_is_none_is_named_by_file_and_line(tmp_path, record, word)
 
 
 def test_one_prompt_is_one_key_in_whatever_format_it_comes(tmp_path):
-    """Else it could be in two folds, trained on in one and held out in the other."""
+    """Check it: else a prompt could be trained on in one fold and held out in another."""
     pairs, _ = read(write_lines(tmp_path / "a.jsonl", [
         sides("y", "n", prompt="q"), JUDGED | {"preference": 1}, sides(QY, QN),
         sides("\n\nHuman: q\n\nAssistant: y", "\n\nHuman: q\n\nAssistant: n"),
@@ -248,7 +248,7 @@ def test_a_long_conversation_is_cut_at_a_turn_of_the_user_with_the_system_kept(f
 
 
 def conversations(tmp_path, *more: dict, **fields):
-    """The data of a tiny run on 60 conversations of a single turn and more."""
+    """Load the data of a tiny run on 60 conversations of a single turn and more."""
     records = [asked(f"u: {p['prompt']}", y=p["chosen"], n=p["rejected"])
                for p in bills.make_pairs(60, 5, "first")]
     path = write_lines(tmp_path / "a.jsonl", [*records, *more])
@@ -386,7 +386,7 @@ def test_the_order_is_shuffled_with_a_seed(tmp_path):
     first, same, other = ([e["generator_1"] for e in judged(
         tmp_path / "a.json", ("A", "B"), lambda *_: 1, seed=seed)] for seed in (1, 1, 2))
     assert first == same != other and 35 < first.count("A") < 65
-    row, = read_verdicts(tmp_path / "a.json")  # who always likes the first place favours nobody
+    row, = read_verdicts(tmp_path / "a.json")  # always liking the first place favours neither
     assert row["ci_low"] < 0 < row["ci_high"] and row["tie"] == 0
 
 
@@ -426,8 +426,8 @@ def test_a_judged_file_that_is_none_is_refused_in_one_line(tmp_path, content, wo
 
 
 def compared(seed: int, number: int, quality: float, length: float):
-    """Signs of wins, a tenth of them ties, and differences of length: the log-odds of a win are
-    quality + length tanh(difference)."""
+    """Draw signs of wins, a tenth of them ties, and differences of length: the log-odds of a win
+    are quality + length tanh(difference)."""
     chance = np.random.default_rng(seed)
     longer = chance.normal(5, 20, number).round()
     odds = quality + length * np.tanh(longer / longer.std())

@@ -26,7 +26,7 @@ def on_gpu(*arguments):
 
 
 def run(folder, name: str, *fields: str) -> list[dict]:
-    """The log of a tiny run on the GPU."""
+    """Return the log of a tiny run on the GPU."""
     on_gpu("train_pit.py", "--config", TINY, f"--run.dir={folder}", f"--run.name={name}",
            "--run.device=cuda", "--eval.prompts=4", *fields)
     return read_lines(folder / name / "metrics.jsonl")
@@ -85,7 +85,7 @@ def test_the_same_chances_draw_the_same_samples():
 
 
 def test_torchrun_on_one_gpu(tmp_path):
-    """One rank: it takes its device from torchrun, but there is nothing to sum over."""
+    """Run one rank: it takes its device from torchrun, but there is nothing to sum over."""
     on_gpu("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "train_pit.py",
            "--config", TINY, f"--run.dir={tmp_path}", "--run.device=cuda", "--eval.prompts=4")
     assert (tmp_path / "tiny" / "report.md").exists()

@@ -24,13 +24,13 @@ def name_of(path) -> str:
 
 
 def level(module: str) -> int | None:
-    """Of one of our modules; None for others' libraries."""
+    """Return the level of one of our modules; None for others' libraries."""
     parts = module.split(".")
     return LEVEL.get(".".join(parts[:2]), LEVEL.get(parts[0]))
 
 
 def imported(path) -> set[str]:
-    """What a file imports, at its head or inside of a function."""
+    """Return what a file imports, at its head or inside of a function."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

@@ -33,7 +33,7 @@ LLAMA3 = {"factor": 8.0, "low_freq_factor": 0.5, "high_freq_factor": 4.0,
 
 
 def scrambled(model):
-    """Random weights, also of norms and adapters, that all matter to the logits."""
+    """Set random weights, also of norms and adapters, that all matter to the logits."""
     torch.manual_seed(1)
     for p in model.parameters():
         p.data = (torch.randn(p.shape) * p.shape[-1] ** -0.5 if p.dim() > 1 else
@@ -42,7 +42,7 @@ def scrambled(model):
 
 
 def read(path, context: int = 48) -> GPT:
-    """The GPT of a checkpoint, as a run reads it."""
+    """Read the GPT of a checkpoint, as a run reads it."""
     model = ModelSection(context=context, **llama.described(str(path), context)["model"])
     weights = llama.read_weights(str(path), model)
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
@@ -52,7 +52,7 @@ def read(path, context: int = 48) -> GPT:
 
 
 def assert_equal_logits(ours: GPT, other):
-    """`other` is ours too, or of transformers."""
+    """Compare with `other`, which is ours too, or of transformers."""
     with torch.no_grad():
         wanted = other.logits(other(TOKENS)) if isinstance(other, GPT) else other(TOKENS).logits
         torch.testing.assert_close(ours.logits(ours(TOKENS)), wanted, atol=1e-4, rtol=0)
@@ -63,8 +63,8 @@ def their_weights(gpt: GPT) -> dict:
 
 
 def write_folder(folder, gpt: GPT, fields=(), weights=None):
-    """A folder that needs no extra: config.json with changed `fields` (...: without the field) and
-    pytorch_model.bin."""
+    """Write a folder that needs no extra: config.json with changed `fields` (...: without the
+    field) and pytorch_model.bin."""
     config = llama.their_config(gpt.config, 61, -1, 1, 48) | dict(fields)
     (folder / "config.json").write_text(json.dumps(
         {key: value for key, value in config.items() if value is not ...}))
@@ -79,7 +79,7 @@ def export(folder, gpt: GPT, tokenizer, config: Config | None = None):
 
 
 def refusal(function, *arguments) -> str:
-    """The one line that a call is refused with."""
+    """Return the one line that a call is refused with."""
     with pytest.raises(UserError) as error:
         function(*arguments)
     assert "\n" not in str(error.value)
@@ -164,7 +164,7 @@ def test_what_lies_beside_the_weights_is_left_alone(tmp_path, beside):
     {"head_width": 6, "rope_theta": 500.0}, {"lora": True}, {"lora": True, "tied": False}],
     ids=lambda changes: " ".join(changes) or "plain")
 def exported(request, tmp_path, tokenizer):
-    """A GPT, and the folder that it was written to."""
+    """Return a GPT, and the folder that it was written to."""
     gpt = tiny_gpt(tokenizer.vocab, **{k: v for k, v in request.param.items() if k != "lora"})
     gpt = scrambled(adapted(gpt, LoRASection(rank=3)) if "lora" in request.param else gpt)
     return gpt, export(tmp_path / "out", gpt, tokenizer)
@@ -200,7 +200,7 @@ def test_a_folder_that_holds_a_model_holds_all_of_it(tmp_path, tokenizer, monkey
 
 
 def texts() -> list[str]:
-    """A thousand texts of what tokenizers trip over and, where it is there, of HH-RLHF."""
+    """Make a thousand texts of what tokenizers trip over and, where it is there, of HH-RLHF."""
     rng = random.Random(0)
     parts = ("the cat", "Hello", " don't", " 3.14", "12345", "\n", "\n\n", "    ", "\t", " ", "...",
              "naïve", "e\u0301", "日本語", "привет", "😀", "👍🏽", "\u200b", "<|im_end|>",
@@ -212,7 +212,7 @@ def texts() -> list[str]:
 
 @pytest.fixture(scope="session")
 def json_tokenizer(tmp_path_factory):
-    """A byte-level BPE tokenizer.json that begins texts with <|bos|>, and cuts and pads them."""
+    """Train a byte-level BPE tokenizer.json: it starts texts with <|bos|>, cuts, pads them."""
     import tokenizers as library
     made = library.Tokenizer(library.models.BPE())
     made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -319,7 +319,7 @@ TURNS = [("user", "How much is tea?"), ("assistant", "It is 5 in all."), ("user"
 @pytest.mark.parametrize("form", ["llama 2", "hh.toml", "tinyllama-hh.toml"])
 @pytest.mark.parametrize("whose", ["ours", "a Llama's"])
 def test_conversations_are_read_as_transformers_reads_them(tmp_path, form, whose):
-    """Whatever is left of one: what stands first in a sequence has the tokenizer's space before."""
+    """Check that what stands first in a sequence has the tokenizer's space before it."""
     import transformers
     pairs = list(bills.make_pairs(60, 5, "first"))
     if whose == "a Llama's":

@@ -41,7 +41,7 @@ TOKENS = torch.tensor([[1, 2, 3, 4, 5, 6], [7, 7, 0, 1, 10, 3]])
 
 
 def randomised(model, seed: int = 5):
-    """The model, with adapters that do change something."""
+    """Return the model, with adapters that do change something."""
     chance = torch.Generator().manual_seed(seed)
     for name, tensor in model.named_parameters():
         if ".lora." in name:
@@ -50,7 +50,7 @@ def randomised(model, seed: int = 5):
 
 
 def by_hand(trunk: dict, adapters: dict, scale: float) -> dict:
-    """Weights W + alpha / r B A of a trunk's and a checkpoint's content."""
+    """Return weights W + alpha / r B A of a trunk's and a checkpoint's content."""
     weights = {name: tensor.clone() for name, tensor in trunk.items()}
     for name, a in adapters.items():
         if name.endswith(".lora.a"):
@@ -221,7 +221,7 @@ examples = 2
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory, tokenizer):
-    """A tiny Hugging Face folder, the model in it, and a config that starts from it."""
+    """Make a tiny Hugging Face folder, the model in it, and a config that starts from it."""
     folder = tmp_path_factory.mktemp("lora")
     model = tiny_gpt(tokenizer.vocab, seed=7, layers=1, context=64)
     (folder / "model").mkdir()
@@ -244,7 +244,7 @@ def source(tmp_path_factory, tokenizer):
 
 
 def call(main, source, runs, *arguments) -> str:
-    """What a script prints, run in this process."""
+    """Return what a script prints, run in this process."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(sys, "argv", ["script", "--config", source.config, f"--run.dir={runs}",
@@ -255,7 +255,7 @@ def call(main, source, runs, *arguments) -> str:
 
 @pytest.fixture(scope="module")
 def trained(source, tmp_path_factory):
-    """The folder that holds a finished run, and the pairs that its supervised trainings took."""
+    """Return the folder of a finished run, and the pairs that its supervised trainings took."""
     folder, pairs = tmp_path_factory.mktemp("runs"), {}  # prompts, by the name of the training
 
     def train(run, data, model, training, real=train_reward.train):
@@ -285,7 +285,7 @@ def test_checkpoints_hold_adapters_and_heads_only(runs, source):
 
 
 def test_each_model_starts_from_the_adapters_of_the_one_before(runs):
-    """Of the trainings only those of M_P^SFT and M_PIT^SFT go far here."""
+    """Note that only M_P^SFT's and M_PIT^SFT's trainings go far here."""
     def adapters(stage, part="model"):
         content = load(runs / "synthetic" / f"{stage}.pt")[part]
         return torch.cat([t.flatten() for name, t in content.items() if ".lora." in name])
@@ -370,7 +370,7 @@ def test_a_run_that_is_cut_off_twice_ends_as_one_that_is_not(runs, source, tmp_p
 
 
 def judge(runs, path) -> str:
-    """What `python -m evaluation.verdicts` prints of the finished run."""
+    """Return what `python -m evaluation.verdicts` prints of the finished run."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(sys, "argv", ["verdicts", str(runs / "synthetic" / "report.json"), str(path)])
@@ -434,7 +434,7 @@ def test_an_exported_folder_holds_the_whole_policy(runs, source, tmp_path, token
 
 @needs("safetensors", "tokenizers")
 def test_a_written_folder_says_what_ends_a_response(source, tmp_path):
-    """Whichever tokenizer it has, and whether or not a folder lends its tokenizer_config."""
+    """Check both tokenizers, with and without a folder that lends its tokenizer_config."""
     import tokenizers
     pieces = tokenizers.Tokenizer(tokenizers.models.BPE())
     pieces.add_special_tokens(["<|better|>"])

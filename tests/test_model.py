@@ -24,7 +24,7 @@ def uniforms(rows: int, new: int, seed: int = 0):
 
 
 def naive(model, prompt: list[int], max_new: int, eos: int) -> list[int]:
-    """Greedy decoding of one row without a cache."""
+    """Decode one row greedily without a cache."""
     ids = list(prompt)
     for _ in range(max_new):
         ids.append(int(model.logits(model(torch.tensor([ids])))[0, -1].argmax()))
@@ -56,7 +56,7 @@ def test_rmsnorm_keeps_the_type_and_computes_in_float32():
 
 
 def turns(context: int, width: int, theta: float = 10_000.0):
-    """What `rotate` takes, for positions 0 to context - 1: [T, 1, C/2]."""
+    """Return what `rotate` takes, for positions 0 to context - 1: [T, 1, C/2]."""
     return torch.view_as_complex(rotary_table(context, width, theta))[:, None]
 
 
@@ -146,7 +146,7 @@ def test_logits_are_float32_in_a_model_of_bfloat16():
 def test_logits_depend_neither_on_padding_nor_on_other_rows():
     model = tiny_gpt()
     rows = pad_rows(PROMPTS, room=9)
-    rows.tokens[:, 10:] = 7  # whatever stands in the padding
+    rows.tokens[:, 10:] = 7  # any token in the padding
     together = model.logits(model(rows.tokens))
     for i, prompt in enumerate(PROMPTS):
         alone = model.logits(model(torch.tensor([prompt])))[0]
@@ -169,7 +169,7 @@ def test_states_depend_only_on_relative_positions_and_on_what_the_mask_shows():
     torch.testing.assert_close(model(tokens, positions + 20, causal), plain, atol=1e-5, rtol=1e-4)
     assert (model(tokens, positions * 2, causal) - plain).abs().max() > 1e-3
     blind = causal.clone()
-    blind[..., 2:, 1] = -math.inf  # nobody looks at token 1, so it may as well not be there
+    blind[..., 2:, 1] = -math.inf  # no position attends to token 1, so it may as well not be there
     shorter = model(tokens[:, [0, 2, 3, 4, 5]], positions[:, [0, 2, 3, 4, 5]], causal[..., 1:, 1:])
     torch.testing.assert_close(model(tokens, positions, blind)[:, 2:], shorter[:, 1:], atol=1e-5,
                                rtol=1e-4)
@@ -200,7 +200,7 @@ def test_reading_through_the_cache_of_one_piece_is_reading_at_once():
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=slow)])
 def test_compiled_blocks_give_the_same_states_gradients_and_samples(monkeypatch, backend):
-    """As torch traces them ("eager"), and what its compiler makes of that, in a minute."""
+    """Compare as torch traces them ("eager"), and as its compiler makes them (a minute)."""
     if backend == "inductor" and shutil.which("g++") is None:
         pytest.skip("torch.compile needs a compiler")
     compile_block = torch.nn.Module.compile
@@ -231,7 +231,7 @@ def test_scalars_are_float32_where_the_trunk_is_bfloat16():
 def test_greedy_samples_are_those_of_a_naive_loop(sample, tied):
     model = tiny_gpt(seed=3, tied=tied)
     free = [naive(model, prompt, 12, eos=-1) for prompt in PROMPTS]
-    assert len({tuple(row) for row in free}) == 4  # rows that differ can be told apart
+    assert len({tuple(row) for row in free}) == 4  # rows that differ can be distinguished
     eos = free[2][4]  # a token that ends at least one row before the limit
     rows = sample(model, PROMPTS, uniforms(4, 12), 0, eos)
     assert rows.responses() == [naive(model, prompt, 12, eos) for prompt in PROMPTS]

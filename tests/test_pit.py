@@ -34,7 +34,7 @@ from train_reward import new_gpt
 
 @pytest.fixture(scope="module")
 def models(bills_run) -> Models:
-    """Models of random weights, each another one."""
+    """Make models of random weights, each of another seed."""
     run, data = bills_run
     def gpt(seed):
         run.config.run.seed = seed
@@ -47,7 +47,7 @@ def models(bills_run) -> Models:
 
 
 def same(one, two) -> bool:
-    """Whether two models have the same weights."""
+    """Return whether two models have the same weights."""
     return all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
@@ -186,8 +186,8 @@ def test_stop_ends_at_a_copy_whatever_the_rounding(bills_run, monkeypatch, capsy
 
 def chain_shown(bills_run, monkeypatch, capsys, stop: bool, gaps, texts=tuple(
         f"{k} in all: tea {k}." for k in range(4))):
-    """What is printed of improvements of texts[0] whose gaps, and those of copies, are these; and
-    what R_PIT reads."""
+    """Return what is printed of improvements of texts[0] whose gaps, and those of copies, are
+    these; and what R_PIT reads."""
     run, data = bills_run
     rows, answers = [], iter([data.response(text)] for text in texts[1:])
     monkeypatch.setattr(sample, "improve", lambda *arguments: next(answers))
@@ -299,7 +299,7 @@ def test_responses_are_those_of_each_prompt_without_their_end(bills_run, models)
 
 
 def test_ranks_with_unequal_shares_sample_as_many_batches(bills_run, models, monkeypatch):
-    """Where weights are sharded a rank that is left with a batch more waits for ever."""
+    """Check that no rank is left with a batch more: where weights are sharded it would hang."""
     run, data = bills_run
     sizes, sampler = [], Sampler(run, data, 1.0, torch.Generator())
     monkeypatch.setattr(run.config.ppo, "batch", 2)
@@ -392,13 +392,13 @@ def test_the_first_pair_of_each_prompt_is_kept():
 
 
 def with_test_pairs(data, chosen: list[int]):
-    """The data with some of the test pairs only."""
+    """Return the data with some of the test pairs only."""
     return dataclasses.replace(data, folds=data.folds | {"test": data.folds["test"][chosen]})
 
 
 @pytest.fixture
 def evaluated(bills_run, monkeypatch):
-    """The run, for evaluations of models that it has not trained; the file that these keep."""
+    """Yield a run for evaluations of models that it has not trained; the file that these keep."""
     monkeypatch.setattr(report, "inputs_of", lambda config: ["data"])
     monkeypatch.setattr(bills_run[0].config.data, "max_response", 12)  # such models never end
     path = bills_run[0].folder / "evaluation.part.pt"
@@ -445,7 +445,7 @@ def test_an_evaluation_that_was_cut_off_goes_on(evaluated, bills_run, models, mo
 
 
 def test_what_the_split_keeps_together_is_asked_once(evaluated, bills_run, models, monkeypatch):
-    """A bill in other words is no independent trial: such prompts come last in a fold."""
+    """Ask a bill once: in other words it is no independent trial, and comes last in a fold."""
     run, _ = evaluated
     data = with_test_pairs(bills_run[1], [0, 1, 2, 3])
     monkeypatch.setattr(run.config.data, "test", 3)
@@ -470,7 +470,7 @@ def test_an_evaluation_is_kept_until_all_is_written(evaluated, bills_run, models
 
 
 def test_a_prompt_with_many_pairs_is_answered_once(evaluated, bills_run, models):
-    """As on summaries, where a post has several pairs; all of them are held-out pairs."""
+    """Check it as on summaries, where a post has several pairs, all of them held out."""
     many = with_test_pairs(bills_run[1], [0, 1, 0, 2, 1])
     made = report.evaluate(evaluated[0], many, models)
     assert made["prompts"] == len(made["responses"][0]["x"]) == 3

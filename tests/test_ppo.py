@@ -21,7 +21,7 @@ EOS = 0
 
 
 def ragged_mask(rows: int, time: int, seed: int) -> torch.Tensor:
-    """One run of tokens in each row, after a prompt of 1 to 4 tokens."""
+    """Mark one run of tokens in each row, after a prompt of 1 to 4 tokens."""
     generator = torch.Generator().manual_seed(seed)
     start = torch.randint(1, 5, (rows,), generator=generator)
     length = torch.randint(1, time - 4, (rows,), generator=generator)
@@ -156,7 +156,7 @@ def test_the_kl_costs_more_above_its_target():
 
 
 def critic_of(seed: int) -> Critic:
-    """A critic whose values are not zero any more."""
+    """Make a critic whose values are not zero any more."""
     critic = Critic(tiny_gpt(8, seed=seed))
     torch.nn.init.normal_(critic.head.weight, std=0.3)
     torch.nn.init.constant_(critic.head.bias, 0.1)
@@ -164,8 +164,8 @@ def critic_of(seed: int) -> Critic:
 
 
 def toy(count: int = 16):
-    """A policy, an anchor, a critic that knows something, prompts, and a task: score is 2 x the
-    share of token 3."""
+    """Return a policy, an anchor, a critic that knows something, prompts, and a task: score is 2 x
+    the share of token 3."""
     policy, anchor = tiny_gpt(8, seed=1), tiny_gpt(8, seed=2)
     critic = critic_of(3)
     ids = [[1 + i % 7] * (1 + i % 3) for i in range(count)]

@@ -30,7 +30,7 @@ def changing(model, optimizer) -> SimpleNamespace:
 
 
 def walk(run, total: int, stop: int = 0, save_every: float = 0.0) -> dict:
-    """A stage of random steps with Adam, cut off after step `stop`; its checkpoint."""
+    """Run a stage of random steps with Adam, cut off after step `stop`; return its checkpoint."""
     run.config.run.save_every, run.done = save_every, []
 
     def work():
@@ -94,7 +94,7 @@ def test_a_part_that_was_made_with_another_config_is_refused(tmp_path):
 
 
 def fail(run, at: int, changed=lambda: None) -> None:
-    """A stage in whose step `at` a number is not finite, after `changed()`."""
+    """Run a stage in whose step `at` a number is not finite, after `changed()`."""
     model = torch.nn.Linear(1, 1)
     course = changing(model, torch.optim.SGD(model.parameters(), lr=1.0))
 
@@ -246,14 +246,14 @@ def test_scarce_data_are_told_before_a_training_and_not_by_sample_py(tmp_path, c
 
 @pytest.mark.parametrize("right, told", [(60, False), (59, True), (50, True), (20, True)])
 def test_a_reward_model_that_may_know_nothing_is_told(right, told):
-    """Of 100 pairs 60 are the fewest whose interval leaves out one half."""
+    """Check that of 100 pairs 60 are the fewest whose interval excludes one half."""
     lines = list(checks.unproven(share_right([i < right for i in range(100)])))
     assert [line.startswith(f"validation pairs: agreement 0.{right}") for line in lines] == (
         [True] * told)
 
 
 def test_a_reward_model_is_asked_about_the_validation_pairs_before_rl(bills_run, tmp_path, capsys):
-    """By its last step: of R_P w > l, of R_PIT r^{w,l} > r^{l,w}; of each group one pair."""
+    """Ask by its last step: R_P w > l, R_PIT r^{w,l} > r^{l,w}; of each group one pair."""
     run, data = tiny_run(tmp_path, rp__steps=2, rpit__steps=2, data__valid=15), bills_run[1]
     policy, fold = new_gpt(run, data), data.folds["valid"][range(15)]
     few = dataclasses.replace(data, folds=data.folds | {"valid": fold})

@@ -23,14 +23,14 @@ PLAIN = SimpleNamespace(policy=lambda x: x, pit=lambda x, y_ref: x + y_ref, add_
 
 
 def random_lists(count: int, seed: int) -> list[list[int]]:
-    """Lists of 1 to 5 token ids from 1 to 10."""
+    """Draw lists of 1 to 5 token ids from 1 to 10."""
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.randint(1, 6, (count,), generator=generator).tolist()
     return [torch.randint(1, 11, (n,), generator=generator).tolist() for n in sizes]
 
 
 def reward_model(pool="sum", lm_coef=0.0, logp_feature=True, terms=TERMS, **sizes) -> RewardModel:
-    """A reward model whose every weight has a say, as after some training."""
+    """Make a reward model whose every weight has a say, as after some training."""
     section = RewardSection(pool=pool, lm_coef=lm_coef, logp_feature=logp_feature, terms=terms)
     model = RewardModel(tiny_gpt(**sizes), section)
     torch.nn.init.normal_(model.head.weight, std=0.25)

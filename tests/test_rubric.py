@@ -15,7 +15,7 @@ RUBRICS = [chosen for k in range(len(rubric.ASPECTS) + 1)
 
 
 def written(order: str, number: int = 400):
-    """Questions with responses of all kinds of writers."""
+    """Yield questions with responses of all kinds of writers."""
     rng = random.Random(3)
     for _ in range(number):
         question, things = bills.make_question(rng)

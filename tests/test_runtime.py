@@ -223,7 +223,7 @@ def test_ctrl_break_is_taken_where_there_is_one(monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("seconds", [0.7, 3.0])
 def test_a_signal_to_all_ranks_ends_them_at_once(tmp_path, seconds):
-    """As Ctrl-C in a terminal: while they start, and in the first stage."""
+    """Send it as Ctrl-C in a terminal: while they start, and in the first stage."""
     process = subprocess.Popen(
         [sys.executable, "train_reward.py", "--config", "configs/tiny.toml", "--run.ranks=2",
          f"--run.dir={tmp_path}", "--sft.steps=100000"], cwd=ROOT, start_new_session=True,
@@ -322,7 +322,7 @@ def test_guard_says_what_to_do_where_a_file_cannot_be_written(capsys, number, sa
 
 
 def guarded(code: str, shell: str, **environment: str) -> subprocess.CompletedProcess:
-    """A shell pipeline around a guarded main function, $MAIN."""
+    """Run a shell pipeline around a guarded main function, $MAIN."""
     main = f"from runtime.launch import guard\nimport sys, os, signal, time\nguard(lambda: {code})"
     return subprocess.run(["bash", "-c", f"set -o pipefail; {shell}"], cwd=ROOT, text=True,
                           capture_output=True, encoding="utf-8", env=os.environ | {
@@ -435,7 +435,7 @@ def test_nobody_is_told_to_delete_a_good_checkpoint(tmp_path, monkeypatch, error
 
 
 def make(calls: list, **content):
-    """A stage's maker that notes its calls."""
+    """Return a stage's maker that notes its calls."""
     return lambda: calls.append(1) or dict(content)
 
 
