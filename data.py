@@ -7,8 +7,6 @@ into memory.
 
     M_P and R_P read      <|user|>{x}<|assistant|>, then y                    (template.policy)
     M_PIT and R_PIT read  <|user|>{x}<|draft|>{y_ref}<|better|>, then y       (template.pit)
-
-When we train the tokenizer ourselves, markers such as <|user|> become single pieces.
 """
 
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from corpus.prepare import prepared, unpacked_tokenizer
 from corpus.templates import Template, opening_templates, turn_templates
 from corpus.tokens import FOLDS, Column, columns_of
 from model import GPT, Rows, pad_rows
-from pretrained.vocabulary import JSONTokenizer, Tokenizer
+from pretrained.vocabulary import Tokenizers
 from runtime import checks
 from runtime.run import Run
 
@@ -53,7 +51,7 @@ class Fold:
 @dataclass
 class Data:
     """All that a run knows of its pairs, with the ways to put them before the models."""
-    tokenizer: Tokenizer | JSONTokenizer
+    tokenizer: Tokenizers
     vocab: int                     # rows of the embedding
     turns: dict[str, Template]     # of a prompt, by their role
     opening: dict[str, Template]   # the same of a turn that begins its prompt

@@ -245,9 +245,6 @@ def token_logprobs(model: GPT, rows: Rows, temperature: float = 1.0):
     return on_grid(rows.mask, -F.cross_entropy(logits, rows.tokens[rows.mask], reduction="none"))
 
 
-# ---------------------------------------------------------------------------------------- sampling
-
-
 def draw(logits, temperature: float, uniform):
     """Draw one token a row from softmax(logits / temperature): the first whose cumulative
     probability exceeds `uniform` [B], numbers from [0, 1). Temperature 0 takes the likeliest."""

@@ -196,9 +196,6 @@ def make_learner(policy: GPT, critic: Critic, ppo: PPOSection, stage: StageSecti
     return Learner(policy, critic, of_policy, of_critic, stage.beta)
 
 
-# ---------------------------------------------------------------------------------- an iteration
-
-
 @torch.no_grad()
 def roll_out(learner: Learner, task: Task, prompts: Prompts, uniforms, ppo: PPOSection,
              eos: int) -> Rollout:

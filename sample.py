@@ -4,9 +4,8 @@
     python sample.py --config configs/synthetic.toml --prompt "..." --ref "a response to improve"
     python sample.py --config configs/synthetic.toml              # asks for prompts
 
-Each step shows its r_gap, how much better R_PIT finds it than the one before, on a scale of its own
-for each x and y_ref: nothing makes it 0 for a copy, whose r_gap stands beside. Quality need not
-rise with every step; --stop ends with the last that R_PIT finds better than a copy.
+Each step shows its r_gap, which only ranks rewrites of the same draft: compare it with that of a
+copy, beside it. --stop ends with the last step that R_PIT finds better than a copy.
 """
 
 import sys

@@ -88,10 +88,9 @@ def difference_score(data: Data, rp: RewardModel, prompts: Prompts, rows: Rows):
 def measure_scale(run: Run, data: Data, task: Task) -> tuple[float, float]:
     """Return mean and std of the raw score on the anchor's samples, before RL: r_gap has no natural
     zero or unit. The shift lets the critic, whose head starts at 0, begin near the returns."""
-    ppo_section = run.config.ppo
-    number = ppo_section.batch * max(1, min(4, 256 // ppo_section.batch))
-    prompts = task.draw(0, number)
-    sampler = Sampler(run, data, ppo_section.temperature, run.generator(f"{task.name} spread"))
+    section = run.config.ppo
+    prompts = task.draw(0, section.batch * max(1, min(4, 256 // section.batch)))
+    sampler = Sampler(run, data, section.temperature, run.generator(f"{task.name} spread"))
     responses = responses_to(sampler, task.anchor, prompts.ids)
     scores = raw_scores(run, task, prompts, responses)
     scale = float(scores.mean()), max(float(scores.std()), 1e-6)

@@ -3,8 +3,7 @@
     python train_reward.py --config configs/synthetic.toml
 
 In order, each reused if it is there: the data, M_P^SFT (y_w given x), M_PIT^SFT (y_w given x and
-y_l; from M_P^SFT), R_P (Bradley-Terry; from M_P^SFT), R_PIT (Eq. 2; from M_PIT^SFT). Then reports
-how often each agrees with held-out pairs, with 95 % intervals.
+y_l; from M_P^SFT), R_P (Bradley-Terry; from M_P^SFT), R_PIT (Eq. 2; from M_PIT^SFT).
 """
 
 import math
@@ -169,8 +168,7 @@ def train_sft(run: Run, data: Data) -> dict:
     if source and not data.trunk:
         put(model, llama.read_weights(source, run.config.model))
     model = run.placed(model)
-    train(run, data, model, Training(
-        "sft", run.config.sft, data.folds["sft"], sft_loss, (1, 1, 0)))
+    train(run, data, model, Training("sft", run.config.sft, data.folds["sft"], sft_loss, (1, 1, 0)))
     return {"model": weights(model)}
 
 

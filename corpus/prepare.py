@@ -17,8 +17,7 @@ from corpus import bills
 from corpus.formats import TextPair, read_pairs
 from corpus.templates import Template, opening_templates, turn_templates
 from corpus.tokens import CUT, FOLDS, encode_prompts, flattened, fold_keys
-from pretrained.vocabulary import (JSONTokenizer, Tokenizer, file_name, read_tokenizer,
-                                   train_tokenizer)
+from pretrained.vocabulary import Tokenizers, file_name, read_tokenizer, train_tokenizer
 from runtime import checks, files, ranks
 from runtime.config import Config, DataSection
 from runtime.run import Run
@@ -129,7 +128,7 @@ def prepared(run: Run) -> dict:
     return content
 
 
-def unpacked_tokenizer(run: Run, content: bytes) -> Tokenizer | JSONTokenizer:
+def unpacked_tokenizer(run: Run, content: bytes) -> Tokenizers:
     """Write the tokenizer that data.pt holds into the run's folder, and read it from there."""
     path = run.folder / file_name(content)
     if ranks.rank() == 0 and not (path.exists() and path.read_bytes() == content):

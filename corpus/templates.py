@@ -7,7 +7,7 @@ that any tokenizer serves, and sampled ids stay as they are.
 import re
 
 from corpus.formats import ROLES
-from pretrained.vocabulary import JSONTokenizer, Tokenizer
+from pretrained.vocabulary import Tokenizers
 from runtime.config import Config
 
 SLOTS = ("{x}", "{y_ref}", "{feedback}")
@@ -20,7 +20,7 @@ class Template:
     `start` are the ids that begin a sequence, if the tokenizer has such; `first` says that the text
     stands at its beginning, where some tokenizers put a space before it."""
 
-    def __init__(self, text: str, tokenizer: Tokenizer | JSONTokenizer, start=(),
+    def __init__(self, text: str, tokenizer: Tokenizers, start=(),
                  first: bool = False):
         self.start, self.parts = start, []
         self.spaced = {}

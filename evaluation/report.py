@@ -18,8 +18,7 @@ from tqdm import tqdm
 
 from corpus import bills
 from data import Data, Fold
-from evaluation.measure import (comparison, fold_scores, gap_scores, held_out_accuracies,
-                                pair_agreement, pointwise_agreement, rp_scores)
+from evaluation import measure
 from evaluation.rivals import best_of, self_refine
 from evaluation.show import prompt_text
 from reward import score
@@ -50,7 +49,7 @@ class Judge:
         if not known:
             known = [np.array([sum(bills.WEIGHTS[k] * v for k, v in a.items())
                                for a in self.aspects(y)]).round(9) if self.hidden else
-                     rp_scores(self.data, self.model, self.x, y).round(4)]
+                     measure.rp_scores(self.data, self.model, self.x, y).round(4)]
             self.graded.append((y, known[0]))
         return known[0]
 
@@ -70,7 +69,7 @@ class Table:
         aspects = self.judge.aspects(y) if self.judge.hidden else []
         self.rows.append({
             "system": system, "against": against, "iteration": iteration,
-            "temperature": temperature} | comparison(np.sign(grades - others), longer) | {
+            "temperature": temperature} | measure.comparison(np.sign(grades - others), longer) | {
             "gold": float(grades.mean()) if self.judge.hidden else None,
             "aspects": {name: float(np.mean([a[name] for a in aspects]))
                         for name in (aspects[0] if aspects else {})},
@@ -183,28 +182,28 @@ def sample_agreements(run: Run, data: Data, models: Models, judge: Judge, x: lis
 
     def compare(kind, a, b, gap_a, gap_b):
         better = judge.grades(a) - judge.grades(b)
-        found[f"R_P, {kind}"] = pair_agreement(
-            rp_scores(data, models.rp, x, a), rp_scores(data, models.rp, x, b), better)
-        found[f"R_PIT, {kind}"] = pair_agreement(gap_a, gap_b, better)
+        found[f"R_P, {kind}"] = measure.pair_agreement(
+            *(measure.rp_scores(data, models.rp, x, y) for y in (a, b)), better)
+        found[f"R_PIT, {kind}"] = measure.pair_agreement(gap_a, gap_b, better)
 
     a, b = (answer(sampler, policies["M_P^SFT"], x) for _ in range(2))
-    compare("pairs of M_P^SFT's samples", a, b, gap_scores(data, models.rpit, x, a, b),
-            gap_scores(data, models.rpit, x, b, a))
+    compare("pairs of M_P^SFT's samples", a, b, measure.gap_scores(data, models.rpit, x, a, b),
+            measure.gap_scores(data, models.rpit, x, b, a))
     y_ref = answer(sampler, policies["M_P^RL"], x)
     final = policies[title(run.config.pit.curriculum[-1])]
     a, b = (improve(sampler, final, x, y_ref) for _ in range(2))
     compare("pairs of PIT's samples over one y_ref ~ M_P^RL", a, b,
-            *(gap_scores(data, models.rpit, x, y, y_ref) for y in (a, b)))
+            *(measure.gap_scores(data, models.rpit, x, y, y_ref) for y in (a, b)))
     return found
 
 
 def judge_agreements(data: Data, models: Models, judge: Judge, fold: Fold) -> dict:
     """Measure how often reward models and labels agree with the judge on held-out pairs."""
     better = judge.grades(fold.y_w) - judge.grades(fold.y_l)
-    s = fold_scores(data, models.rp, models.rpit, fold)
-    return {"R_P, held-out pairs, judge": pair_agreement(s["w"], s["l"], better),
-            "R_PIT, held-out pairs, judge": pair_agreement(s["wl"], s["lw"], better),
-            "labels, held-out pairs, judge (the ceiling)": pair_agreement(
+    s = measure.fold_scores(data, models.rp, models.rpit, fold)
+    return {"R_P, held-out pairs, judge": measure.pair_agreement(s["w"], s["l"], better),
+            "R_PIT, held-out pairs, judge": measure.pair_agreement(s["wl"], s["lw"], better),
+            "labels, held-out pairs, judge (the ceiling)": measure.pair_agreement(
                 np.ones(len(fold)), np.zeros(len(fold)), better)}
 
 
@@ -243,9 +242,9 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
     y_0 = responses[setting.temperatures[0]]["chain"][0]
     for side in ("y_l", "y_w"):
         table.add(side, getattr(fold, side), "M_P^RL", y_0, None)
-    accuracies = held_out_accuracies(data, models.rp, models.rpit, setting.split)
+    accuracies = measure.held_out_accuracies(data, models.rp, models.rpit, setting.split)
     if models.judge:
-        accuracies["judge of this report"] = pointwise_agreement(
+        accuracies["judge of this report"] = measure.pointwise_agreement(
             data, models.judge, data.folds[setting.split])
     if judge.hidden:
         accuracies |= judge_agreements(data, models, judge, fold)

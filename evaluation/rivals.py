@@ -7,8 +7,8 @@ from functools import cache
 
 import numpy as np
 
-from corpus.tokens import Column
 from corpus.templates import Template
+from corpus.tokens import Column
 from data import Data, Fold, Pairs
 from evaluation import rubric
 from evaluation.measure import rp_scores

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from pretrained.vocabulary import Tokenizer
-from runtime.files import checksum as checksum_of_file, write_whole
+from runtime.files import checksum as checksum_of_file
+from runtime.files import write_whole
 from runtime.settings import UserError
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")

@@ -192,7 +192,10 @@ def file_name(content: bytes) -> str:
     return "tokenizer.json" if content.lstrip()[:1] == b"{" else "tokenizer.model"
 
 
-def read_tokenizer(path: Path, eos: str) -> Tokenizer | JSONTokenizer:
+Tokenizers = Tokenizer | JSONTokenizer  # either kind, with the same methods
+
+
+def read_tokenizer(path: Path, eos: str) -> Tokenizers:
     """Read a tokenizer of either kind; `eos` is the piece that ends a response, "" the model's own.
     Raises UserError where it cannot be read or has no end."""
     try:

@@ -13,7 +13,6 @@ from tqdm import tqdm
 from runtime import files
 from runtime.settings import UserError, choices, nearest
 
-
 FITS = ("sft", "pit_sft", "rp", "rpit", "judge")
 
 

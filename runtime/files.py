@@ -17,7 +17,6 @@ import torch
 
 from runtime.settings import UserError, reason_of
 
-
 WINDOWS = os.name == "nt"
 UNFINISHED = ".pit-unfinished"  # how the names of temporary files end
 

@@ -6,9 +6,20 @@ from itertools import islice, pairwise
 import pytest
 
 from corpus import bills
-from corpus.bills import (COURTESIES, INSULTS, LABEL_SHARPNESS, WEIGHTS, grade, ideal_response,
-                          judge, make_pairs, make_question, running_amounts, things_of,
-                          write_response)
+from corpus.bills import (
+    COURTESIES,
+    INSULTS,
+    LABEL_SHARPNESS,
+    WEIGHTS,
+    grade,
+    ideal_response,
+    judge,
+    make_pairs,
+    make_question,
+    running_amounts,
+    things_of,
+    write_response,
+)
 
 QUESTION = "What is the bill for tea, a coupon, a hat and bread?"  # 5, 5 // 2 = 2, 10, 16
 GOOD = {"first": "Sure! 16 in all: tea 5, coupon 2, hat 10, bread 16.",

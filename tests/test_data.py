@@ -11,12 +11,11 @@ import sentencepiece
 
 import data
 from conftest import MARKERS, ROOT, tiny_config, tiny_run, write_lines
-from corpus import bills
+from corpus import bills, prepare, templates
 from corpus.formats import TextPair, read_pairs
-from corpus import prepare, templates
-from corpus.tokens import batches, fold_keys
 from corpus.prepare import split_keys
 from corpus.templates import Template
+from corpus.tokens import batches, fold_keys
 from data import load_data
 from pretrained.vocabulary import Tokenizer
 from runtime.config import DataSection, TokenizerSection
@@ -249,7 +248,8 @@ def test_length_limits_are_exact(tmp_path, tokenizer):
         counts = Counter()
         pairs, _ = read(path)
         own = Tokenizer(model)
-        folds = prepare.encode_pairs(pairs, config, own, templates.turn_templates(config, own), counts)
+        turns = templates.turn_templates(config, own)
+        folds = prepare.encode_pairs(pairs, config, own, turns, counts)
         too_long = sum(max(map(len, row[1:])) > longest[1] - less for row in ids)
         assert counts["response too long"] == too_long and (too_long == 0) == (less == 0)
         assert sum(map(len, folds.values())) == len(lines) - too_long

@@ -25,7 +25,6 @@ import evidence  # noqa: E402
 import tables  # noqa: E402
 from lab import Lab, Responses, log_of  # noqa: E402
 
-
 # ------------------------------------------------------------------------------------ statistics
 
 

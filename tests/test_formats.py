@@ -12,9 +12,8 @@ import sentencepiece
 
 import data
 from conftest import MARKERS, ROOT, needs, tiny_config, tiny_run, write_lines
-from corpus import bills
+from corpus import bills, prepare, templates
 from corpus.formats import ROLES, read_pairs
-from corpus import prepare, templates
 from corpus.tokens import Column, columns_of, cut_from_left, flattened
 from data import load_data
 from evaluation.measure import at_equal_length
@@ -493,8 +492,8 @@ def test_the_traps_of_hh_are_counted_as_a_plain_reading_counts_them():
 def test_comparisons_of_one_post_stay_in_one_fold(tmp_path, tokenizer):
     pairs, _ = read(SHARED / "summarize_from_feedback" / "batch13.json")
     config = tiny_config(tmp_path, data__max_prompt=4000, data__max_response=600)
-    folds = prepare.encode_pairs(pairs, config, tokenizer, templates.turn_templates(config, tokenizer),
-                              Counter())
+    turns = templates.turn_templates(config, tokenizer)
+    folds = prepare.encode_pairs(pairs, config, tokenizer, turns, Counter())
     posts = {name: {tuple(x) for x, _, _ in rows} for name, rows in folds.items()}
     assert sum(map(len, folds.values())) == len(pairs) == 1097
     assert sum(map(len, posts.values())) == 905 == len(set().union(*posts.values()))

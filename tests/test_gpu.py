@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 import pytest
+
 from conftest import GPUS, command, read_lines
 
 TINY, FITS = "configs/tiny.toml", ("sft", "pit_sft", "rp", "rpit")

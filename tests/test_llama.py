@@ -18,9 +18,9 @@ from corpus.tokens import encode_prompts
 from data import load_data
 from evaluation.show import prompt_text
 from model import GPT
-from pretrained.lora import adapted, merged
 from pretrained import llama
 from pretrained.configure import load_config
+from pretrained.lora import adapted, merged
 from pretrained.vocabulary import read_tokenizer
 from runtime.config import Config, LoRASection, ModelSection
 from runtime.settings import UserError

@@ -18,9 +18,9 @@ import sample
 import train_pit
 import train_reward
 from conftest import needs, tiny_config, tiny_gpt, write_lines
-from model import GPT, Linear, pad_rows, token_logprobs
 from evaluation import verdicts
 from faster import sampling as faster
+from model import GPT, Linear, pad_rows, token_logprobs
 from pretrained import export, llama
 from pretrained.configure import load_config
 from pretrained.lora import LoRA, adapted, frozen_trunk, merged

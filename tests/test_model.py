@@ -6,12 +6,11 @@ import shutil
 import pytest
 import torch
 
-from conftest import slow, tiny_gpt
 import model as plain
+from conftest import slow, tiny_gpt
 from faster import sampling as faster
 from faster.sampling import compile_blocks
-from model import (Attention, RMSNorm, draw, pad_rows, rotary_table, rotate, scalars,
-                   token_logprobs)
+from model import Attention, RMSNorm, draw, pad_rows, rotary_table, rotate, scalars, token_logprobs
 from runtime.batching import by_micro_batches, micro_batches
 from runtime.config import ModelSection
 

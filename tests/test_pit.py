@@ -24,10 +24,10 @@ from evaluation import measure, report, show
 from model import pad_rows
 from pretrained import configure
 from reward import RewardModel, score
+from runtime import stages
 from runtime.config import Config, StageSection
 from runtime.files import load
 from runtime.settings import UserError
-from runtime import stages
 from sample import Models, Sampler
 from train_reward import new_gpt
 

@@ -12,8 +12,19 @@ import ppo
 from conftest import read_lines, tiny_gpt, tiny_run
 from faster.sampling import sample
 from model import pad_rows, token_logprobs
-from ppo import (Critic, Prompts, Task, compute_gae, k3, kl_coefficient, kl_penalty, policy_loss,
-                 token_rewards, value_loss, whiten)
+from ppo import (
+    Critic,
+    Prompts,
+    Task,
+    compute_gae,
+    k3,
+    kl_coefficient,
+    kl_penalty,
+    policy_loss,
+    token_rewards,
+    value_loss,
+    whiten,
+)
 from runtime.config import PPOSection, StageSection
 from runtime.settings import UserError
 
