@@ -110,18 +110,18 @@ class Cache:
     def __init__(self):
         self.layers: dict[int, tuple] = {}  # of each layer the keys and the values [B, K, T, C]
 
-    def attend(self, layer: int, q, k, v, mask):
+    def attend(self, layer: int, q, k, v, bias):
         """Return the attention of new tokens, q [B, H, t, C], to all that was read up to them;
         their k and v [B, K, t, C] join the cache."""
         if layer in self.layers:
             k, v = (torch.cat(pair, dim=2) for pair in zip(self.layers[layer], (k, v)))
         self.layers[layer] = k, v
-        return attend(q, k, v, mask)
+        return attend(q, k, v, bias)
 
 
-def attend(q, k, v, mask=None):
-    """Return softmax(q k^T / sqrt(C) + mask) v [B, H, T, C]; without a mask it is causal."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
+def attend(q, k, v, bias=None):
+    """Return softmax(q k^T / sqrt(C) + bias) v [B, H, T, C]; without a bias it is causal."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None,
                                           enable_gqa=q.shape[1] > k.shape[1])
 
 
@@ -148,13 +148,13 @@ class Attention(nn.Module):
         self.qkv = Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_width)
         self.out = Linear(self.heads * self.head_width, config.width)
 
-    def forward(self, x, rotations, mask=None, cache=None, layer=0):
+    def forward(self, x, rotations, bias=None, cache=None, layer=0):
         batch, time, _ = x.shape
         qkv = self.qkv(x).view(batch, time, -1, self.head_width)  # [B, T, H + 2K, C]
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
         q, k = rotate(qk, rotations).split([self.heads, self.kv_heads], dim=2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H or K, T, C]
-        y = attend(q, k, v, mask) if cache is None else cache.attend(layer, q, k, v, mask)
+        y = attend(q, k, v, bias) if cache is None else cache.attend(layer, q, k, v, bias)
         return self.out(y.transpose(1, 2).reshape(batch, time, -1))        # [B, T, D]
 
 
@@ -181,8 +181,8 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x, rotations, mask=None, cache=None, layer=0, at=None):
-        x = x + self.attention(self.attention_norm(x), rotations, mask, cache, layer)
+    def forward(self, x, rotations, bias=None, cache=None, layer=0, at=None):
+        x = x + self.attention(self.attention_norm(x), rotations, bias, cache, layer)
         x = x if at is None else x[at]                                     # [N, D]
         return x + self.mlp(self.mlp_norm(x))
 
@@ -208,11 +208,11 @@ class GPT(nn.Module):
             for last in (block.attention.out, block.mlp.down):
                 last.weight.data *= (2 * config.layers) ** -0.5
 
-    def forward(self, tokens, positions=None, mask=None, cache=None, at=None):
+    def forward(self, tokens, positions=None, bias=None, cache=None, at=None):
         """Return the hidden states [B, T, D] of tokens [B, T]; or [N, D], row by row, of those N
         places alone that are true in `at` [B, T], which saves the last layer's MLP at the others.
 
-        positions [B, T] (default: 0 to T - 1) and mask [B, 1, T, S], 0 where a token may look and
+        positions [B, T] (default: 0 to T - 1) and bias [B, 1, T, S], 0 where a token may look and
         -inf elsewhere (default: at itself and before), place the tokens among the S that were read:
         these, or with a Cache those in it, too.
         """
@@ -220,7 +220,7 @@ class GPT(nn.Module):
         rotations = torch.view_as_complex(angles.float()).unsqueeze(-2)  # [B or -, T, 1, C/2]
         x = self.embedding(tokens).float()                           # [B, T, D]
         for layer, block in enumerate(self.blocks):
-            x = block(x, rotations, mask, cache, layer, at if block is self.blocks[-1] else None)
+            x = block(x, rotations, bias, cache, layer, at if block is self.blocks[-1] else None)
         return self.norm(x)
 
     def logits(self, hidden):
@@ -245,7 +245,7 @@ def token_logprobs(model: GPT, rows: Rows, temperature: float = 1.0):
     return on_grid(rows.mask, -F.cross_entropy(logits, rows.tokens[rows.mask], reduction="none"))
 
 
-def draw(logits, temperature: float, uniform):
+def sample_token(logits, temperature: float, uniform):
     """Draw one token a row from softmax(logits / temperature): the first whose cumulative
     probability exceeds `uniform` [B], numbers from [0, 1). Temperature 0 takes the likeliest."""
     if temperature == 0:
@@ -271,11 +271,11 @@ def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int) ->
     hidden = model(rows.tokens[:, :len(places)], cache=cache,
                    at=places == rows.prompt[:, None] - 1)                          # [B, D]
     # New tokens join the cache behind the longest prompt; a row does not see its own padding.
-    mask = torch.zeros(len(prompts), 1, 1, len(places), device=device).masked_fill(
+    bias = torch.zeros(len(prompts), 1, 1, len(places), device=device).masked_fill(
         (places >= rows.prompt[:, None])[:, None, None], -torch.inf)
     for uniform in uniforms.to(device).unbind(1):
         # 2. Draw a token a row. It is part of the response until that has ended.
-        token = draw(model.logits(hidden), temperature, uniform)
+        token = sample_token(model.logits(hidden), temperature, uniform)
         position = rows.length.clone()
         rows.tokens[every, position] = torch.where(going, token, 0)
         rows.length += going
@@ -283,6 +283,6 @@ def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int) ->
         if not going.any():
             break
         # 3. Read it: its state predicts the next one.
-        mask = F.pad(mask, (0, 1))
-        hidden = model(token[:, None], position[:, None], mask, cache)[:, 0]
+        bias = F.pad(bias, (0, 1))
+        hidden = model(token[:, None], position[:, None], bias, cache)[:, 0]
     return rows[every]

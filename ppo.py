@@ -34,7 +34,7 @@ from model import GPT, Rows, on_grid, scalars, token_logprobs
 from runtime.batching import by_micro_batches, micro_batches
 from runtime.checks import refuse_not_finite, troubles, warn_once
 from runtime.config import PPOSection, StageSection
-from runtime.ranks import all_sum, gather, gather_rows, mine, random_numbers
+from runtime.ranks import all_sum, gather, gather_rows, random_numbers, shard
 from runtime.run import Run, optimizer_step
 
 
@@ -114,9 +114,9 @@ class Prompts:
     y_ref: list[list[int]]    # empty lists for RLHF
     source: list[str]         # of y_ref: "y_w", "y_l", "M_P^RL", or "" for RLHF
 
-    def mine(self):
+    def shard(self):
         """Return this rank's share."""
-        return Prompts(mine(self.ids), mine(self.x), mine(self.y_ref), mine(self.source))
+        return Prompts(shard(self.ids), shard(self.x), shard(self.y_ref), shard(self.source))
 
 
 @dataclass
@@ -212,12 +212,12 @@ def roll_out(learner: Learner, task: Task, prompts: Prompts, uniforms, ppo: PPOS
     mean, std = task.scale
     score = torch.where(ended, (task.score(prompts, rows) - mean) / std, ppo.no_eos_score)
     # 3. KL and values: one number a token.
-    portion = task.anchor.config.portion
+    micro_batch = task.anchor.config.micro_batch
     logp, ref_logp = (
-        by_micro_batches(lambda part: token_logprobs(one, part, ppo.temperature), rows, portion)
+        by_micro_batches(lambda part: token_logprobs(one, part, ppo.temperature), rows, micro_batch)
         for one in (learner.policy, task.anchor))
     kl = kl_penalty(logp, ref_logp, rows.mask)
-    values = by_micro_batches(learner.critic, rows, portion)
+    values = by_micro_batches(learner.critic, rows, micro_batch)
     # 4. Rewards, advantages and returns: one number a token.
     rewards = token_rewards(score, kl, rows.mask, learner.beta)
     advantages, returns = compute_gae(rewards, values, rows.mask, ppo.gamma, ppo.lam)
@@ -228,7 +228,7 @@ def add_gradients(learner: Learner, batch: Rollout, ppo: PPOSection, train_polic
     """Add the gradients of both summed losses, one micro-batch after another; return sums, and the
     largest |log rho|."""
     sums, farthest = torch.zeros(4), 0.0  # policy loss, clipped tokens, value loss, tokens
-    for chosen in micro_batches(batch.rows.length, learner.policy.config.portion):
+    for chosen in micro_batches(batch.rows.length, learner.policy.config.micro_batch):
         part = batch[chosen]
         if train_policy:
             logp = token_logprobs(learner.policy, part.rows, ppo.temperature)
@@ -254,7 +254,7 @@ def update(learner: Learner, rollout: Rollout, ppo: PPOSection, train_policy: bo
     for _ in range(ppo.epochs):
         order = torch.randperm(len(rollout.score), generator=generator)
         for chosen in order.chunk(ppo.minibatches):
-            sums, farthest = add_gradients(learner, rollout[mine(chosen)], ppo, train_policy)
+            sums, farthest = add_gradients(learner, rollout[shard(chosen)], ppo, train_policy)
             first = farthest if first is None else first
             totals += sums
             if train_policy:
@@ -301,7 +301,7 @@ def train(run: Run, data: Data, task: Task, learner: Learner) -> None:
         prompts = task.draw(iteration, ppo.batch)
         # 2. Sample y ~ pi(. | prompt) and score it; KL, values, advantages.
         uniforms = random_numbers(len(prompts.ids), run.config.data.max_response, sampling)
-        rollout = roll_out(learner, task, prompts.mine(), uniforms, ppo, eos).of_all_ranks()
+        rollout = roll_out(learner, task, prompts.shard(), uniforms, ppo, eos).of_all_ranks()
         rollout = replace(rollout, advantages=whiten(rollout.advantages, rollout.mask))
         figures = figures_of(rollout, prompts, data.strip_eos) | {"beta": learner.beta}
         refuse_not_finite(figures, f"{task.name}, iteration {iteration}")

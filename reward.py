@@ -52,15 +52,15 @@ class RewardModel(nn.Module):
         if config.pool == "last":  # arXiv 2009.01325; summed over tokens it would start as noise
             nn.init.normal_(self.head.weight[0], std=(trunk.config.width + 1) ** -0.5)
 
-    def forward(self, rows: Rows, previous=None, positions=None, mask=None):
+    def forward(self, rows: Rows, previous=None, positions=None, bias=None):
         """Return the scores s_t [B, T] of the responses' tokens, and log pi [B, T].
 
-        positions and mask as in GPT.forward; `previous` [B, T] is where the token before each
+        positions and bias as in GPT.forward; `previous` [B, T] is where the token before each
         stands, if not to its left. No gradient flows from the scores through log pi, which the
         language-model loss alone shapes.
         """
         response, needed = rows.mask, rows.mask | rows.before
-        hidden = self.trunk(rows.tokens, positions, mask, at=needed)                # [N, D]
+        hidden = self.trunk(rows.tokens, positions, bias, at=needed)                # [N, D]
         places = (needed.flatten().cumsum(0) - 1).view_as(needed)  # [B, T] in hidden, of a position
         before = places.roll(1, 1) if previous is None else places.gather(1, previous)
         logits = self.trunk.logits(hidden[before[response]])                        # [N, V]
@@ -79,7 +79,7 @@ POOLS = {
 @torch.no_grad()
 def score(model: RewardModel, rows: Rows):
     """Return the scores [B] of prompts with their responses."""
-    scores = by_micro_batches(lambda part: model(part)[0], rows, model.trunk.config.portion)
+    scores = by_micro_batches(lambda part: model(part)[0], rows, model.trunk.config.micro_batch)
     return POOLS[model.config.pool](scores, rows)
 
 

@@ -21,7 +21,7 @@ from faster.sampling import sample
 from model import GPT
 from pretrained.configure import command_line
 from runtime.launch import guard
-from runtime.ranks import gather, in_step, mine, random_numbers
+from runtime.ranks import gather, in_step, random_numbers, shard
 from runtime.run import Run
 from runtime.settings import UserError
 from runtime.stages import rl_inputs, title
@@ -51,7 +51,7 @@ def responses_to(sampler: Sampler, policy: GPT, prompts: list[list[int]]) -> lis
     """Sample a response to each prompt, as token ids, most with their end; the ranks share them."""
     config, eos = sampler.run.config, sampler.data.tokenizer.eos
     uniforms = random_numbers(len(prompts), config.data.max_response, sampler.generator)
-    own, found = mine(prompts), []
+    own, found = shard(prompts), []
     for some in torch.arange(len(own)).tensor_split(in_step(-(-len(own) // config.ppo.batch))):
         found += sample(policy, [own[i] for i in some], uniforms[some], sampler.temperature,
                         eos).responses()

@@ -28,10 +28,10 @@ from ppo import Critic, Prompts, Task
 from pretrained.configure import command_line
 from reward import RewardModel
 from runtime.launch import guard
-from runtime.ranks import gather, mine
+from runtime.ranks import gather, shard
 from runtime.run import Run
 from runtime.stages import inputs_of, title
-from runtime.state import put, weights
+from runtime.state import load_weights, weights_of
 from sample import Sampler, answer, responses_to
 from train_reward import Models, new_gpt, new_reward_model, train_judge, train_start
 
@@ -102,8 +102,8 @@ def measure_scale(run: Run, data: Data, task: Task) -> tuple[float, float]:
 
 def raw_scores(run: Run, task: Task, prompts: Prompts, responses: list) -> np.ndarray:
     """Return the task's scores of responses (token ids, with their ends)."""
-    own = prompts.mine()
-    rows = pad_rows(own.ids, mine(responses), run.device)
+    own = prompts.shard()
+    rows = pad_rows(own.ids, shard(responses), run.device)
     return np.array(gather(task.score(own, rows).tolist()))
 
 
@@ -111,8 +111,8 @@ def fresh_start(run: Run, data: Data, task: Task, model: RewardModel) -> dict:
     """Return what a first stage starts from, in the form of a stage's checkpoint: the anchor's
     weights, and a critic on the trunk of the reward model, which reads the same tokens."""
     critic = Critic(new_gpt(run, data))
-    put(critic.trunk, weights(model.trunk))
-    return {"model": weights(task.anchor), "critic": weights(critic),
+    load_weights(critic.trunk, weights_of(model.trunk))
+    return {"model": weights_of(task.anchor), "critic": weights_of(critic),
             "scale": measure_scale(run, data, task)}
 
 
@@ -122,7 +122,7 @@ def train_stage(run: Run, data: Data, task: Task, start: dict) -> dict:
     critic = run.placed(Critic(new_gpt(run, data)), start["critic"])
     learner = ppo.make_learner(policy, critic, run.config.ppo, task.stage)
     ppo.train(run, data, replace(task, scale=start["scale"]), learner)
-    return {"model": weights(policy), "critic": weights(critic), "scale": start["scale"]}
+    return {"model": weights_of(policy), "critic": weights_of(critic), "scale": start["scale"]}
 
 
 def train_rlhf(run: Run, data: Data, name: str, sft: GPT, rp: RewardModel) -> dict:

@@ -28,10 +28,10 @@ from runtime import checks
 from runtime.batching import micro_batches
 from runtime.config import FitSection
 from runtime.launch import guard
-from runtime.ranks import all_sum, mine, rank
+from runtime.ranks import all_sum, rank, shard
 from runtime.run import Run, optimizer_step
 from runtime.stages import inputs_of
-from runtime.state import put, weights
+from runtime.state import load_weights, weights_of
 
 
 @dataclass
@@ -123,8 +123,8 @@ def train(run: Run, data: Data, model, training: Training) -> dict:
     drawn = list(batches(lengths, fit.batch, fit.steps, rng))
     for step in (bar := run.steps(name, fit.steps, course)):
         # 1. The gradients of a batch, which the ranks share.
-        own, sums = mine(drawn[step - 1]), torch.zeros(3)
-        for part in micro_batches(torch.tensor(lengths[own]), run.config.model.portion):
+        own, sums = shard(drawn[step - 1]), torch.zeros(3)
+        for part in micro_batches(torch.tensor(lengths[own]), run.config.model.micro_batch):
             loss, count, right = training.loss(model, data, fold[own[part.tolist()]])
             loss.backward()
             sums += torch.tensor([loss.item(), float(count), float(right)])
@@ -166,18 +166,18 @@ def train_sft(run: Run, data: Data) -> dict:
     """Train M_P^SFT."""
     model, source = new_gpt(run, data), run.config.model.init_from
     if source and not data.trunk:
-        put(model, llama.read_weights(source, run.config.model))
+        load_weights(model, llama.read_weights(source, run.config.model))
     model = run.placed(model)
     train(run, data, model, Training("sft", run.config.sft, data.folds["sft"], sft_loss, (1, 1, 0)))
-    return {"model": weights(model)}
+    return {"model": weights_of(model)}
 
 
 def train_pit_sft(run: Run, data: Data, policy: GPT) -> dict:
     """Train M_PIT^SFT, from M_P^SFT."""
-    model = run.placed(new_gpt(run, data), weights(policy))
+    model = run.placed(new_gpt(run, data), weights_of(policy))
     train(run, data, model, Training(
         "pit_sft", run.config.pit_sft, data.folds["sft"], pit_sft_loss, (1, 1, 1)))
-    return {"model": weights(model)}
+    return {"model": weights_of(model)}
 
 
 def train_rp(run: Run, data: Data, policy: GPT) -> dict:
@@ -204,10 +204,10 @@ def train_reward_model(run: Run, data: Data, start: GPT, training: Training,
                        seed: int | None = None) -> dict:
     """Train a reward model whose trunk starts from a supervised model."""
     model = new_reward_model(run, data, seed)
-    put(model.trunk, weights(start))
+    load_weights(model.trunk, weights_of(start))
     model = run.placed(model)
     found = train(run, data, model, training)
-    return {"model": weights(model), "valid": found}
+    return {"model": weights_of(model), "valid": found}
 
 
 def train_start(run: Run, data: Data) -> Models:

@@ -11,7 +11,7 @@ from faster.branches import two_scores
 from reward import RewardModel
 from runtime.batching import micro_batches
 from runtime.config import COMPARISONS
-from runtime.ranks import gather, mine
+from runtime.ranks import gather, shard
 
 
 def share_right(right: list[bool]) -> dict:
@@ -27,7 +27,7 @@ def share_right(right: list[bool]) -> dict:
 
 def shared_scores(score, *columns) -> np.ndarray:
     """Return score(columns) -> [n] for all rows of the columns, which the ranks share."""
-    return np.array(gather(score(*map(mine, columns)).tolist()))
+    return np.array(gather(score(*map(shard, columns)).tolist()))
 
 
 def rp_scores(data: Data, rp: RewardModel, x: list, y: list) -> np.ndarray:
@@ -44,10 +44,10 @@ def gap_scores(data: Data, rpit: RewardModel, x: list, y: list, y_ref: list) -> 
 @torch.no_grad()
 def pair_scores(model: RewardModel, data: Data, prompts: list, a: list, b: list) -> np.ndarray:
     """Return the scores [2, n] of two responses to each prompt, whose states are computed once."""
-    prompts, a, b = map(mine, (prompts, a, b))
+    prompts, a, b = map(shard, (prompts, a, b))
     lengths = torch.tensor([sum(map(len, row)) + 2 for row in zip(prompts, a, b)])
     scores = torch.zeros(len(lengths), 2)
-    for part in micro_batches(lengths, model.trunk.config.portion):
+    for part in micro_batches(lengths, model.trunk.config.micro_batch):
         of_a, of_b, _ = two_scores(model, [prompts[i] for i in part], *(
             [data.add_eos(y[i]) for i in part] for y in (a, b)))
         scores[part] = torch.stack([of_a, of_b], 1).cpu()

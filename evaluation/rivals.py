@@ -16,7 +16,7 @@ from evaluation.show import prompt_text
 from model import GPT, pad_rows
 from runtime.config import FitSection
 from runtime.run import Run
-from runtime.state import weights
+from runtime.state import weights_of
 from sample import Sampler, answer, generate
 from train_reward import Models, Training, lm_loss, new_gpt, train
 
@@ -85,7 +85,7 @@ def refiner_loss(model: GPT, data: Data, pairs: Pairs):
 
 def train_refiner(run: Run, data: Data, name: str, policy: GPT, fit: FitSection) -> dict:
     """Train M_P^SFT further, on a third each of answers, feedback and rewrites."""
-    model = run.placed(new_gpt(run, data), weights(policy))
+    model = run.placed(new_gpt(run, data), weights_of(policy))
     train(run, data, model, Training(
         name, fit, refiner_examples(run, data), refiner_loss, (1, 1, 0)))
-    return {"model": weights(model)}
+    return {"model": weights_of(model)}

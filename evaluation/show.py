@@ -57,7 +57,7 @@ def observe(run: Run, data: Data, name: str, step: int, prompts: Prompts,
         "stage": name, "step": step, "x": prompt_text(data, prompts.x[i]),
         "source": prompts.source[i],
         "y_ref": decode(prompts.y_ref[i]), "y": responses[i],
-        "score_in_spreads": rollout.score[i].item(), "kl": rollout.kl.sum(1)[i].item()})
+        "reward": rollout.score[i].item(), "kl": rollout.kl.sum(1)[i].item()})
     copies = copies_of_each(prompts, written)
     if run.config.data.files:
         return copies
@@ -84,8 +84,8 @@ def observe_scale(run: Run, task: Task, scale: tuple[float, float], ended: np.nd
     mean, std = scale
     normalised = (ended - mean) / std
     run.log("metrics.jsonl", {
-        "stage": task.name, "step": 0, "score_mean": mean, "score_spread": std,
-        "same_mean": float(copies.mean()), "same_spread": float(copies.std()),
-        "score_min_in_spreads": float(normalised.min()) if len(normalised) else None})
+        "stage": task.name, "step": 0, "score_mean": mean, "score_std": std,
+        "copy_mean": float(copies.mean()), "copy_std": float(copies.std()),
+        "score_min": float(normalised.min()) if len(normalised) else None})
     checks.warn_once(run.told, task.name,
                      checks.within_range(run.config.ppo.no_eos_score, normalised))

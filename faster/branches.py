@@ -22,7 +22,7 @@ class Branches:
     b: Rows                  # the extent of b
     previous: torch.Tensor   # [B, T] where the token before this one stands
     positions: torch.Tensor  # [B, T]
-    mask: torch.Tensor       # [B, 1, T, T] 0 where one may look at the other, else -inf
+    bias: torch.Tensor       # [B, 1, T, T] 0 where one may look at the other, else -inf
 
 
 def make_branches(prompts: list, a: list, b: list, device) -> Branches:
@@ -36,15 +36,15 @@ def make_branches(prompts: list, a: list, b: list, device) -> Branches:
     previous = torch.where(at == middle[:, None], start[:, None] - 1, (at - 1).clamp(min=0))
     sees = (at <= at[:, None]) & ~(in_b[:, :, None] & ~in_b[:, None] & (at >= start[:, None, None]))
     # as numbers: torch would turn a mask of booleans into one again in each layer
-    mask = torch.zeros(sees.shape, device=device).masked_fill(~sees, -torch.inf)
+    bias = torch.zeros(sees.shape, device=device).masked_fill(~sees, -torch.inf)
     return Branches(both, Rows(both.tokens, start, middle), Rows(both.tokens, middle, end),
-                    previous, positions, mask[:, None])
+                    previous, positions, bias[:, None])
 
 
 def two_scores(model: RewardModel, prompts: list, a: list, b: list):
     """Score two responses to each prompt, as reward.two_scores does."""
     branches = make_branches(prompts, a, b, model.head.weight.device)
-    scores, logp = model(branches.rows, branches.previous, branches.positions, branches.mask)
+    scores, logp = model(branches.rows, branches.previous, branches.positions, branches.bias)
     pool, of_a = POOLS[model.config.pool], branches.a
     return (pool(scores, of_a), pool(scores, branches.b),
             -(logp * of_a.mask).sum(1) / of_a.mask.sum(1))

@@ -7,7 +7,7 @@ is for rows that need none.
 import torch
 import torch.nn.functional as F
 
-from model import GPT, Rows, attend, draw, pad_rows
+from model import GPT, Rows, attend, pad_rows, sample_token
 from runtime.ranks import in_step
 
 
@@ -75,7 +75,7 @@ def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int) ->
     cache.filled = start
     # 3. A token a row at a time, until all have ended; rows that have ended leave the batch.
     for column, uniform in enumerate(uniforms.to(device).unbind(1), start):
-        token = draw(model.logits(last), temperature, uniform[live])
+        token = sample_token(model.logits(last), temperature, uniform[live])
         at = rows.length[live]
         rows.tokens[live, at] = torch.where(going, token, 0)
         rows.length[live] = at + going

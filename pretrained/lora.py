@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pretrained import llama
 from runtime.config import LoRASection
 from runtime.run import Run
-from runtime.state import put
+from runtime.state import load_weights
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -32,7 +32,7 @@ class LoRA(nn.Module):
 def frozen_trunk(run: Run, model: Model) -> Model:
     """Give a model the weights of model.init_from, which all models of the run share and none
     changes; under run.amp = "bf16" in bfloat16, as its products would read them anyway."""
-    put(model, llama.read_weights(run.config.model.init_from, run.config.model))
+    load_weights(model, llama.read_weights(run.config.model.init_from, run.config.model))
     for module in model.modules():
         if run.config.run.amp == "bf16" and (
                 isinstance(module, nn.Embedding) or hasattr(module, "lora")):

@@ -69,8 +69,8 @@ def problems(config):
          "run.dir"),
         (config.run.base and not Path(config.run.base).is_dir(),
          f"run.base = {config.run.base!r}: there is no such run folder"),
-        (config.run.shard and 0 < model.portion < 2 * triple,
-         f"with run.shard model.portion must be at least {2 * triple}, two triples of R_PIT"),
+        (config.run.shard and 0 < model.micro_batch < 2 * triple,
+         f"with run.shard model.micro_batch must be at least {2 * triple}, two triples of R_PIT"),
         (len(model.rope_scaling) not in (0, 4),
          "model.rope_scaling needs four numbers: factor, low and high factor, original context"),
         *((text.count("{x}") != 1, f"template.{name} lacks {{x}}, or has it twice")
@@ -115,7 +115,7 @@ def troubles(figures: dict, kl_target: float):
                "to gain; look at the accuracy of R_PIT")
     if figures["empty"] > 0.1:
         yield (f"empty responses are {figures['empty']:.0%}: what the reward model makes of them "
-               "stands in metrics.jsonl, step 0 (same_mean); lower the stage's kl_target")
+               "stands in metrics.jsonl, step 0 (copy_mean); lower the stage's kl_target")
 
 
 def refuse_not_finite(figures: dict, where: str) -> None:

@@ -85,7 +85,7 @@ class ModelSection:
     rope_scaling: list[float] = field(default_factory=list)  # Llama 3: factor, low, high, context
     norm_eps: float = 1e-5
     tied: bool = True           # the output layer shares the embedding's weights
-    portion: int = zero_or_more(0)  # positions of a micro-batch; 0: 2,048, on a GPU 65,536
+    micro_batch: int = zero_or_more(0)  # positions of a micro-batch; 0: 2,048, on a GPU 65,536
     look_every: int = zero_or_more(0)  # new tokens between checks for ended rows; 0: 1, GPU 16
 
 
@@ -197,4 +197,4 @@ class Config:
         return [f.name for f in dataclasses.fields(self) if f.name.startswith("stage")]
 
 
-ONLY_SPEED = {"model.portion", "model.look_every"}  # as run.amp, they change only the rounding
+ONLY_SPEED = {"model.micro_batch", "model.look_every"}  # as run.amp, they change only the rounding

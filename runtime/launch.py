@@ -44,7 +44,7 @@ def guard(main) -> None:
         line = f"{error.filename or 'a file'}: {error.strerror}; {files.remedy(error)}"
     except RuntimeError as error:
         if "out of memory" in str(error) or "can't allocate memory" in str(error):
-            line = ("out of memory; lower model.portion (activations), ppo.batch (prompts and "
+            line = ("out of memory; lower model.micro_batch (activations), ppo.batch (prompts and "
                     "cache), run.ranks (each holds the models) or the model, or set run.shard on "
                     "several devices; the same command goes on from the last save")
         elif any(child.poll() for child in _children):
@@ -75,7 +75,7 @@ def pick_device(name: str) -> torch.device:
 def choose_for(device: torch.device, config) -> None:
     """Settle in the config what it leaves to the device."""
     run, model, gpu = config.run, config.model, device.type == "cuda"
-    model.portion = model.portion or (65_536 if gpu else 2048)
+    model.micro_batch = model.micro_batch or (65_536 if gpu else 2048)
     model.look_every = model.look_every or (16 if gpu else 1)
     run.amp = ("bf16" if gpu else "off") if run.amp == "auto" else run.amp
 

@@ -16,14 +16,14 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def mine(items):
+def shard(items):
     """Return this rank's share of a sequence that all ranks hold: every n-th item, with n ranks."""
     return items[rank()::ranks()]
 
 
 def random_numbers(count: int, length: int, generator: torch.Generator) -> torch.Tensor:
     """Draw this rank's share of `count` rows of [0, 1) numbers, equal for any number of ranks."""
-    return mine(torch.rand(count, length, generator=generator))
+    return shard(torch.rand(count, length, generator=generator))
 
 
 def all_sum(tensor: torch.Tensor) -> torch.Tensor:
@@ -34,7 +34,7 @@ def all_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gather(items: list) -> list:
-    """Join the lists of all ranks, in the order that `mine` dealt them from."""
+    """Join the lists of all ranks, in the order that `shard` dealt them from."""
     if not dist.is_initialized():
         return items
     parts = [None] * ranks()
@@ -43,7 +43,7 @@ def gather(items: list) -> list:
 
 
 def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """Join the rows [b] or [b, t] of all ranks in one tensor, in the order that `mine` dealt them
+    """Join the rows [b] or [b, t] of all ranks in one tensor, in the order that `shard` dealt them
     from; shorter rows are padded with zeros."""
     if ranks() == 1:
         return tensor

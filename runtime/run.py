@@ -93,7 +93,7 @@ class Run:
         keeps a share of weights, gradients and optimiser states, by torch's FSDP2: a block is put
         together when its turn comes. Raises UserError where weights do not fit."""
         try:
-            model = model if weights is None else state.put(model, weights)
+            model = model if weights is None else state.load_weights(model, weights)
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()[:160]  # it names every weight
             raise UserError(f"a checkpoint does not fit the model: {reason}; "
@@ -101,7 +101,7 @@ class Run:
         if not self.config.run.shard or ranks() == 1:
             return model.to(self.device)
         step_together()
-        return state.shard(model, self.device.type, ranks())
+        return state.shard_model(model, self.device.type, ranks())
 
     def generator(self, purpose: str, seed: int | None = None) -> torch.Generator:
         """Make one purpose's generator, the same on all ranks and devices; its draws depend on no
@@ -223,4 +223,4 @@ class Run:
         path, inputs = self.saving
         if rank() == 0 or together():  # shards are gathered by all
             self.save(path, {"inputs": inputs, "step": step, "lines": dict(self.lines),
-                             "state": state.kept(changing)})
+                             "state": state.snapshot(changing)})

@@ -5,7 +5,7 @@ Inputs are sections of the config or single fields ("section.key"), as Run.stage
 
 BASE = ("data", "tokenizer", "template", "model", "lora")  # what every model depends on
 POINTWISE = BASE + ("sft", "reward.pool", "reward.logp_feature", "reward.lm_coef")
-R_P = POINTWISE + ("rp",)
+OF_R_P = POINTWISE + ("rp",)
 SUPERVISED = BASE + ("sft", "pit_sft", "reward", "rp", "rpit")
 
 
@@ -13,7 +13,7 @@ def inputs_of(config) -> dict[str, tuple[str, ...]]:
     """Return the inputs of each stage that this config has, in order."""
     supervised = {
         "data": ("data", "tokenizer", "template"), "sft": BASE + ("sft",),
-        "pit_sft": BASE + ("sft", "pit_sft"), "rp": R_P,
+        "pit_sft": BASE + ("sft", "pit_sft"), "rp": OF_R_P,
         "rpit": BASE + ("sft", "pit_sft", "reward", "rpit")}
     judge = {"judge": POINTWISE + ("judge",)} if config.data.files else {}
     return supervised | rl_inputs(config) | judge
@@ -21,7 +21,7 @@ def inputs_of(config) -> dict[str, tuple[str, ...]]:
 
 def rl_inputs(config) -> dict[str, tuple[str, ...]]:
     """Return the inputs of each stage of RL. A stage of PIT depends on those before it, too."""
-    inputs, before = {"rlhf": R_P + ("ppo", "rlhf")}, SUPERVISED + ("ppo", "pit.score")
+    inputs, before = {"rlhf": OF_R_P + ("ppo", "rlhf")}, SUPERVISED + ("ppo", "pit.score")
     for name in config.pit.curriculum:
         before += (name,) if getattr(config, name).reference == "data" else ("rlhf", name)
         inputs[name] = before

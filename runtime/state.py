@@ -7,7 +7,7 @@ that it can go on with any number of ranks, sharded or not.
 import torch
 
 
-def shard(model: torch.nn.Module, device: str, ranks: int) -> torch.nn.Module:
+def shard_model(model: torch.nn.Module, device: str, ranks: int) -> torch.nn.Module:
     """Split a model over the ranks, in place. A block of a ModuleList is put together when its turn
     comes, forward and backward; the rest (embedding, head) stays together after the first forward
     pass, in a training until the next backward one."""
@@ -46,15 +46,15 @@ def frozen(model: torch.nn.Module) -> set[str]:
             if not p.requires_grad}
 
 
-def weights(model: torch.nn.Module) -> dict:
+def weights_of(model: torch.nn.Module) -> dict:
     """Return a model's whole weights, but for the frozen ones, on the CPU."""
     left_out = frozen(model)
     return {name: gathered(tensor) for name, tensor in model.state_dict().items()
             if name not in left_out}
 
 
-def put(model: torch.nn.Module, content: dict) -> torch.nn.Module:
-    """Put into a model what `weights` took from one like it, before it is sharded. Raises
+def load_weights(model: torch.nn.Module, content: dict) -> torch.nn.Module:
+    """Put into a model what `weights_of` took from one like it, before it is sharded. Raises
     RuntimeError where that does not fit."""
     stays = frozen(model)
     model.load_state_dict(content | {name: tensor for name, tensor in model.state_dict().items()
@@ -62,13 +62,13 @@ def put(model: torch.nn.Module, content: dict) -> torch.nn.Module:
     return model
 
 
-def kept(state) -> dict:
+def snapshot(state) -> dict:
     """Return the attributes of `state`: of models the weights, of optimisers the moments, of
     others their values. Learning rates are left out: each step sets its own."""
     content = {}
     for name, value in vars(state).items():
         if isinstance(value, torch.nn.Module):
-            content[name] = weights(value)
+            content[name] = weights_of(value)
         elif isinstance(value, torch.optim.Optimizer):
             content[name] = {number: {key: gathered(t) for key, t in moments.items()}
                              for number, moments in value.state_dict()["state"].items()}
@@ -78,7 +78,7 @@ def kept(state) -> dict:
 
 
 def restore(state, content: dict) -> None:
-    """Put into `state` what `kept` took from one like it."""
+    """Put into `state` what `snapshot` took from one like it."""
     for name, value in vars(state).items():
         if isinstance(value, torch.nn.Module):
             tensors = value.state_dict()

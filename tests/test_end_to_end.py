@@ -61,7 +61,8 @@ def test_a_run_leaves_everything_it_should(trained):
     assert {path.stem for path in folder.glob("*.pt")} == names
     assert not list(folder.glob("*.tmp"))
     assert load_config(str(folder / "config.toml")) == load_config(
-        str(ROOT / TINY), [where, "--model.portion=2048", "--model.look_every=1", "--run.amp=off"])
+        str(ROOT / TINY),
+        [where, "--model.micro_batch=2048", "--model.look_every=1", "--run.amp=off"])
     for name in names:
         content = load(folder / f"{name}.pt")
         assert content["inputs"]["run.seed"] == 1 and content["seconds"] >= 0
@@ -124,8 +125,8 @@ def test_the_metrics_have_every_stage_and_only_finite_numbers(trained):
             assert set(line) == {"stage", "step", "loss", "accuracy", "grad_norm", "lr"} | (
                 asked if last else set())
         elif line["step"] == 0:
-            assert set(line) == {"stage", "step", "score_mean", "score_spread", "same_mean",
-                                 "same_spread", "score_min_in_spreads"}
+            assert set(line) == {"stage", "step", "score_mean", "score_std", "copy_mean",
+                                 "copy_std", "score_min"}
         else:
             assert set(line) == {
                 "stage", "step", "reward", "kl", "k3", "eos_rate", "length", "copies", "empty",
@@ -141,7 +142,7 @@ def test_a_sample_of_every_rollout_is_kept(trained):
     assert [(line["stage"], line["step"]) for line in lines] == [
         (stage, step) for stage, steps in STAGES.items() for step in steps if step]
     for line in lines:
-        assert set(line) == {"stage", "step", "x", "source", "y_ref", "y", "score_in_spreads", "kl"}
+        assert set(line) == {"stage", "step", "x", "source", "y_ref", "y", "reward", "kl"}
         bills.things_of(line["x"])  # a question
         source = {"stage0": ("y_l", "y_w"), "stage1": ("M_P^RL",)}.get(line["stage"], ("",))
         assert line["source"] in source and (line["y_ref"] == "") == (line["source"] == "")

@@ -137,20 +137,20 @@ def test_a_step_changes_adapters_and_heads_and_nothing_in_the_trunk(kind):
 def test_what_is_kept_of_a_model_leaves_out_the_trunk_and_comes_back():
     trunk = tiny_gpt()
     one = randomised(RewardModel(adapted(trunk, ALL), RewardSection(pool="last")))
-    content = state.weights(one)
+    content = state.weights_of(one)
     assert {name for name in content if ".lora." not in name} == {"head.weight", "head.bias"}
     assert len(content) == 2 + 16 and not state.frozen(tiny_gpt())
-    assert len(state.weights(tiny_gpt())) == len(tiny_gpt().state_dict())
+    assert len(state.weights_of(tiny_gpt())) == len(tiny_gpt().state_dict())
     other = RewardModel(adapted(trunk, ALL), RewardSection(pool="last"))
     rows = pad_rows(PROMPTS, [[2, 5], [1, 1, 1], [4], [9, 8]])
     assert not torch.equal(score(other, rows), score(one, rows))
-    assert torch.equal(score(state.put(other, content), rows), score(one, rows))
+    assert torch.equal(score(state.load_weights(other, content), rows), score(one, rows))
     missing = {name: tensor for name, tensor in content.items() if "blocks.1." not in name}
     narrow = adapted(tiny_gpt(), LoRASection(rank=2))
     for wrong in (missing, content | {"more": torch.ones(1)}, {}, {
-            f"trunk.{name}": tensor for name, tensor in state.weights(narrow).items()}):
+            f"trunk.{name}": tensor for name, tensor in state.weights_of(narrow).items()}):
         with pytest.raises(RuntimeError):
-            state.put(other, wrong)
+            state.load_weights(other, wrong)
     assert all(p.equal(q) for p, q in zip(trunk.parameters(), tiny_gpt().parameters()))
 
 

@@ -10,7 +10,16 @@ import model as plain
 from conftest import slow, tiny_gpt
 from faster import sampling as faster
 from faster.sampling import compile_blocks
-from model import Attention, RMSNorm, draw, pad_rows, rotary_table, rotate, scalars, token_logprobs
+from model import (
+    Attention,
+    RMSNorm,
+    pad_rows,
+    rotary_table,
+    rotate,
+    sample_token,
+    scalars,
+    token_logprobs,
+)
 from runtime.batching import by_micro_batches, micro_batches
 from runtime.config import ModelSection
 
@@ -328,7 +337,7 @@ def test_by_portions_is_the_whole():
 def test_draws_have_the_frequencies_of_softmax(temperature):
     logits, n = torch.tensor([1.0, 0.0, -1.0, 0.5, 2.0]), 20_000
     uniforms = torch.rand(n, generator=torch.Generator().manual_seed(0))
-    drawn = draw(logits.expand(n, 5), temperature, uniforms)
+    drawn = sample_token(logits.expand(n, 5), temperature, uniforms)
     expected = n * torch.softmax(logits / temperature, 0)
     chi_square = ((drawn.bincount(minlength=5) - expected) ** 2 / expected).sum()
     assert chi_square < 18.5  # 4 degrees of freedom: exceeded once in a thousand
@@ -337,12 +346,12 @@ def test_draws_have_the_frequencies_of_softmax(temperature):
 def test_a_draw_is_where_the_cumulative_probability_exceeds_its_chance():
     logits = torch.tensor([[-math.inf, 0.0, math.log(2), -math.inf, 0.0, -math.inf]])  # 1/4 1/2 1/4
     for chance, token in ((0.0, 1), (0.24, 1), (0.26, 2), (0.74, 2), (0.76, 4), (1 - 1e-7, 4)):
-        assert draw(logits, 1.0, torch.tensor([chance])).tolist() == [token]
+        assert sample_token(logits, 1.0, torch.tensor([chance])).tolist() == [token]
 
 
 def test_temperature_zero_takes_the_likeliest():
     logits = torch.randn(200, 7, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(draw(logits, 0, None), logits.argmax(1))
+    assert torch.equal(sample_token(logits, 0, None), logits.argmax(1))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -137,10 +137,10 @@ def test_the_spread_is_that_of_the_anchors_samples(bills_run, models, monkeypatc
     ended = [ids[-1] == data.tokenizer.eos for ids in samples.responses()]
     lowest = min(score for score, whole in zip(raw.tolist(), ended) if whole)
     assert logged == {"stage": "stage0", "step": 0, "score_mean": found[0],
-                      "score_spread": found[1],
-                      "same_mean": pytest.approx(3.0),
-                      "same_spread": pytest.approx(2 * 1.25 ** 0.5),
-                      "score_min_in_spreads": pytest.approx((lowest - 1.5) / 1.25 ** 0.5)}
+                      "score_std": found[1],
+                      "copy_mean": pytest.approx(3.0),
+                      "copy_std": pytest.approx(2 * 1.25 ** 0.5),
+                      "score_min": pytest.approx((lowest - 1.5) / 1.25 ** 0.5)}
 
 
 def test_the_lowest_score_is_of_responses_with_their_end(bills_run, models, monkeypatch, capsys):
@@ -154,7 +154,7 @@ def test_the_lowest_score_is_of_responses_with_their_end(bills_run, models, monk
         monkeypatch.setattr(train_pit, "responses_to", lambda *arguments, ends=ends: ends)
         mean, spread = train_pit.measure_scale(run, data, task)
         assert mean == pytest.approx(-76 / 32) and spread > 1
-        assert logged["score_min_in_spreads"] == (
+        assert logged["score_min"] == (
             lowest and pytest.approx((lowest - mean) / spread))
     assert "ppo.no_eos_score" not in capsys.readouterr().err
     monkeypatch.setattr(run.config.ppo, "no_eos_score", 0.1)  # between the two
@@ -433,7 +433,7 @@ def test_an_evaluation_that_was_cut_off_goes_on(evaluated, bills_run, models, mo
     calls.clear()
     report.evaluate(run, data, models)
     most = len(calls)
-    monkeypatch.setattr(run.config.model, "portion", 999)  # by which only the rounding changes
+    monkeypatch.setattr(run.config.model, "micro_batch", 999)  # by which only the rounding changes
     report.evaluate(run, data, models)
     assert len(calls) == 2 * most < 2 * first
     monkeypatch.setattr(run.config.eval, "seed", 2)  # of another one nothing is taken

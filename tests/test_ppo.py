@@ -313,11 +313,11 @@ def test_critic_warmup_leaves_the_policy_alone():
     assert figures["policy_loss"] == 0 and figures["value_loss"] > 0
 
 
-@pytest.mark.parametrize("portion", [0, 20])
-def test_first_step_follows_the_gradient_of_the_token_mean(portion):
+@pytest.mark.parametrize("micro_batch", [0, 20])
+def test_first_step_follows_the_gradient_of_the_token_mean(micro_batch):
     # one minibatch, plain SGD: the step is -lr times the gradient of the loss a token
     policy, anchor, critic, prompts, task = toy()
-    policy.config.portion = portion  # 20: gradients of many micro-batches add up
+    policy.config.micro_batch = micro_batch  # 20: gradients of many micro-batches add up
     section = PPOSection(epochs=1, minibatches=1, grad_clip=1e9)
     learner, rollout = roll(policy, anchor, critic, prompts, task, section)
     learner.policy_optimizer = torch.optim.SGD(policy.parameters(), lr=0.5)

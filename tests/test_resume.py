@@ -48,7 +48,7 @@ def walk(run, total: int, stop: int = 0, save_every: float = 0.0) -> dict:
             run.log("metrics.jsonl", {"stage": "walk", "step": step, "sum": float(course.sums[0])})
             if step == stop:
                 raise CutOff
-        return {"model": state.weights(model), "sums": course.sums}
+        return {"model": state.weights_of(model), "sums": course.sums}
     return run.stage("walk", ("sft",), work)
 
 
@@ -139,7 +139,7 @@ def test_what_is_kept_is_what_comes_back():
         return learner
     one, other = learner(1), learner(3)
     one.beta = 0.5
-    state.restore(other, state.kept(one))
+    state.restore(other, state.snapshot(one))
     assert other.beta == 0.5
     for a, b in zip([*one.policy.parameters(), *one.critic.parameters()],
                     [*other.policy.parameters(), *other.critic.parameters()], strict=True):

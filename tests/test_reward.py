@@ -116,7 +116,7 @@ def test_branches_of_one_row_by_hand():
     assert b.positions[0].tolist() == [0, 1, 2, 3, 4, 2]  # 8 goes on from 2, as 4 does
     assert b.positions[1, :4].tolist() == [0, 1, 1, 2]
     assert b.previous[0].tolist() == [0, 0, 1, 2, 3, 1]
-    assert b.mask[0, 0].isfinite().int().tolist() == [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0],
+    assert b.bias[0, 0].isfinite().int().tolist() == [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0],
                                            [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0],
                                            [1, 1, 1, 1, 1, 0], [1, 1, 0, 0, 0, 1]]
     assert [part.responses() for part in (b.a, b.b, b.rows)] == [
@@ -248,13 +248,13 @@ def test_training_minimises_the_loss_of_the_folds_pairs(bills_run, monkeypatch, 
     assert seen["loss"][0].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("portion", (2048, 90))
-def test_a_folds_scores_are_those_of_each_response_alone(bills_run, monkeypatch, portion):
+@pytest.mark.parametrize("micro_batch", (2048, 90))
+def test_a_folds_scores_are_those_of_each_response_alone(bills_run, monkeypatch, micro_batch):
     run, data = bills_run
     fold = data.folds["test"]
     model = train_reward.new_reward_model(run, data)
     torch.nn.init.normal_(model.head.weight, std=0.1)  # scores of which float32 knows 1e-4
-    monkeypatch.setattr(model.trunk.config, "portion", portion)
+    monkeypatch.setattr(model.trunk.config, "micro_batch", micro_batch)
     sides = {"w": fold.y_w[:], "l": fold.y_l[:]}
     found = measure.fold_scores(data, model, model, fold)
     expected = {side: measure.rp_scores(data, model, fold.x[:], y) for side, y in sides.items()} | {

@@ -307,7 +307,7 @@ def test_guard_says_what_to_lower_where_memory_is_short(capsys, error):
         launch.guard(main)
     line = capsys.readouterr().err
     assert ended.value.code == 2 and line.count("\n") == 1
-    assert line.startswith("error: out of memory; lower model.portion (activations), ppo.batch")
+    assert line.startswith("error: out of memory; lower model.micro_batch (activations), ppo.batch")
 
 
 @pytest.mark.parametrize("number, said", [
