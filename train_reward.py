@@ -24,7 +24,7 @@ from pretrained import llama
 from pretrained.configure import command_line
 from pretrained.lora import adapted, frozen_trunk
 from reward import RewardModel, gap_loss, pair_loss
-from runtime import checks
+from runtime import checks, operations
 from runtime.batching import micro_batches
 from runtime.config import FitSection
 from runtime.launch import guard
@@ -154,7 +154,7 @@ def new_gpt(run: Run, data: Data, seed: int | None = None) -> GPT:
     torch.manual_seed(run.config.run.seed if seed is None else seed)
     model = (adapted(data.trunk, run.config.lora) if data.trunk else
              GPT(run.config.model, data.vocab))
-    return compile_blocks(model) if run.config.run.compile else model
+    return operations.watch(compile_blocks(model) if run.config.run.compile else model)
 
 
 def new_reward_model(run: Run, data: Data, seed: int | None = None) -> RewardModel:

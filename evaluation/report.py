@@ -14,15 +14,17 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from corpus import bills
 from data import Data, Fold
 from evaluation import measure
+from evaluation.prices import price_list
 from evaluation.rivals import best_of, self_refine
 from evaluation.show import prompt_text
 from reward import score
-from runtime import files, ranks
+from runtime import files, operations, ranks
 from runtime.config import ONLY_SPEED
 from runtime.run import Run
 from runtime.stages import inputs_of, title
@@ -91,7 +93,9 @@ class Kept:
         self.inputs = evaluated(run)
         content = files.load(self.path) if self.path.exists() else {"inputs": None}
         fits = content["inputs"] == self.inputs
-        self.made, self.before = (content["made"], content["seconds"]) if fits else ({}, 0.0)
+        self.made = content["made"] if fits else {}
+        self.before = content["spent"] if fits else (0.0, 0.0)
+        self.counted = operations.total()
         ranks.barrier()  # before the first rank writes another one
 
     def __call__(self, name: str, sampler: Sampler, make) -> list:
@@ -101,13 +105,16 @@ class Kept:
             self.made[name] = {"y": make(), "state": generator.get_state()}
             if ranks.rank() == 0:
                 files.save(self.path, {"inputs": self.inputs, "made": self.made,
-                                       "seconds": self.seconds()})
+                                       "spent": self.spent()})
         generator.set_state(self.made[name]["state"])
         return self.made[name]["y"]
 
-    def seconds(self) -> float:
-        """Return the seconds of the evaluation up to now, those before it was cut off included."""
-        return self.before + time.perf_counter() - self.start
+    def spent(self) -> tuple[float, float]:
+        """Return the seconds and the operations of the evaluation up to now, those before it was
+        cut off included."""
+        seconds, done = self.before
+        return (seconds + time.perf_counter() - self.start,
+                done + ranks.ranks() * (operations.total() - self.counted))
 
 
 def evaluated(run: Run) -> dict:
@@ -213,9 +220,11 @@ def path_of(run: Run, stage: str) -> Path:
     return own if own.exists() else base
 
 
-def stage_seconds(run: Run, stages) -> dict[str, float]:
-    """Return the seconds that finished stages took."""
-    return {name: files.load(path_of(run, name))["seconds"] for name in stages}
+def stage_costs(run: Run, stages) -> dict[str, tuple[float, float]]:
+    """Return the seconds and the operations that finished stages took."""
+    contents = {name: files.load(path_of(run, name)) for name in stages}
+    return {name: (content["seconds"], content["operations"])
+            for name, content in contents.items()}
 
 
 def once_each(fold: Fold, number: int) -> Fold:
@@ -230,7 +239,7 @@ def once_each(fold: Fold, number: int) -> Fold:
 
 def evaluate(run: Run, data: Data, models: Models) -> dict:
     """Return the content of report.json."""
-    seconds, setting, kept = stage_seconds(run, inputs_of(run.config)), run.config.eval, Kept(run)
+    costs, setting, kept = stage_costs(run, inputs_of(run.config)), run.config.eval, Kept(run)
     groups = getattr(run.config.data, setting.split)
     fold = once_each(data.folds[setting.split], min(setting.prompts, groups))
     x = fold.x
@@ -249,11 +258,16 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
     if judge.hidden:
         accuracies |= judge_agreements(data, models, judge, fold)
         accuracies |= sample_agreements(run, data, models, judge, x)
-    seconds["evaluation"] = kept.seconds()
+    costs["evaluation"] = kept.spent()
+    peak = ranks.all_sum(torch.tensor(operations.peak(run.device))).item()
+    prices = price_list(data, models, x, run.config.data.total) if judge.hidden else {}
     return {"name": run.config.run.name, "seed": run.config.run.seed,
             "eval_seed": setting.seed, "split": setting.split,
             "prompts": len(x), "judge": judge.name, "rows": table.rows, "reward": accuracies,
-            "seconds": seconds, "data": data.counts,
+            "prices": prices,
+            "seconds": {name: seconds for name, (seconds, _) in costs.items()},
+            "tflop": {name: done / 1e12 for name, (_, done) in costs.items()},
+            "peak_tflop_a_second": peak / 1e12, "data": data.counts,
             "examples": examples(run, data, models, judge, responses),
             "responses": comparisons(run, data, x, responses)}
 
@@ -323,6 +337,13 @@ def as_markdown(report: dict) -> str:
               "|---|---|---|---|"]
     lines += [f"| {name} | {a['accuracy']:.3f} | {a['ci_low']:.3f} to {a['ci_high']:.3f} | "
               f"{a['pairs']} |" for name, a in report["reward"].items()]
+    if report["prices"]:
+        lines += ["", "What they pay for a change of the right answer without courtesy, and what "
+                  "the labels make it worth (R_PIT: for a draft with a wrong total).", "",
+                  "| change | right price | R_P | R_PIT |", "|---|---|---|---|"]
+        lines += [f"| {change} | {prices['right']:+.2f} | " + " | ".join(
+            "{:+.2f} [{:+.2f}, {:+.2f}]".format(*prices[model]) for model in ("R_P", "R_PIT"))
+            + " |" for change, prices in report["prices"].items()]
     lines += ["", "## Examples", "", f"Drawn with seed {report['eval_seed']}, not picked."]
     for example in report["examples"]:
         lines += ["", f"**{example['x']}** (T = {example['temperature']})", ""]
@@ -331,9 +352,14 @@ def as_markdown(report: dict) -> str:
                      if step[name] is not None]
             lines.append(f"- y_{k}: {step['y']}" + f" ({', '.join(notes)})" * bool(notes))
     lines += ["", "## Data and time", "", ", ".join(f"{k}: {v}" for k, v in report["data"].items()),
-              "", "| stage | seconds |", "|---|---|"]
-    lines += [f"| {name} | {seconds:.0f} |" for name, seconds in report["seconds"].items()]
-    lines.append(f"| all | {sum(report['seconds'].values()):.0f} |")
+              "", "Operations are those of matrix products. The share is that of the "
+              f"{report['peak_tflop_a_second']:.3f} TFLOP a second that one large product reached.",
+              "", "| stage | seconds | TFLOP | share |", "|---|---|---|---|"]
+    costs = [(name, report["seconds"][name], report["tflop"][name]) for name in report["seconds"]]
+    costs.append(("all", sum(report["seconds"].values()), sum(report["tflop"].values())))
+    for name, seconds, done in costs:
+        share = done / max(seconds, 1e-9) / report["peak_tflop_a_second"]
+        lines.append(f"| {name} | {seconds:.0f} | {done:.1f} | {100 * share:.0f} % |")
     return "\n".join(lines) + "\n"
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from runtime import checks, files, interrupt, state
+from runtime import checks, files, interrupt, operations, state
 from runtime.checks import NotFinite
 from runtime.config import ONLY_SPEED, Config
 from runtime.launch import choose_for, pick_device, start_ranks, usual_ranks
@@ -129,11 +129,13 @@ class Run:
             raise UserError(f"{(self.folder / name).absolute()}.pt: no such checkpoint; run "
                             "train_pit.py first, or name the --run.base that it was made on")
         partial = self.folder / f"{name}.part.pt"
-        self.resumed = self.fitting(partial, inputs) or {"step": -1, "seconds": 0.0, "lines": {}}
+        self.resumed = self.fitting(partial, inputs) or {
+            "step": -1, "seconds": 0.0, "operations": 0.0, "lines": {}}
         barrier()  # no rank makes what another one has found
         self.write_config()
         self.take_up_logs(name)
         self.begun = self.saved = time.perf_counter()
+        self.counted = operations.total()
         self.saving, self.last_good = (partial, inputs), None
         try:
             content = make() | {"inputs": inputs}
@@ -154,8 +156,10 @@ class Run:
         if rank() == 0:
             for name in LOGS:
                 files.sync(self.folder / name)
-            seconds = self.resumed["seconds"] + time.perf_counter() - self.begun
-            files.save(path, content | {"seconds": seconds})
+            files.save(path, content | {
+                "seconds": self.resumed["seconds"] + time.perf_counter() - self.begun,
+                "operations": self.resumed["operations"]  # the ranks have about equal shares
+                + ranks() * (operations.total() - self.counted)})
         self.saved = time.perf_counter()
 
     def fitting(self, path: Path, inputs: dict) -> dict | None:

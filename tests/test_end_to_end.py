@@ -10,7 +10,7 @@ import torch
 
 from conftest import ROOT, command, needs, read_lines, write_lines
 from corpus import bills
-from evaluation.report import draw_curves, stage_seconds
+from evaluation.report import draw_curves, stage_costs
 from pretrained.configure import load_config
 from runtime.files import load, save
 from runtime.stages import inputs_of
@@ -102,7 +102,9 @@ def test_the_report_has_every_system_and_key(trained):
                                                              "y_w"))
     assert_finite(report["rows"])
     assert report["data"]["read"] == 600 and report["data"]["test"] == 50
-    assert set(report["seconds"]) == {"data", *FITS, *STAGES, "evaluation"}
+    assert set(report["seconds"]) == {"data", *FITS, *STAGES, "evaluation"} == set(report["tflop"])
+    assert report["tflop"]["data"] == 0 and report["peak_tflop_a_second"] > 1e-3
+    assert all(report["tflop"][name] > 0 for name in (*FITS, *STAGES, "evaluation"))
     for name, a in report["reward"].items():
         assert set(a) == {"accuracy", "ci_low", "ci_high", "pairs"}, name
         assert a["pairs"] == 0 or 0 <= a["ci_low"] <= a["accuracy"] <= a["ci_high"] <= 1
@@ -165,7 +167,9 @@ def test_a_second_run_reuses_everything(trained):
     succeed("train_pit.py", "--config", TINY, where)
     assert all(path.read_bytes() == content for path, content in before.items())
     again = report_of(folder)
-    assert all(again[key] == report[key] for key in REPORT - {"seconds"})
+    assert all(again[key] == report[key] for key in REPORT - {"seconds", "tflop",
+                                                              "peak_tflop_a_second"})
+    assert all(again["tflop"][name] == report["tflop"][name] for name in (*FITS, *STAGES))
     assert all(again["seconds"][name] == report["seconds"][name] for name in (*FITS, *STAGES))
 
 
@@ -186,10 +190,10 @@ def test_seconds_are_those_of_the_stages_that_a_report_stands_on(tmp_path):
     folder, base = tmp_path / "own", tmp_path / "base"
     for path, seconds in ((base / "data.pt", 1), (base / "sft.pt", 2), (folder / "sft.pt", 3)):
         path.parent.mkdir(exist_ok=True)
-        save(path, {"inputs": {}, "seconds": seconds})
+        save(path, {"inputs": {}, "seconds": seconds, "operations": 10.0 * seconds})
     (base / "foreign.pt").write_text("no checkpoint")
     run = SimpleNamespace(folder=folder, base=base)
-    assert stage_seconds(run, ["data", "sft"]) == {"data": 1, "sft": 3}
+    assert stage_costs(run, ["data", "sft"]) == {"data": (1, 10), "sft": (3, 30)}
     config = load_config(str(ROOT / TINY), ["--pit.curriculum=['stage1']"])
     assert list(inputs_of(config)) == [
         "data", "sft", "pit_sft", "rp", "rpit", "rlhf", "stage1", "rlhf_more"]

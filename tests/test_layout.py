@@ -12,7 +12,7 @@ LAYERS = [["runtime"], ["pretrained"], ["corpus"], ["model"], ["data", "reward"]
           ["ppo"],
           ["evaluation.measure", "evaluation.show", "evaluation.familiar", "evaluation.verdicts"],
           ["train_reward"], ["sample"],
-          ["pretrained.export", "evaluation.rivals", "evaluation.rubric"],
+          ["pretrained.export", "evaluation.prices", "evaluation.rivals", "evaluation.rubric"],
           ["evaluation.report"], ["train_pit"]]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FOLDERS = ("runtime", "corpus", "pretrained", "faster", "evaluation")

@@ -508,12 +508,15 @@ def test_every_example_of_a_report_stands_on_its_page():
         "rows": rows,
         "reward": {"R_P": {"accuracy": 0.5, "ci_low": 0.25, "ci_high": 0.75, "pairs": 9}},
         "examples": [{"x": "a question", "temperature": 0.5, "steps": steps}],
-        "data": {"read": 4}, "seconds": {"sft": 1.0, "rp": 2.0}})
+        "data": {"read": 4}, "seconds": {"sft": 1.0, "rp": 2.0}, "peak_tflop_a_second": 0.25,
+        "tflop": {"sft": 0.125, "rp": 0.25},
+        "prices": {"courtesy": {"right": 0.6, "R_P": [0.5, 0.4, 0.6], "R_PIT": [0.1, -0.2, 0.3]}}})
     for part in ("| S | 0.5 | 1 |  | B | 1.0 | 2.0 | 3.0 | -2.0 [-4.0, +0.0] | "
                  "-1.0 [-3.0, +1.0] | 7.0 | 3 |  |",
                  "| R_P | 0.500 | 0.250 to 0.750 | 9 |", "**a question** (T = 0.5)",
                  "- y_0: first draft\n", "- y_1: second draft (r_gap +1.50, gold +0.25)\n",
-                 "| all | 3 |"):
+                 "| sft | 1 | 0.1 | 50 % |", "| all | 3 | 0.4 | 50 % |",
+                 "| courtesy | +0.60 | +0.50 [+0.40, +0.60] | +0.10 [-0.20, +0.30] |"):
         assert part in text
 
 

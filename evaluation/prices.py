@@ -1,0 +1,42 @@
+"""What the reward models pay for each aspect of a bill's judge, beside the right price.
+
+A label's log odds change by 6 times the judge's grade (corpus/bills.py), so a reward model that has
+learned the labels pays 6 times an aspect's weight for it. We take the right answer to a question
+without courtesy, change one thing, and look at the change of the score.
+"""
+
+import numpy as np
+
+from corpus import bills
+from data import Data
+from evaluation.measure import gap_scores, mean_interval, rp_scores
+from evaluation.show import prompt_text
+from train_reward import Models
+
+
+def changed(question: str, order: str) -> dict[str, str]:
+    """Return the right answer without courtesy as "", and each change of it."""
+    lines, total = bills.right_answer(question)
+    plain = bills.compose([], total, lines, ".", order)
+    return {"": plain, "courtesy": bills.compose(["Sure!"], total, lines, ".", order),
+            "wrong total": bills.compose([], total + 2, lines, ".", order),
+            "wrong line": bills.compose([], total, lines[:-1] + [
+                f"{lines[-1].split()[0]} {total + 2}"], ".", order),
+            "insult": bills.compose(["You fool!"], total, lines, ".", order),
+            "no full stop": plain.removesuffix(".")}
+
+
+def price_list(data: Data, models: Models, x: list, order: str) -> dict:
+    """Return of each change the right price, and what R_P and R_PIT pay (mean, low, high: 95 %
+    interval over questions `x`, token ids); R_PIT's for a draft whose total is wrong."""
+    questions = [prompt_text(data, ids) for ids in x]
+    texts = [changed(question, order) for question in questions]
+    y = {change: [data.response(text[change]) for text in texts] for change in texts[0]}
+    draft = y["wrong total"]
+    scores = {change: {"R_P": rp_scores(data, models.rp, x, ids),
+                       "R_PIT": gap_scores(data, models.rpit, x, ids, draft)} for change, ids in y.items()}
+    grades = {change: np.array([bills.grade(question, text[change])
+                                for question, text in zip(questions, texts)]) for change in y}
+    return {change: {"right": bills.LABEL_SHARPNESS * float((grades[change] - grades[""]).mean())} | {
+        model: list(map(float, mean_interval(scores[change][model] - scores[""][model])))
+        for model in ("R_P", "R_PIT")} for change in y if change}
