@@ -19,6 +19,7 @@ import sample
 import train_pit
 from conftest import ROOT, command, read_lines
 from corpus import bills
+from corpus.tokens import Column
 from data import Fold, Pairs
 from evaluation import measure, report, show
 from model import pad_rows
@@ -393,7 +394,9 @@ def test_the_first_pair_of_each_prompt_is_kept():
 
 def with_test_pairs(data, chosen: list[int]):
     """Return the data with some of the test pairs only."""
-    return dataclasses.replace(data, folds=data.folds | {"test": data.folds["test"][chosen]})
+    some = data.folds["test"][chosen]
+    fold = Fold(*map(Column.of, (some.x, some.y_w, some.y_l)))
+    return dataclasses.replace(data, folds=data.folds | {"test": fold})
 
 
 @pytest.fixture
