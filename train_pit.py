@@ -21,11 +21,12 @@ import numpy as np
 import ppo
 import reward
 from data import Data, Pairs, load_data
-from evaluation import report
 from evaluation.show import observe, observe_scale
 from model import GPT, Rows, pad_rows
 from ppo import Critic, Prompts, Task
 from pretrained.configure import command_line
+from report.evaluate import evaluate
+from report.page import write
 from reward import RewardModel
 from runtime.launch import guard
 from runtime.ranks import gather, shard
@@ -187,7 +188,7 @@ def main() -> None:
     with run.precision():
         models = train_all(run, data)
         run.write_config()
-        report.write(run, report.evaluate(run, data, models))
+        write(run, evaluate(run, data, models))
 
 
 if __name__ == "__main__":

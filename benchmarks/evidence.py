@@ -27,9 +27,9 @@ from lab import (CHOSEN, OUTSIDE_SEED, Lab, Responses, Trained, label, last_stag
 from tables import fill_pages
 
 from evaluation.measure import fold_scores, pair_agreement
-from evaluation.report import Judge
-from evaluation.rivals import refiner_examples
-from evaluation.rubric import LACKING, NESTED, without
+from report.evaluate import Judge
+from report.rivals import refiner_examples
+from report.rubric import LACKING, NESTED, without
 from runtime import interrupt
 from runtime.config import COMPARISONS
 from runtime.files import write_whole

@@ -16,10 +16,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data import Data, load_data  # noqa: E402
-from evaluation import rubric  # noqa: E402
+from report import rubric  # noqa: E402
 from evaluation.measure import gap_scores, rp_scores  # noqa: E402
-from evaluation.report import Judge, stage_seconds  # noqa: E402
-from evaluation.rivals import best_by, train_refiner, with_rubric  # noqa: E402
+from report.evaluate import Judge, stage_seconds  # noqa: E402
+from report.rivals import best_by, train_refiner, with_rubric  # noqa: E402
 from evaluation.show import prompt_text  # noqa: E402
 from model import GPT  # noqa: E402
 from pretrained.configure import load_config  # noqa: E402

@@ -15,7 +15,7 @@ from tables import gathered, half_width, read_rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.rubric import ASPECTS  # noqa: E402
+from report.rubric import ASPECTS  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 COLOURS = {"1.0": "tab:blue", "0.5": "tab:orange"}

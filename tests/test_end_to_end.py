@@ -10,8 +10,9 @@ import torch
 
 from conftest import ROOT, command, needs, read_lines, write_lines
 from corpus import bills
-from evaluation.report import draw_curves, stage_costs
 from pretrained.configure import load_config
+from report.evaluate import stage_costs
+from report.page import draw_curves
 from runtime.files import load, save
 from runtime.stages import inputs_of
 

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, needs, tiny_run
 from corpus import bills
 from data import load_data
-from evaluation import rivals, rubric
+from report import rivals, rubric
 from runtime.run import NotFinite
 from runtime.settings import UserError
 

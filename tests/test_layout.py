@@ -10,12 +10,10 @@ from conftest import ROOT
 
 LAYERS = [["runtime"], ["pretrained"], ["corpus"], ["model"], ["data", "reward"], ["faster"],
           ["ppo"],
-          ["evaluation.measure", "evaluation.show", "evaluation.familiar", "evaluation.verdicts"],
-          ["train_reward"], ["sample"],
-          ["pretrained.export", "evaluation.prices", "evaluation.rivals", "evaluation.rubric"],
-          ["evaluation.report"], ["train_pit"]]
+          ["evaluation"], ["train_reward"], ["sample"], ["report", "pretrained.export"],
+          ["train_pit"]]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-FOLDERS = ("runtime", "corpus", "pretrained", "faster", "evaluation")
+FOLDERS = ("runtime", "corpus", "pretrained", "faster", "evaluation", "report")
 FILES = [*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))]
 
 

@@ -21,9 +21,11 @@ from conftest import ROOT, command, read_lines
 from corpus import bills
 from corpus.tokens import Column
 from data import Fold, Pairs
-from evaluation import measure, report, show
+from evaluation import measure, show
 from model import pad_rows
 from pretrained import configure
+from report import evaluate as report
+from report import page
 from reward import RewardModel, score
 from runtime import stages
 from runtime.config import Config, StageSection
@@ -459,16 +461,16 @@ def test_an_evaluation_is_kept_until_all_is_written(evaluated, bills_run, models
     run, path = evaluated
     found = report.evaluate(run, with_test_pairs(bills_run[1], [0, 1]), models)
 
-    def full(where, write, real=report.files.write_whole):
+    def full(where, write, real=page.files.write_whole):
         if where.name == "report.md":
             raise UserError(f"{where}: cannot write it")
         real(where, write)
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="report.md: cannot write"):
-        patch.setattr(report.files, "write_whole", full)
-        report.write(run, found)
+        patch.setattr(page.files, "write_whole", full)
+        page.write(run, found)
     assert path.exists()
-    report.write(run, found)
+    page.write(run, found)
     assert not path.exists() and (run.folder / "report.md").exists()
 
 
@@ -506,7 +508,7 @@ def test_every_example_of_a_report_stands_on_its_page():
                  length=7, cut=3, copies=None)]
     steps = [{"y": "first draft", "r_gap": None, "gold": None},
              {"y": "second draft", "r_gap": 1.5, "gold": 0.25}]
-    text = report.as_markdown({
+    text = page.as_markdown({
         "name": "n", "seed": 1, "eval_seed": 1, "prompts": 2, "split": "test", "judge": "J",
         "rows": rows,
         "reward": {"R_P": {"accuracy": 0.5, "ci_low": 0.25, "ci_high": 0.75, "pairs": 9}},

@@ -7,7 +7,7 @@ from itertools import combinations
 import pytest
 
 from corpus import bills
-from evaluation import rubric
+from report import rubric
 
 QUESTION = "What is the bill for tea, a coupon and a hat?"
 RUBRICS = [chosen for k in range(len(rubric.ASPECTS) + 1)

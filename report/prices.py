@@ -32,11 +32,14 @@ def price_list(data: Data, models: Models, x: list, order: str) -> dict:
     questions = [prompt_text(data, ids) for ids in x]
     texts = [changed(question, order) for question in questions]
     y = {change: [data.response(text[change]) for text in texts] for change in texts[0]}
-    draft = y["wrong total"]
+    draft, found = y["wrong total"], {}
     scores = {change: {"R_P": rp_scores(data, models.rp, x, ids),
-                       "R_PIT": gap_scores(data, models.rpit, x, ids, draft)} for change, ids in y.items()}
-    grades = {change: np.array([bills.grade(question, text[change])
-                                for question, text in zip(questions, texts)]) for change in y}
-    return {change: {"right": bills.LABEL_SHARPNESS * float((grades[change] - grades[""]).mean())} | {
-        model: list(map(float, mean_interval(scores[change][model] - scores[""][model])))
-        for model in ("R_P", "R_PIT")} for change in y if change}
+                       "R_PIT": gap_scores(data, models.rpit, x, ids, draft)}
+              for change, ids in y.items()}
+    for change in list(y)[1:]:
+        worth = [bills.grade(question, text[change]) - bills.grade(question, text[""])
+                 for question, text in zip(questions, texts)]
+        found[change] = {"right": bills.LABEL_SHARPNESS * float(np.mean(worth))} | {
+            model: list(map(float, mean_interval(paid - scores[""][model])))
+            for model, paid in scores[change].items()}
+    return found

@@ -1,4 +1,4 @@
-"""The evaluation on held-out prompts, and its report as report.json, report.md and curves.png.
+"""The evaluation on held-out prompts: what report.json holds.
 
 Every system answers the same prompts at the same temperature; a response wins over the one that it
 is compared with if the judge grades it higher. On bills the judge is the hidden one. On other data
@@ -8,7 +8,6 @@ equal length beside.
 
 import dataclasses
 import itertools
-import json
 import random
 import time
 from pathlib import Path
@@ -20,9 +19,9 @@ from tqdm import tqdm
 from corpus import bills
 from data import Data, Fold
 from evaluation import measure
-from evaluation.prices import price_list
-from evaluation.rivals import best_of, self_refine
 from evaluation.show import prompt_text
+from report.prices import price_list
+from report.rivals import best_of, self_refine
 from reward import score
 from runtime import files, operations, ranks
 from runtime.config import ONLY_SPEED
@@ -302,103 +301,3 @@ def examples(run: Run, data: Data, models: Models, judge: Judge, responses: dict
             steps.append({"y": decode(y[i]), "r_gap": gap, "gold": gold})
         found.append({"x": x, "temperature": temperature, "steps": steps})
     return found
-
-
-# ---------------------------------------------------------------------------------- the report
-
-
-def as_markdown(report: dict) -> str:
-    """Return report.json as a page."""
-    lines = [f"# {report['name']}, seed {report['seed']}", "",
-             f"{report['prompts']} {report['split']} prompts, judge: {report['judge']}. "
-             "Win, tie, lose, delta (win - lose, 95 % interval), responses that were cut off and "
-             "copies of y_ref in %.", "",
-             "| system | T | iteration | gold | against | win | tie | lose | delta | "
-             "delta at equal length | length | cut | copies |",
-             "|---|---|---|---|---|---|---|---|---|---|---|---|---|"]
-    for r in report["rows"]:
-        gold = "" if r["gold"] is None else f"{r['gold']:.3f}"
-        equal = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*r["equal_length"])
-        copies = "" if r["copies"] is None else f"{r['copies']:.0f}"
-        lines.append(
-            f"| {r['system']} | {'' if r['temperature'] is None else r['temperature']} | "
-            f"{r['iteration'] or ''} | {gold} | {r['against']} | {r['win']:.1f} | {r['tie']:.1f} | "
-            f"{r['lose']:.1f} | {r['delta']:+.1f} [{r['ci_low']:+.1f}, {r['ci_high']:+.1f}] | "
-            f"{equal} | {r['length']:.1f} | {r['cut']:.0f} | {copies} |")
-    names = list(report["rows"][0]["aspects"])
-    if names:
-        lines += ["", "## The judge's aspects", "", f"| system | T | iteration | against | "
-                  f"{' | '.join(names)} |", "|---|---|---|---|" + "---|" * len(names)]
-        lines += [f"| {r['system']} | {'' if r['temperature'] is None else r['temperature']} | "
-                  f"{r['iteration'] or ''} | {r['against']} | "
-                  f"{' | '.join(format(r['aspects'][name], '.3f') for name in names)} |"
-                  for r in report["rows"]]
-    lines += ["", "## Reward models", "", "| agreement | accuracy | 95 % interval | pairs |",
-              "|---|---|---|---|"]
-    lines += [f"| {name} | {a['accuracy']:.3f} | {a['ci_low']:.3f} to {a['ci_high']:.3f} | "
-              f"{a['pairs']} |" for name, a in report["reward"].items()]
-    if report["prices"]:
-        lines += ["", "What they pay for a change of the right answer without courtesy, and what "
-                  "the labels make it worth (R_PIT: for a draft with a wrong total).", "",
-                  "| change | right price | R_P | R_PIT |", "|---|---|---|---|"]
-        lines += [f"| {change} | {prices['right']:+.2f} | " + " | ".join(
-            "{:+.2f} [{:+.2f}, {:+.2f}]".format(*prices[model]) for model in ("R_P", "R_PIT"))
-            + " |" for change, prices in report["prices"].items()]
-    lines += ["", "## Examples", "", f"Drawn with seed {report['eval_seed']}, not picked."]
-    for example in report["examples"]:
-        lines += ["", f"**{example['x']}** (T = {example['temperature']})", ""]
-        for k, step in enumerate(example["steps"]):
-            notes = [f"{name} {step[name]:+.2f}" for name in ("r_gap", "gold")
-                     if step[name] is not None]
-            lines.append(f"- y_{k}: {step['y']}" + f" ({', '.join(notes)})" * bool(notes))
-    lines += ["", "## Data and time", "", ", ".join(f"{k}: {v}" for k, v in report["data"].items()),
-              "", "Operations are those of matrix products. The share is that of the "
-              f"{report['peak_tflop_a_second']:.3f} TFLOP a second that one large product reached.",
-              "", "| stage | seconds | TFLOP | share |", "|---|---|---|---|"]
-    costs = [(name, report["seconds"][name], report["tflop"][name]) for name in report["seconds"]]
-    costs.append(("all", sum(report["seconds"].values()), sum(report["tflop"].values())))
-    for name, seconds, done in costs:
-        share = done / max(seconds, 1e-9) / report["peak_tflop_a_second"]
-        lines.append(f"| {name} | {seconds:.0f} | {done:.1f} | {100 * share:.0f} % |")
-    return "\n".join(lines) + "\n"
-
-
-def draw_curves(run: Run) -> None:
-    """Draw reward, gold and KL along the PPO stages, where matplotlib is installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    log = run.folder / "metrics.jsonl"  # a run whose stages are all its base's has none
-    logged = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    lines = [line for line in map(json.loads, logged) if "kl" in line]
-    stages = list(dict.fromkeys(line["stage"] for line in lines))
-    if not stages:
-        return
-    figure, axes = pyplot.subplots(3, len(stages), figsize=(3 * len(stages), 6), sharex="col",
-                                   sharey="row", squeeze=False)
-    for column, stage in zip(axes.T, stages):
-        column[0].set_title(stage)
-        for axis, name in zip(column, ("reward", "gold", "kl")):
-            points = [(r["step"], r[name]) for r in lines if r["stage"] == stage and name in r]
-            axis.plot(*(zip(*points) if points else ([], [])))
-    for axis, label in zip(axes[:, 0], ("reward (std)", "gold", "KL (nats a response)")):
-        axis.set_ylabel(label)
-    figure.supxlabel("iteration")
-    figure.tight_layout()
-    figure.savefig(run.folder / "curves.png", dpi=120)
-    pyplot.close(figure)
-
-
-def write(run: Run, report: dict) -> None:
-    """Write the report into the run's folder and print where it is."""
-    if ranks.rank() == 0:
-        page = as_markdown(report)
-        for name, text in (("report.json", json.dumps(report, indent=1)), ("report.md", page)):
-            files.write_whole(run.folder / name, lambda file: file.write(text.encode()))
-        print(page.split("## Examples")[0])
-        print(f"written: {run.folder / 'report.md'}")
-        (run.folder / "evaluation.part.pt").unlink(missing_ok=True)  # when all is written
-        draw_curves(run)

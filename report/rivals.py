@@ -10,10 +10,10 @@ import numpy as np
 from corpus.templates import Template
 from corpus.tokens import Column
 from data import Data, Fold, Pairs
-from evaluation import rubric
 from evaluation.measure import rp_scores
 from evaluation.show import prompt_text
 from model import GPT, pad_rows
+from report import rubric
 from runtime.config import FitSection
 from runtime.run import Run
 from runtime.state import weights_of
