@@ -38,7 +38,9 @@ class TextPair:
 
 
 class Unusable(UserError):
-    """A record that is not as its format says. The `reason` is what such records are counted by."""
+    """A record that is not as its format says. Such records are counted by their `reason`, which
+    names no value of the record; the `detail` follows it in the message, from its "; " or ", " on.
+    """
 
     def __init__(self, where: str, reason: str, detail: str = ""):
         super().__init__(f"{where}: {reason}{detail}")
@@ -173,13 +175,14 @@ def key_of(turns: list[Turn]) -> str:
     return next(text for role, text in turns if role == "user")
 
 
-def asked(prompt: str, chosen: str, rejected: str, key: str | None = None) -> TextPair:
+def one_turn_pair(prompt: str, chosen: str, rejected: str, key: str | None = None) -> TextPair:
     """Make a pair whose prompt is one turn."""
     return TextPair(prompt if key is None else key, [("user", prompt)], chosen, rejected)
 
 
 def read_plain(record: dict, where: str) -> TextPair | str:
-    return asked(*(text_field(record, key, where) for key in ("prompt", "chosen", "rejected")))
+    return one_turn_pair(*(text_field(record, key, where)
+                           for key in ("prompt", "chosen", "rejected")))
 
 
 def read_hh(record: dict, where: str) -> TextPair | str:
@@ -250,7 +253,7 @@ def read_summaries(record: dict, where: str) -> TextPair | str:
                        "summaries and choice, 0 or 1")
     post = text_field(info, "post" if info.get("post") else "article", where).strip()
     texts = [text_field(summary, "text", where).strip() for summary in summaries]
-    return asked(post, texts[choice], texts[1 - choice], key=str(info["id"]))
+    return one_turn_pair(post, texts[choice], texts[1 - choice], key=str(info["id"]))
 
 
 def read_votes(record: dict, where: str) -> TextPair | str:
@@ -268,11 +271,12 @@ def read_votes(record: dict, where: str) -> TextPair | str:
         raise Unusable(where, "expected votes 0, 1 or 2 in annotator..., votes or preference",
                        f", found {votes}")
     lead = sum((0, 1, -1)[int(vote)] for vote in votes)
-    return asked(prompt, *(texts if lead > 0 else texts[::-1])) if lead else "tie"
+    return one_turn_pair(prompt, *(texts if lead > 0 else texts[::-1])) if lead else "tie"
 
 
 def find_reader(record: dict, where: str):
-    """Return the reader of a record's format. Raises Unusable where no format fits."""
+    """Return the reader of a record's format: of several that fit the most special one, first.
+    Raises Unusable where none fits."""
     if "summaries" in record:
         return read_summaries
     if "response1" in record and "response2" in record:
@@ -282,4 +286,4 @@ def find_reader(record: dict, where: str):
             return read_conversations
         return read_plain if "prompt" in record else read_hh
     raise Unusable(where, "expected the keys prompt, chosen and rejected", " (or those of another "
-                   f"format in corpus/formats.py), found {', '.join(record) or 'none'}")
+                   f"format, see docs/data.md), found {', '.join(record) or 'none'}")

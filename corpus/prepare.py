@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from corpus import bills
-from corpus.formats import TextPair, read_pairs
+from corpus.formats import TextPair, key_of, read_pairs
 from corpus.templates import Template, opening_templates, turn_templates
 from corpus.tokens import CUT, FOLDS, encode_prompts, flattened, fold_keys
 from pretrained.vocabulary import Tokenizers, file_name, read_tokenizer, train_tokenizer
@@ -55,7 +55,7 @@ def encode_pairs(pairs: list[TextPair], config: Config, tokenizer, turns: dict[s
     dropped["prompt too long"] += no_prompt
     dropped["response too long"] += len(pairs) - no_prompt - sum(fits)
     dropped[CUT] += sum(c and fit for c, fit in zip(cut, fits))
-    keys = fold_keys([pair.key for pair in pairs], x)
+    keys = fold_keys([pair.key for pair in pairs], x, [key_of(pair.prompt) for pair in pairs])
     if not any(fits):
         raise UserError(f"data: all {len(pairs)} pairs are longer than data.max_prompt or "
                         f"data.max_response: {no_prompt} prompts are, and the "

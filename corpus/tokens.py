@@ -44,11 +44,11 @@ def encode_prompts(prompts: list[list[Turn]], turns: dict, opening: dict, tokeni
     return encoded, cut
 
 
-def fold_keys(keys: list[str], x: list[list[int]]) -> list[str]:
-    """Return what decides each pair's fold. Pairs of one key stay together, and so do those whose
-    prompts are the same once first turns are cut off, and all that such pairs link. The name of a
-    group is the least of its keys."""
-    leader: dict = {}  # of each key and prompt one that is nearer to its group's name
+def fold_keys(keys: list[str], *links: list) -> list[str]:
+    """Return what decides each pair's fold. Pairs of one key stay together, and so do those that
+    have something else in common, such as the prompt once first turns are cut off: each of `links`
+    has a list or a text for each pair. The name of a group is the least of its keys."""
+    leader: dict = {}  # of each key and link one that is nearer to its group's name
 
     def find(name):
         while (above := leader.setdefault(name, name)) != name:
@@ -56,10 +56,11 @@ def fold_keys(keys: list[str], x: list[list[int]]) -> list[str]:
             name = above
         return name
 
-    for key, ids in zip(keys, x):
-        ends = find(key), find(tuple(ids) if ids else key)
-        least, other = sorted(ends, key=lambda name: (isinstance(name, tuple), name))
-        leader[other] = least
+    for key, *linked in zip(keys, *links):
+        for link in filter(None, linked):
+            ends = find(key), find(tuple(link))
+            least, other = sorted(ends, key=lambda name: (isinstance(name, tuple), name))
+            leader[other] = least
     return [find(key) for key in keys]
 
 

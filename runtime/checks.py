@@ -238,7 +238,8 @@ def scarce(config, counts: dict[str, int]):
         passes = fit.steps * min(fit.batch, pairs) / pairs
         if passes > 10:
             yield (f"{name}.steps = {fit.steps} go {passes:.0f} times over the {pairs:,} pairs of "
-                   f"their fold, and learn them by heart: lower {name}.steps, or bring more pairs")
+                   f"their fold, and learn them by heart: lower {name}.steps, or bring more pairs"
+                   + " (train_pit.py trains it, for the report)" * (name == "judge"))
 
 
 def unproven(agreement: dict):

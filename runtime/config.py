@@ -42,7 +42,7 @@ class RunSection:
 
 @dataclass
 class DataSection:
-    files: list[str] = field(default_factory=list)  # preference pairs; none: make bills
+    files: list[str] = field(default_factory=list)  # preference pairs, from where one is; none: bills
     bills: int = 120_000        # pairs to make where no file is given
     total: Literal["first", "last"] = "first"  # bills: the place of the total; last: the control
     things: list[int] = field(  # bills: the fewest and the most things that a question lists

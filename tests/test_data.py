@@ -181,6 +181,9 @@ def test_a_cut_prompt_stays_with_its_equals():
 def test_what_links_two_groups_makes_them_one():
     x = [[1], [1], [2], [3], [2], [], [], [4]]  # [1] links a and b, then [2] both to c
     assert fold_keys(["a", "b", "b", "c", "c", "d", "e", "f"], x) == [*"aaaaadef"]
+    # a post by its number, and a conversation of another file that begins with it
+    keys = fold_keys(["id 7", "q", "r"], [[1], [1, 2], [3]], ["q", "q", "r"])
+    assert keys == ["id 7", "id 7", "r"]
 
 
 def test_a_bill_in_other_words_is_in_the_same_fold(tmp_path):
