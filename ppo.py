@@ -13,12 +13,13 @@ Symbols, all on one grid [B, T] of tokens, right-padded; a mask marks the respon
     ref_logp[b, t]  the same of the anchor pi_ref (the supervised model)
     values[b, t]    V of the state before token t, read at position t - 1
     rewards[b, t]   -beta (logp - ref_logp), and the score at the last token
+    advantages, returns   what followed token t, less V; and with V
     rho             pi_new / pi_old, 1 in the first minibatch of the first epoch
 
 Rollout, log-probabilities and update share one temperature, and there is no top-k, top-p or
 dropout: one behaviour distribution. Ranks share the prompts of an iteration and then the rows of
-each minibatch; the formulas know nothing of them. Left out: early stopping on KL, a critic in the
-policy.
+each minibatch; the formulas know nothing of them. Left out: early stopping on KL, a trunk shared by policy and
+critic.
 """
 
 import math
@@ -34,7 +35,7 @@ from model import GPT, Rows, on_grid, scalars, token_logprobs
 from runtime.batching import by_micro_batches, micro_batches
 from runtime.checks import refuse_not_finite, troubles, warn_once
 from runtime.config import PPOSection, StageSection
-from runtime.ranks import all_sum, gather, gather_rows, random_numbers, shard
+from runtime.ranks import all_sum, gather, gather_fields, random_numbers, shard, shard_fields
 from runtime.run import Run, optimizer_step
 
 
@@ -114,10 +115,6 @@ class Prompts:
     y_ref: list[list[int]]    # empty lists for RLHF
     source: list[str]         # of y_ref: "y_w", "y_l", "M_P^RL", or "" for RLHF
 
-    def shard(self):
-        """Return this rank's share."""
-        return Prompts(shard(self.ids), shard(self.x), shard(self.y_ref), shard(self.source))
-
 
 @dataclass
 class Rollout:
@@ -126,7 +123,8 @@ class Rollout:
     logp: torch.Tensor        # [B, T]
     kl: torch.Tensor          # [B, T]
     values: torch.Tensor      # [B, T]
-    advantages: torch.Tensor  # [B, T]
+    rewards: torch.Tensor     # [B, T]
+    advantages: torch.Tensor  # [B, T] whitened; 0 until all ranks' rows are there
     returns: torch.Tensor     # [B, T]
     score: torch.Tensor       # [B] normalised
     ended: torch.Tensor       # [B] whether the response has its end
@@ -140,14 +138,8 @@ class Rollout:
         """Take some of the rows, cut to the longest of them."""
         rows = self.rows[chosen]
         grids = {name: getattr(self, name)[chosen, :rows.tokens.shape[1]] for name in (
-            "logp", "kl", "values", "advantages", "returns")}
+            "logp", "kl", "values", "rewards", "advantages", "returns")}
         return Rollout(rows=rows, score=self.score[chosen], ended=self.ended[chosen], **grids)
-
-    def of_all_ranks(self):
-        """Put the shares of all ranks together, row by row."""
-        rows = Rows(*map(gather_rows, (self.rows.tokens, self.rows.prompt, self.rows.length)))
-        others = {name: gather_rows(value) for name, value in vars(self).items() if name != "rows"}
-        return Rollout(rows=rows, **others)
 
 
 @dataclass
@@ -156,7 +148,7 @@ class Task:
     name: str                                              # of the stage
     stage: StageSection
     anchor: GPT                                            # pi_ref, which never changes
-    draw: Callable[[int, int], Prompts]                    # iteration, number -> prompts
+    draw: Callable[[int, int], Prompts]    # iteration, an even number -> as many prompts
     score: Callable[[Prompts, Rows], torch.Tensor]         # -> [B], raw
     observe: Callable[..., dict]           # iteration, prompts, rollout -> more figures to log
     scale: tuple[float, float] = (0.0, 1.0)  # mean and std of raw scores before training
@@ -211,17 +203,24 @@ def roll_out(learner: Learner, task: Task, prompts: Prompts, uniforms, ppo: PPOS
     ended = rows.tokens.gather(1, rows.length[:, None] - 1)[:, 0] == eos
     mean, std = task.scale
     score = torch.where(ended, (task.score(prompts, rows) - mean) / std, ppo.no_eos_score)
-    # 3. KL and values: one number a token.
+    # 3. KL, values and rewards: one number a token.
     micro_batch = task.anchor.config.micro_batch
     logp, ref_logp = (
         by_micro_batches(lambda part: token_logprobs(one, part, ppo.temperature), rows, micro_batch)
         for one in (learner.policy, task.anchor))
     kl = kl_penalty(logp, ref_logp, rows.mask)
     values = by_micro_batches(learner.critic, rows, micro_batch)
-    # 4. Rewards, advantages and returns: one number a token.
     rewards = token_rewards(score, kl, rows.mask, learner.beta)
-    advantages, returns = compute_gae(rewards, values, rows.mask, ppo.gamma, ppo.lam)
-    return Rollout(rows, logp, kl, values, advantages, returns, score, ended)
+    nothing = torch.zeros_like(rewards)
+    return Rollout(rows, logp, kl, values, rewards, nothing, nothing, score, ended)
+
+
+def estimate_advantages(rollout: Rollout, ppo: PPOSection) -> Rollout:
+    """Return the rollout with its advantages, whitened (the rates assume variance 1), and returns.
+    Another estimator goes here: it sees the rows of all ranks."""
+    advantages, returns = compute_gae(
+        rollout.rewards, rollout.values, rollout.mask, ppo.gamma, ppo.lam)
+    return replace(rollout, advantages=whiten(advantages, rollout.mask), returns=returns)
 
 
 def add_gradients(learner: Learner, batch: Rollout, ppo: PPOSection, train_policy: bool):
@@ -301,8 +300,8 @@ def train(run: Run, data: Data, task: Task, learner: Learner) -> None:
         prompts = task.draw(iteration, ppo.batch)
         # 2. Sample y ~ pi(. | prompt) and score it; KL, values, advantages.
         uniforms = random_numbers(len(prompts.ids), run.config.data.max_response, sampling)
-        rollout = roll_out(learner, task, prompts.shard(), uniforms, ppo, eos).of_all_ranks()
-        rollout = replace(rollout, advantages=whiten(rollout.advantages, rollout.mask))
+        share = roll_out(learner, task, shard_fields(prompts), uniforms, ppo, eos)
+        rollout = estimate_advantages(gather_fields(share), ppo)
         figures = figures_of(rollout, prompts, data.strip_eos) | {"beta": learner.beta}
         refuse_not_finite(figures, f"{task.name}, iteration {iteration}")
         warn_once(run.told, task.name, troubles(figures, stage.kl_target))

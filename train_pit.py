@@ -29,7 +29,7 @@ from report.evaluate import evaluate
 from report.page import write
 from reward import RewardModel
 from runtime.launch import guard
-from runtime.ranks import gather, shard
+from runtime.ranks import gather, shard, shard_fields
 from runtime.run import Run
 from runtime.stages import inputs_of, title
 from runtime.state import load_weights, weights_of
@@ -103,7 +103,7 @@ def measure_scale(run: Run, data: Data, task: Task) -> tuple[float, float]:
 
 def raw_scores(run: Run, task: Task, prompts: Prompts, responses: list) -> np.ndarray:
     """Return the task's scores of responses (token ids, with their ends)."""
-    own = prompts.shard()
+    own = shard_fields(prompts)
     rows = pad_rows(own.ids, shard(responses), run.device)
     return np.array(gather(task.score(own, rows).tolist()))
 
@@ -134,8 +134,7 @@ def train_rlhf(run: Run, data: Data, name: str, sft: GPT, rp: RewardModel) -> di
 
 def train_rlhf_more(run: Run, data: Data, sft: GPT, rp: RewardModel, before: dict) -> dict:
     """Go on from M_P^RL's checkpoint, for as many more samples as PIT's stages take."""
-    stages = [getattr(run.config, name) for name in run.config.pit.curriculum]
-    budget = sum(one.iterations * (1 + (one.reference == "policy")) for one in stages)
+    budget = sum(getattr(run.config, name).batches() for name in run.config.pit.curriculum)
     task = rlhf_task(run, data, "rlhf_more", sft, rp)
     task = replace(task, stage=replace(task.stage, iterations=budget))
     return train_stage(run, data, task, before)

@@ -6,7 +6,6 @@ it is a reward model held out from all training; as such models like length, win
 equal length beside.
 """
 
-import dataclasses
 import itertools
 import random
 import time
@@ -25,7 +24,7 @@ from report.rivals import best_of, self_refine
 from reward import score
 from runtime import files, operations, ranks
 from runtime.config import ONLY_SPEED
-from runtime.run import Run
+from runtime.run import Run, fields_of
 from runtime.stages import inputs_of, title
 from sample import Sampler, answer, improve
 from train_reward import Models
@@ -118,9 +117,8 @@ class Kept:
 
 def evaluated(run: Run) -> dict:
     """Return what an evaluation's responses depend on: settings, and the very checkpoints."""
-    settings = {f"{section}.{key}": value
-                for section, keys in dataclasses.asdict(run.config).items() if section != "run"
-                for key, value in keys.items()}
+    settings = {name: value for name, value in fields_of(run.config).items()
+                if not name.startswith("run.")}
     paths = {name: path_of(run, name).stat() for name in inputs_of(run.config)}
     return {name: value for name, value in settings.items() if name not in ONLY_SPEED} | {
         "run.seed": run.config.run.seed, "run.amp": run.config.run.amp} | {

@@ -42,7 +42,7 @@ class RunSection:
 
 @dataclass
 class DataSection:
-    files: list[str] = field(default_factory=list)  # preference pairs, from where one is; none: bills
+    files: list[str] = field(default_factory=list)  # preference pairs; none: make bills
     bills: int = 120_000        # pairs to make where no file is given
     total: Literal["first", "last"] = "first"  # bills: the place of the total; last: the control
     things: list[int] = field(  # bills: the fewest and the most things that a question lists
@@ -150,6 +150,10 @@ class StageSection:
     kl_target: float = 2.0      # nats a response; see ppo.kl_coefficient
     reference: Literal["data", "policy"] = "policy"  # source of y_ref: y_l and y_w, or M_P^RL
     lr_scale: float = 1.0
+
+    def batches(self) -> int:
+        """Count the batches (ppo.batch) of responses that the stage samples, sampled y_ref too."""
+        return self.iterations * (1 + (self.reference == "policy"))
 
 
 @dataclass

@@ -1,6 +1,8 @@
 """What ranks do with each other. Each works on its share of a batch; losses, counts and gradients
 are summed over all."""
 
+from dataclasses import is_dataclass
+
 import torch
 import torch.distributed as dist
 from torch.nn.utils.rnn import pad_sequence
@@ -19,6 +21,11 @@ def ranks() -> int:
 def shard(items):
     """Return this rank's share of a sequence that all ranks hold: every n-th item, with n ranks."""
     return items[rank()::ranks()]
+
+
+def shard_fields(items):
+    """Return this rank's share of a dataclass of sequences that all ranks hold."""
+    return type(items)(**{name: shard(value) for name, value in vars(items).items()})
 
 
 def random_numbers(count: int, length: int, generator: torch.Generator) -> torch.Tensor:
@@ -50,6 +57,12 @@ def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
     rows = [torch.as_tensor(row) for row in gather(list(tensor.detach().cpu().numpy()))]
     whole = torch.stack(rows) if tensor.dim() == 1 else pad_sequence(rows, batch_first=True)
     return whole.to(tensor.device)
+
+
+def gather_fields(share):
+    """Return a dataclass of tensors, or of such dataclasses, with the rows of all ranks."""
+    return type(share)(**{name: gather_fields(value) if is_dataclass(value) else gather_rows(value)
+                          for name, value in vars(share).items()})
 
 
 def in_step(count: int) -> int:

@@ -62,6 +62,12 @@ def optimizer_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, cou
     return norm.item()
 
 
+def fields_of(config: Config) -> dict:
+    """Return all fields of a config, by their names "section.key"."""
+    return {f"{section}.{key}": value for section, keys in dataclasses.asdict(config).items()
+            for key, value in keys.items()}
+
+
 class Run:
     """A run folder with all that is in it; with `trains` false no stage may be missing."""
 
@@ -116,11 +122,9 @@ class Run:
         the stage yields; they are kept in the checkpoint, and one that was made with other values
         is refused with the fields that differ. `make()` returns a dict of tensors and plain values.
         """
-        inputs = {f"{section}.{key}": value
-                  for section, keys in dataclasses.asdict(self.config).items()
-                  for key, value in keys.items()
-                  if {section, f"{section}.{key}"} & {*sections, "run.seed"}
-                  and f"{section}.{key}" not in ONLY_SPEED} | {"format": FORMAT}
+        inputs = {key: value for key, value in fields_of(self.config).items()
+                  if {key, key.partition(".")[0]} & {*sections, "run.seed"}
+                  and key not in ONLY_SPEED} | {"format": FORMAT}
         for path in dict.fromkeys((self.folder / f"{name}.pt", self.base / f"{name}.pt")):
             content = self.fitting(path, inputs)
             if content:
@@ -169,7 +173,8 @@ class Run:
             return None
         content = files.load(path)
         made = content["inputs"]
-        differ = [key for key in inputs | made if inputs.get(key) != made.get(key)]
+        known = fields_of(type(self.config)()) | made  # an option that is newer than the file
+        differ = [key for key in inputs | made if inputs.get(key) != known.get(key)]
         if not differ:
             return content
         note = f"{path} was made with other values (or none) of {', '.join(differ)}"

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shlex
 
 import pytest
 
@@ -72,6 +73,32 @@ def test_lines_of_the_config_are_taken(page):
             config = Config()
             fill(config, str(ROOT / "configs" / "tiny.toml"), [f"--{field}={value.strip(chr(39))}"])
             check_config(config, field)
+
+
+def commands(page) -> list[list[str]]:
+    """Return the Python commands of a page's code blocks, as lists of words."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    parts = [part for block in blocks for line in block.splitlines()
+             for part in line.split("  #")[0].split(" && ")]
+    words = [shlex.split(part) for part in parts if part.startswith(".venv/bin/")]
+    return [line[1:] for line in words if line[0] in (".venv/bin/python", ".venv/bin/torchrun")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_commands_name_scripts_configs_and_options_that_are_there(page):
+    for words in commands(page):
+        if words[:2] == ["-m", "pytest"]:
+            continue
+        script = ROOT / (words[1].replace(".", "/") + ".py" if words[0] == "-m" else next(
+            word for word in words if word.endswith(".py")))
+        text = script.read_text(encoding="utf-8")
+        for option in words[words.index(words[1] if words[0] == "-m" else script.relative_to(
+                ROOT).as_posix()) + 1:]:
+            name = option.partition("=")[0]
+            if option.startswith("configs/"):
+                assert (ROOT / option).exists(), option
+            elif name.startswith("--") and "." not in name and name != "--config":
+                assert f'"{name}"' in text, f"{script.name} {name}"
 
 
 def test_the_readme_is_short():

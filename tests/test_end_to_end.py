@@ -15,6 +15,7 @@ from report.evaluate import stage_costs
 from report.page import draw_curves
 from runtime.files import load, save
 from runtime.stages import inputs_of
+from test_docs import PAGES, commands
 
 TINY = "configs/tiny.toml"
 FITS = {"sft": [5, 10, 15, 20], "pit_sft": [5], "rp": [5], "rpit": [5]}
@@ -23,7 +24,7 @@ STAGES = {"rlhf": [0, 1, 2, 3], "stage0": [0, 1, 2, 3], "stage1": [1, 2, 3],
 ROW = {"system", "against", "iteration", "temperature", "win", "tie", "lose", "delta", "ci_low",
        "ci_high", "equal_length", "gold", "aspects", "length", "cut", "copies"}
 REPORT = {"name", "seed", "eval_seed", "split", "prompts", "judge", "rows", "reward", "seconds",
-          "data", "examples", "responses"}
+          "tflop", "peak_tflop_a_second", "prices", "data", "examples", "responses"}
 PROMPT = "What is the bill for tea, a coupon and a hat?"
 
 
@@ -255,6 +256,17 @@ def test_eval_writes_the_same_report_again(trained):
     again = report_of(folder)
     assert again["rows"] == report["rows"] and again["examples"] == report["examples"]
     assert again["reward"] == report["reward"] and (folder / "report.md").exists()
+
+
+ON_PAGES = [words for page in PAGES for words in commands(page)
+            if words[0].startswith(("train_", "sample")) and "configs/synthetic.toml" in words]
+
+
+@pytest.mark.parametrize("words", ON_PAGES, ids=" ".join)
+def test_the_commands_of_the_pages_run(trained, words):
+    """Run them with the smallest config."""
+    words = [TINY if word == "configs/synthetic.toml" else word for word in words]
+    succeed(*words, trained[1], stdin=f"{PROMPT}\n\n")
 
 
 def test_train_reward_prints_accuracies(trained):

@@ -193,7 +193,8 @@ def roll(policy, anchor, critic, prompts, task, section, beta=0.3, max_new=6):
     learner = ppo.make_learner(policy, critic, section, StageSection(beta=beta))
     task = dataclasses.replace(task, anchor=anchor, scale=(0.5, 0.25))
     uniforms = torch.rand(len(prompts.ids), max_new, generator=torch.Generator().manual_seed(0))
-    return learner, ppo.roll_out(learner, task, prompts, uniforms, section, EOS)
+    rollout = ppo.roll_out(learner, task, prompts, uniforms, section, EOS)
+    return learner, ppo.estimate_advantages(rollout, section)
 
 
 def test_a_new_critic_values_everything_at_zero():
@@ -229,7 +230,7 @@ def test_rollout_holds_what_the_update_needs():
     torch.testing.assert_close(r.values, critic(r.rows))
     rewards = token_rewards(r.score, logp - ref, r.mask, 0.3)
     advantages, _ = compute_gae(rewards, r.values, r.mask, 0.9, 0.8)
-    torch.testing.assert_close(r.advantages, advantages, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(r.advantages, whiten(advantages, r.mask), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(r.returns, (advantages + r.values) * r.mask, atol=1e-4, rtol=1e-4)
 
 
@@ -249,7 +250,7 @@ def test_figures_by_hand():
     zeros = torch.zeros(rows.mask.shape)
     kl = torch.where(rows.mask, 0.5, 0.0)  # 7 tokens: 3.5 in all
     returns = torch.where(rows.mask, 3.0, 9.0)
-    rollout = ppo.Rollout(rows, zeros, kl, zeros + 1, zeros, returns,
+    rollout = ppo.Rollout(rows, zeros, kl, zeros + 1, zeros, zeros, returns,
                           torch.tensor([1.0, 2.0, 6.0]), torch.tensor([True, True, False]))
     strip_eos = lambda ids: ids[:-1] if ids[-1] == EOS else ids
     prompts = Prompts([[1], [1], [1, 1]], [[1], [1], [1, 1]], [[4, 5], [4], [6, 7]], ["y_l"] * 3)
