@@ -18,8 +18,8 @@ Symbols, all on one grid [B, T] of tokens, right-padded; a mask marks the respon
 
 Rollout, log-probabilities and update share one temperature, and there is no top-k, top-p or
 dropout: one behaviour distribution. Ranks share the prompts of an iteration and then the rows of
-each minibatch; the formulas know nothing of them. Left out: early stopping on KL, a trunk shared by policy and
-critic.
+each minibatch; the formulas know nothing of them. Left out: early stopping on KL, a trunk that
+policy and critic share.
 """
 
 import math

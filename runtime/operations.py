@@ -17,7 +17,7 @@ def total() -> float:
     return _done
 
 
-def watch(gpt: torch.nn.Module) -> torch.nn.Module:
+def watch(gpt):
     """Count a GPT's operations from now on."""
     gpt.register_forward_hook(count_trunk, with_kwargs=True)
     gpt.head.register_forward_hook(count_head)
