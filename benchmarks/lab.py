@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import script  # noqa: F401
+import script  # noqa: F401  (the project's modules are found from here on)
 
 from data import Data, load_data
 from evaluation.measure import gap_scores, rp_scores
@@ -209,13 +209,11 @@ def log_of(run: Run, stage: str) -> list[dict]:
 def rl_samples(config, sections) -> dict[str, int]:
     """Responses that RL scored in the iterations of these stages of a config, and all that were
     sampled for them: where the policy gives a stage of PIT its references, these too."""
-    scored = sampled = 0
-    for name in sections:
-        if name in RL:
-            stage = getattr(config, name)
-            scored += stage.iterations
-            sampled += stage.iterations * (1 + (name != "rlhf" and stage.reference == "policy"))
-    return {"scored": scored * config.ppo.batch, "sampled": sampled * config.ppo.batch}
+    stages = {name: getattr(config, name) for name in sections if name in RL}
+    scored = sum(stage.iterations for stage in stages.values())
+    drawn = sum(stage.iterations for name, stage in stages.items()
+                if name != "rlhf" and stage.reference == "policy")
+    return {"scored": scored * config.ppo.batch, "sampled": (scored + drawn) * config.ppo.batch}
 
 
 def mean_length(lists) -> float:
@@ -241,7 +239,7 @@ class Responses:
         fold = self.data.folds[split]
         self.x = fold.x[:number or self.run.config.eval.prompts]
         self.judge = Judge(self.data, self.models, self.x)
-        self.made, self.scored = {}, []
+        self.made, self.scored = {}, {}
         self.costs = {}  # by identity of a list, an answer: tokens sampled, tokens read, calls
         for side in ("y_w", "y_l"):
             self.keep(side, lambda: getattr(fold, side)[:len(self.x)])
@@ -320,14 +318,13 @@ class Responses:
 
     def outside(self, y: list) -> np.ndarray:
         """Scores by the reward model of other data, which reads the texts by its own tokenizer."""
-        known = [scores for other, scores in self.scored if other is y]
-        if not known:
+        if id(y) not in self.scored:
             judge = self.lab.outside()
-            data, x = judge.data, [judge.data.prompt(prompt_text(self.data, ids)) for ids in self.x]
-            texts = [data.response(self.data.tokenizer.decode(ids)) for ids in y]
-            known = [rp_scores(data, judge.models.rp, x, texts).round(4)]
-            self.scored.append((y, known[0]))
-        return known[0]
+            x = [judge.data.prompt(prompt_text(self.data, ids)) for ids in self.x]
+            texts = [judge.data.response(self.data.tokenizer.decode(ids)) for ids in y]
+            scores = rp_scores(judge.data, judge.models.rp, x, texts).round(4)
+            self.scored[id(y)] = scores, y  # kept, or another list might get its id
+        return self.scored[id(y)][0]
 
     def gaps(self, y: list, y_ref: list) -> np.ndarray:
         """r_gap(x, y, y_ref)."""

@@ -109,11 +109,17 @@ def table(seeds: list, head: str, under: str, columns: list[Column], but: str = 
         for at in column.places or ("1.0",):
             heads.append(column.head + f", {PLACES[at]}" * bool(column.places))
             for name, line in zip(names, lines):
-                own = gathered(seeds, under + "/{name}", name=name, at=at)
-                line.append("" if name in column.skip else column.show(gathered(
-                    [seed | content for seed, content in zip(seeds, own)], column.path,
-                    name=name, at=at, training=name.removesuffix(", iteration 3"))))
+                line.append("" if name in column.skip else
+                            column.show(figures(seeds, under, name, at, column.path)))
     return markdown(heads, lines)
+
+
+def figures(seeds: list, under: str, name: str, at: str, path: str) -> list:
+    """What each seed has at the path in the line of this name, or else at its own top."""
+    training = name.removesuffix(", iteration 3")
+    own = gathered(seeds, under + "/{name}", name=name, at=at)
+    return gathered([seed | line for seed, line in zip(seeds, own)], path, name=name, at=at,
+                    training=training)
 
 
 def markdown(heads: list[str], lines: list[list[str]]) -> str:
