@@ -9,22 +9,19 @@ import json
 import platform
 import random
 import statistics
-import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import script  # noqa: F401  (the project's modules are found from here on)
+import torch
 
-import torch  # noqa: E402
-
-from model import GPT  # noqa: E402
-from runtime.config import ModelSection  # noqa: E402
+from model import GPT
+from runtime.config import ModelSection
 
 WORKLOADS = {
     "W": (ModelSection(layers=4, heads=4, kv_heads=4, width=256, hidden=688, context=128,
-                       portion=2048), 512),
+                       micro_batch=2048), 512),
     "W2": (ModelSection(layers=12, heads=12, kv_heads=12, width=768, hidden=2048, context=512,
-                        portion=2048), 32000),
+                        micro_batch=2048), 32000),
 }
 torch.set_num_threads(1)
 
@@ -34,12 +31,8 @@ def ours(workload: str) -> GPT:
     return GPT(*WORKLOADS[workload])
 
 
-def hf_config(workload: str):
-    """Return the same model as a LlamaConfig of transformers."""
-    return llama_config(*WORKLOADS[workload])
-
-
 def llama_config(model: ModelSection, vocab: int):
+    """The same model as a LlamaConfig of transformers."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -53,7 +46,16 @@ def hf(workload: str):
     from transformers import LlamaForCausalLM
 
     torch.manual_seed(0)
-    return LlamaForCausalLM(hf_config(workload))
+    return LlamaForCausalLM(llama_config(*WORKLOADS[workload]))
+
+
+def hf_scorer(workload: str):
+    """The same model with a scalar head on the last token."""
+    from transformers import LlamaForSequenceClassification
+
+    config = llama_config(*WORKLOADS[workload])
+    config.num_labels, config.pad_token_id = 1, 0
+    return LlamaForSequenceClassification(config)
 
 
 def random_lists(chance: random.Random, number: int, low: int, high: int, vocab: int) -> list:
@@ -63,20 +65,16 @@ def random_lists(chance: random.Random, number: int, low: int, high: int, vocab:
 
 
 def forward_flops(workload: str) -> int:
-    """Count the operations of one token's forward pass, see product_flops."""
-    return product_flops(*WORKLOADS[workload])
-
-
-def product_flops(model: ModelSection, vocab: int) -> int:
-    """Count the operations of one token's forward pass, the attention over other tokens left out:
-    two for each weight of the linear layers and the output layer."""
+    """Operations of one token's forward pass, the attention over other tokens left out: two for
+    each weight of the linear layers and the output layer."""
+    model, vocab = WORKLOADS[workload]
     width = model.width // model.heads
     layer = model.width * (2 * model.heads + 2 * model.kv_heads) * width
     return 2 * (model.layers * (layer + 3 * model.width * model.hidden) + vocab * model.width)
 
 
-def alternate(sides: dict, repeats: int) -> dict:
-    """Return seconds of each side: medians over `repeats` turns, alternating, after a warm-up."""
+def alternate(sides: dict, repeats: int, of_times=statistics.median) -> dict:
+    """Seconds of each side: medians over `repeats` turns, the sides by turns, after a warm-up."""
     seconds = {name: [] for name in sides}
     for turn in range(repeats + 1):
         for name, side in sides.items():
@@ -84,18 +82,12 @@ def alternate(sides: dict, repeats: int) -> dict:
             side()
             if turn:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+    return {name: of_times(times) for name, times in seconds.items()}
 
 
-def fastest(function, repeats: int = 5) -> float:
-    """Return the seconds of the fastest of some calls, after one to warm up."""
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def fastest(function) -> float:
+    """Seconds of the fastest of five calls, after one to warm up."""
+    return alternate({"": function}, 5, min)[""]
 
 
 def gemm_peak() -> float:
@@ -108,15 +100,15 @@ def gemm_peak() -> float:
     return max(2 * 2048 ** 3 / fastest(product) for product in libraries)
 
 
-def bandwidth() -> float:
-    """Measure the machine's limit, bytes a second read from memory (a sum over 512 MB)."""
-    numbers = torch.ones(1 << 27)
-    return numbers.numel() * 4 / fastest(numbers.sum)
-
-
 def report(row: str, **figures) -> None:
     """Print the row as one JSON line, with what it was measured on."""
     rounded = {name: float(f"{value:.4g}") if isinstance(value, float) else value
                for name, value in figures.items()}
     machine = f"{platform.machine()}, {platform.system()}, torch {torch.__version__}"
     print(json.dumps({"row": row} | rounded | {"machine": machine}))
+
+
+def report_peer(row: str, peer: str, ours_s: float, peer_s: float, least: float, **more) -> None:
+    """Print both sides' seconds, and which part of ours the machine needs at `least`."""
+    report(row, peer=peer, ours_s=ours_s, peer_s=peer_s, ratio=peer_s / ours_s,
+           of_peak=least / ours_s, **more)

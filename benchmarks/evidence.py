@@ -22,12 +22,13 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from lab import (CHOSEN, OUTSIDE_SEED, Lab, Responses, Trained, label, last_stage, log_of,
-                 mean_length, rl_samples)
+from lab import (CHOSEN, OUTSIDE_SEED, RL, Lab, Responses, Trained, label, log_of, mean_length,
+                 rl_samples)
+from script import ROOT
 from tables import fill_pages
 
 from evaluation.measure import fold_scores, pair_agreement
-from report.evaluate import Judge
+from report.evaluate import Judge, stage_seconds
 from report.rivals import refiner_examples
 from report.rubric import LACKING, NESTED, without
 from runtime import interrupt
@@ -38,7 +39,6 @@ from runtime.ranks import barrier, rank
 from runtime.run import NotFinite
 from runtime.settings import UserError, read_arguments
 
-ROOT = Path(__file__).resolve().parents[1]
 SEEDS = [11, 12, 13]  # the config was made while looking at test questions of 1 to 3
 TEMPERATURES = (1.0, 0.5)
 GRID = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
@@ -47,13 +47,12 @@ LR_TIMES = (1.0, 2.0, 4.0)  # a learning rate
 LESSONS = (3, 5, 8)
 TOO_MANY = 120       # iterations of a stage
 TIMED, AT_ONCE = 3, 256  # times that an answer is timed, questions that are asked together
-MORE = 3             # times the pairs
-ORIGINALS = ("y_0 ~ M_P^SFT", "y_0 ~ M_P^RL")
+CHAIN = 8            # improvements of improvements
 
 
 @dataclass
 class System:
-    """What it answers, and the trainings that it stands on, by their names in Lab.seconds."""
+    """What it answers, and the trainings that it stands on, by their names in Lab.trainings."""
     make: Callable[[Responses], list]
     trainings: tuple[str, ...] = ()
 
@@ -61,32 +60,27 @@ class System:
 M_P = ("sft", "rp", "rlhf")
 PIT = M_P + ("pit_sft", "rpit", "stage0", "stage1")
 TAUGHT = ("refiner",) + ("refiner-rl",) * (CHOSEN["refiner"] == "after RL")
-REFINER = M_P + TAUGHT
 OWN = ("sft",) + ("rp",) * (CHOSEN["refiner"] == "after RL") + TAUGHT
 SYSTEMS = {
     "y_0 ~ M_P^SFT": System(lambda r: r.of("M_P^SFT"), ("sft",)),
     "y_0 ~ M_P^RL": System(lambda r: r.of("M_P^RL"), M_P),
     "RLHF, equal budget": System(
-        lambda r: r.answers("RLHF, equal budget", r.lab.equal_budget()[1]),
+        lambda r: r.answers("RLHF, equal budget", r.lab.equal_budget().last()),
         ("sft", "rp", "rlhf-long")),
     "best of 2": System(lambda r: r.best_of(2), M_P),
     "best of 4": System(lambda r: r.best_of(4), M_P),
     "best of 8": System(lambda r: r.best_of(8), M_P),
-    "Self-Refine, whole rubric": System(lambda r: r.refined(), REFINER),
-    "Self-Refine, whole rubric, of its own drafts": System(
-        lambda r: r.refined(own=True), OWN),
-    "Self-Refine, all but the total": System(lambda r: r.refined(without("total")), REFINER),
-    "M_PIT^SFT": System(lambda r: r.improved("M_PIT^SFT", r.models.policies["M_PIT^SFT"]),
-                        M_P + ("pit_sft",)),
+    "Self-Refine, whole rubric": System(lambda r: r.refined(), M_P + TAUGHT),
+    "Self-Refine, whole rubric, of its own drafts": System(lambda r: r.refined(own=True), OWN),
+    "Self-Refine, all but the total": System(lambda r: r.refined(without("total")), M_P + TAUGHT),
+    "M_PIT^SFT": System(lambda r: r.pit_sft(), M_P + ("pit_sft",)),
     "PPO on R_P(x, y) - R_P(x, y_ref)": System(
-        lambda r: r.improved("difference of R_P", last_stage(r.lab.difference().models)),
+        lambda r: r.improved("difference of R_P", r.lab.difference().last()),
         M_P + ("pit_sft", "rpit", "difference-stage0", "difference-stage1")),  # R_PIT: the critic
     "PIT": System(lambda r: r.pit(), PIT),
     "PIT, iteration 3": System(lambda r: r.pit(3), PIT),
     "PIT of y_0 ~ M_P^SFT": System(lambda r: r.pit(start="M_P^SFT"), PIT),
-    "M_PIT^SFT of y_0 ~ M_P^SFT": System(
-        lambda r: r.improved("M_PIT^SFT", r.models.policies["M_PIT^SFT"], start="M_P^SFT"),
-        ("sft", "pit_sft")),
+    "M_PIT^SFT of y_0 ~ M_P^SFT": System(lambda r: r.pit_sft(start="M_P^SFT"), ("sft", "pit_sft")),
     "y_w": System(lambda r: r.made["y_w"]),
     "y_l": System(lambda r: r.made["y_l"]),
 }
@@ -96,34 +90,29 @@ SYSTEMS = {
 
 
 def main_table(lab: Lab) -> dict:
-    """Compare every system at equal temperatures and at its own best one, and PIT against each."""
-    settings = settings_of(lab, {name: system.make for name, system in SYSTEMS.items()})
-    return {"at": {place: compared(lab, setting) for place, setting in settings.items()},
-            "best_temperatures": settings["best"],
+    """Every system at equal temperatures and at its own best one, and PIT against each."""
+    makers = {name: system.make for name, system in SYSTEMS.items()}
+    best, found = in_settings(lab, makers, compared)
+    return {"at": found, "best_temperatures": best,
             "rl_samples": {name: rl_samples_of(lab, name) for name in SYSTEMS}}
 
 
 def rl_samples_of(lab: Lab, system: str) -> dict:
-    """Count the responses that RL scored and sampled for a system."""
-    trainings = SYSTEMS[system].trainings
-    config = lab.equal_budget()[0].config if "rlhf-long" in trainings else lab.config
-    stages = [{"rlhf-long": "rlhf", "refiner-rl": "rlhf"}.get(
-        name, name.removeprefix("difference-")) for name in trainings]
-    return rl_samples(config, [name for name in stages if name in ("rlhf", "stage0", "stage1")])
+    """Responses that RL scored and sampled for a system."""
+    parts = [lab.trainings()[name] for name in SYSTEMS[system].trainings]
+    found = [rl_samples(run.config, [section]) for run, _, section in parts]
+    return {what: sum(samples[what] for samples in found) for what in ("scored", "sampled")}
 
 
-def compared(lab: Lab, setting: dict) -> dict:
-    """Return each system's worth at its temperature in the setting (its drafts' too), its win -
-    lose over the ORIGINALS, and PIT's over it."""
-    at = {name: lab.responses("test", t) for name, t in setting.items()}
+def compared(at: dict[str, Responses]) -> dict:
+    """Each system's worth at its temperature (its drafts' too), its win - lose over the originals,
+    and PIT's over it."""
     made, found = {name: system.make(at[name]) for name, system in SYSTEMS.items()}, {}
     for name, y in made.items():
-        responses = at[name]
-        found[name] = responses.worth(y)
-        for original in ORIGINALS:
-            found[name][f"over {original}"] = responses.over(y, made[original])
-        for ours in ("PIT", "PIT, iteration 3"):
-            found[name][f"{ours} over it"] = responses.over(made[ours], y)
+        found[name] = at[name].worth(y) | {
+            f"over {original}": at[name].over(y, made[original])
+            for original in ("y_0 ~ M_P^SFT", "y_0 ~ M_P^RL")} | {
+            f"{ours} over it": at[name].over(made[ours], y) for ours in ("PIT", "PIT, iteration 3")}
     return found
 
 
@@ -138,33 +127,37 @@ def settings_of(lab: Lab, makers: dict[str, Callable]) -> dict:
         "best": {name: max(GRID, key=lambda t: gold(make, t)) for name, make in makers.items()}}
 
 
+def in_settings(lab: Lab, makers: dict[str, Callable], measure: Callable) -> tuple[dict, dict]:
+    """The best temperatures, and in each setting measure(at), `at` having the test responses of
+    each system at its temperature there."""
+    settings = settings_of(lab, makers)
+    return settings["best"], {
+        place: measure({name: lab.responses("test", t) for name, t in setting.items()})
+        for place, setting in settings.items()}
+
+
 # ------------------------------------------------------------------- variants of PIT's training
 
 
 def compared_variants(lab: Lab, variants: dict[str, Trained]) -> dict:
-    """Measure what other trainings of PIT make of y_0 in one iteration and in three: the worth,
-    its win - lose over y_0, and PIT's over it; where each has its own best temperature, so have
-    PIT and y_0."""
-    def maker(name: str) -> Callable:
-        return Responses.pit if variants[name] is lab.base() else lambda r, times=1: r.improved(
-            name, last_stage(variants[name].models), times)
-
-    makers = {name: maker(name) for name in variants}
-    settings = settings_of(lab, makers | {
-        name: SYSTEMS[name].make for name in ("PIT", "y_0 ~ M_P^RL")})
-    found = {"best_temperatures": settings["best"], "rl_samples": {
-        name: rl_samples(trained.run.config, ("rlhf", *trained.run.config.pit.curriculum))
-        for name, trained in variants.items()}}
-    for place, setting in settings.items():
-        at = {name: lab.responses("test", t) for name, t in setting.items()}
-        y_0, found[place] = at["y_0 ~ M_P^RL"].of("M_P^RL"), {}
+    """What other trainings of PIT make of y_0 in one iteration and in three: the worth, its win -
+    lose over y_0, and PIT's over it; where each has its own best temperature, so have PIT and y_0.
+    """
+    def measure(at: dict[str, Responses]) -> dict:
+        y_0, found = at["y_0 ~ M_P^RL"].of("M_P^RL"), {}
         for times, stem in ((1, ""), (3, ", iteration 3")):
             pit = at["PIT"].pit(times)
             for name, make in makers.items():
-                y = make(at[name], times)
-                found[place][name + stem] = at[name].worth(y) | {
-                    "over y_0": at[name].over(y, y_0), "PIT over it": at[name].over(pit, y)}
-    return found
+                found[name + stem] = at[name].beside(make(at[name], times=times), y_0, pit)
+        return found
+
+    makers = {name: partial(Responses.improved, name="PIT" if trained is lab.base() else name,
+                            policy=trained.last()) for name, trained in variants.items()}
+    best, found = in_settings(
+        lab, makers | {name: SYSTEMS[name].make for name in ("PIT", "y_0 ~ M_P^RL")}, measure)
+    samples = {name: rl_samples(trained.run.config, ("rlhf", *trained.run.config.pit.curriculum))
+               for name, trained in variants.items()}
+    return {"best_temperatures": best, "rl_samples": samples} | found
 
 
 def curriculum(lab: Lab) -> dict:
@@ -221,16 +214,17 @@ def agreements(trained: Trained) -> dict:
 
 
 def reward_models(lab: Lab) -> dict:
-    """Measure what the parts of R_P and R_PIT bring to their agreement, and what more pairs would,
-    of as many more bills, each read as often."""
-    more = {"data__bills": MORE * lab.config.data.bills} | {
-        f"{name}__steps": MORE * getattr(lab.config, name).steps for name in ("rp", "rpit")}
+    """What the parts of R_P and R_PIT bring to their agreement, and what more pairs would, of as
+    many more bills, each read as often."""
+    config = lab.config
+    changed = {"without log-probabilities": {"reward__logp_feature": False},
+               "without the language-model loss": {"reward__lm_coef": 0.0},
+               "score of the last token": {"reward__pool": "last"},
+               "3 times the pairs": {"data__bills": 3 * config.data.bills,
+                                     "rp__steps": 3 * config.rp.steps,
+                                     "rpit__steps": 3 * config.rpit.steps}}
     variants = {"as it is": lab.base()} | {
-        name: lab.supervised(name.replace(" ", "-"), **fields) for name, fields in {
-            "without log-probabilities": {"reward__logp_feature": False},
-            "without the language-model loss": {"reward__lm_coef": 0.0},
-            "score of the last token": {"reward__pool": "last"},
-            f"{MORE} times the pairs": more}.items()}
+        name: lab.supervised(name.replace(" ", "-"), **fields) for name, fields in changed.items()}
     return {name: agreements(trained) | {"pairs": len(trained.data.folds["reward"])}
             for name, trained in variants.items()}
 
@@ -252,51 +246,43 @@ def temperatures(lab: Lab) -> dict:
 
 
 def rubrics(lab: Lab) -> dict:
-    """Compare Self-Refine by rubrics of the k weightiest aspects, the k lightest, all but one."""
-    by = NESTED | LACKING
-    settings = settings_of(lab, {"PIT": Responses.pit} | {
-        name: partial(Responses.refined, aspects=aspects) for name, aspects in by.items()})
-    found = {"best_temperatures": settings["best"]}
-    for place, setting in settings.items():
-        at = {name: lab.responses("test", t) for name, t in setting.items()}
+    """Self-Refine by rubrics of the k weightiest aspects, of the k lightest, and without one."""
+    def measure(at: dict[str, Responses]) -> dict:
         pit = at["PIT"].pit()
-        found[place] = {"PIT": at["PIT"].worth(pit)}
-        for name, aspects in by.items():
-            responses = at[name]
-            y, y_0 = responses.refined(aspects), responses.of("M_P^RL")
-            found[place][name] = responses.worth(y) | {"over y_0": responses.over(y, y_0),
-                                                       "PIT over it": responses.over(pit, y)}
-    return found
+        return {"PIT": at["PIT"].worth(pit)} | {
+            name: at[name].beside(at[name].refined(aspects), at[name].of("M_P^RL"), pit)
+            for name, aspects in by.items()}
+
+    by = NESTED | LACKING
+    best, found = in_settings(lab, {"PIT": Responses.pit} | {
+        name: partial(Responses.refined, aspects=aspects) for name, aspects in by.items()}, measure)
+    return {"best_temperatures": best} | found
 
 
 # -------------------------------------------------------------------------- chains of improvements
 
 
-def iterations(lab: Lab, number: int = 8) -> dict:
-    """Measure quality and Elo along a chain of improvements, what r_gap tells, when to stop."""
-    settings = settings_of(lab, {
+def iterations(lab: Lab) -> dict:
+    """Quality and Elo along a chain of improvements, what r_gap tells there, and when to stop."""
+    best, found = in_settings(lab, {
         "y_0": lambda r: r.of("M_P^RL"), "PIT": Responses.pit, "Self-Refine": Responses.refined,
-        "best of 4": lambda r: r.best_of(4)})
-    found = {"best_temperatures": settings["best"]}
-    for place, setting in settings.items():
-        at = {name: lab.responses("test", t) for name, t in setting.items()}
-        found[place] = {"players": ranked(at, number)}
+        "best of 4": lambda r: r.best_of(4)}, lambda at: {"players": ranked(at)})
     for temperature in TEMPERATURES:
         responses = lab.responses("test", temperature)
-        chain = chain_of(responses, number)
+        chain = chain_of(responses, CHAIN)
         found[str(temperature)] |= {
             "copies": (100 * copied(chain).mean(1)).tolist(),
             "r_gap": what_gap_tells(responses, chain),
             "stopping": stopping(lab, temperature, responses, chain)}
-    return found
+    return {"best_temperatures": best} | found
 
 
-def ranked(at: dict[str, Responses], number: int) -> dict:
-    """Return worth and Elo of y_0, PIT's iterations, Self-Refine's and best of 4, of the responses
-    `at` each system's temperature."""
+def ranked(at: dict[str, Responses]) -> dict:
+    """Worth and Elo of y_0, PIT's iterations, Self-Refine's and best of 4, of the responses `at`
+    each system's temperature."""
     pit, refine, best = at["PIT"], at["Self-Refine"], at["best of 4"]
     players = {"y_0": (at["y_0"], at["y_0"].of("M_P^RL"))}
-    players |= {f"PIT {i}": (pit, pit.pit(i)) for i in range(1, number + 1)}
+    players |= {f"PIT {i}": (pit, pit.pit(i)) for i in range(1, CHAIN + 1)}
     players |= {f"Self-Refine {i}": (refine, refine.refined(times=i)) for i in (1, 2, 3)}
     players["best of 4"] = (best, best.best_of(4))
     ratings = elo([responses.gold(y) for responses, y in players.values()])
@@ -398,9 +384,11 @@ def stopping(lab: Lab, temperature: float, responses: Responses, chain: list[lis
 
 
 def cost(lab: Lab) -> dict:
-    """Measure for each system the seconds and tokens of its trainings, and for an answer the tokens
-    sampled and read, the calls and the seconds (median of three, 256 questions at once, T = 1)."""
-    trainings, tokens, found = lab.seconds(), training_tokens(lab), {}
+    """Of each system the seconds and tokens of its trainings, and for an answer the tokens sampled
+    and read, the calls and the seconds (median of three, 256 questions at once, T = 1)."""
+    tokens, found = training_tokens(lab), {}
+    trainings = {name: {"seconds": stage_seconds(run, [stage])[stage]} | tokens[name]
+                 for name, (run, stage, _) in lab.trainings().items()}
     for name, system in SYSTEMS.items():
         if not system.trainings:
             continue
@@ -410,56 +398,40 @@ def cost(lab: Lab) -> dict:
             start = time.perf_counter()
             y = system.make(responses)
             times.append((time.perf_counter() - start) / len(y))
+        spent, learned, drawn = (sum(trainings[part][what] for part in system.trainings)
+                                 for what in ("seconds", "learned", "drawn"))
         found[name] = responses.cost(y) | rl_samples_of(lab, name) | {
-            "seconds": median(times[1:]),
-            "training": sum(trainings[part] for part in system.trainings)} | {
-            f"tokens_{what}": sum(tokens[part][what] for part in system.trainings)
-            for what in ("learned", "drawn")}
-    return {"systems": found, "trainings": {
-        name: {"seconds": spent} | tokens[name] for name, spent in trainings.items()}}
+            "seconds": median(times[1:]), "training": spent, "tokens_learned": learned,
+            "tokens_drawn": drawn}
+    return {"systems": found, "trainings": trainings}
 
 
 def training_tokens(lab: Lab) -> dict[str, dict]:
-    """Count for each training the tokens that the model under training reads, prompts included, and
-    those that are sampled for it, references included; from mean lengths, ends left out."""
-    return supervised_tokens(lab) | ppo_tokens(lab)
-
-
-def supervised_tokens(lab: Lab) -> dict[str, dict]:
-    base, config = lab.base(), lab.config
-    data, length = base.data, mean_length
-    sft, pairs, taught = data.folds["sft"], data.folds["reward"], refiner_examples(base.run, data)
-    both = length(pairs.y_w) + length(pairs.y_l)
+    """Of each training the tokens that the model under training reads, prompts included, and those
+    that are sampled for it, references included; from mean lengths, ends left out."""
+    data, length, found = lab.base().data, mean_length, {}
+    sft, pairs, rl = (data.folds[name] for name in ("sft", "reward", "rl"))
+    taught, both = refiner_examples(lab.base().run, data), length(pairs.y_w) + length(pairs.y_l)
     rows = {"sft": length(map(data.policy, sft.x)) + length(sft.y_w),
             "pit_sft": length(map(data.pit, sft.x, sft.y_l)) + length(sft.y_w),
             "rp": length(map(data.policy, pairs.x)) + both,
             "rpit": 2 * both + sum(length(map(data.pit, pairs.x, y_ref))
-                                   for y_ref in (pairs.y_w, pairs.y_l))}
-    examples = {name: getattr(config, name).steps * getattr(config, name).batch for name in rows}
-    rows["refiner"] = length(taught.x) + length(taught.y_w)
-    examples["refiner"] = CHOSEN["lessons"] * examples["pit_sft"]
-    return {name: {"learned": examples[name] * rows[name], "drawn": 0} for name in rows}
-
-
-def ppo_tokens(lab: Lab) -> dict[str, dict]:
-    base, batch = lab.base(), lab.config.ppo.batch
-    data, fold, length = base.data, base.data.folds["rl"], mean_length
+                                   for y_ref in (pairs.y_w, pairs.y_l)),
+            "refiner": length(taught.x) + length(taught.y_w)}
     y_0 = length(lab.responses("test", 1.0).of("M_P^RL"))  # about as long as on the RL fold
-    x, empty = length(map(data.policy, fold.x)), length(data.pit(ids, []) for ids in fold.x)
-    references = {"data": (length(fold.y_w) + length(fold.y_l)) / 2, "policy": y_0}
-    runs = {"rlhf": (base.run, "rlhf"), "rlhf-long": (lab.equal_budget()[0], "rlhf")}
-    if "refiner-rl" in TAUGHT:
-        runs["refiner-rl"] = (base.run, f"refiner-{CHOSEN['lessons']}-rl")
-    found = {}
-    for stage in lab.config.pit.curriculum:
-        runs |= {stage: (base.run, stage), f"difference-{stage}": (lab.difference().run, stage)}
-    for name, (run, stage) in runs.items():
-        lengths = [row["length"] for row in log_of(run, stage)]
-        source = getattr(lab.config, stage).reference if stage.startswith("stage") else ""
-        prompt = empty + references[source] if source else x
-        drawn = y_0 if source == "policy" else 0
-        found[name] = {"learned": batch * sum(prompt + y for y in lengths),
-                       "drawn": batch * sum(drawn + y for y in lengths)}
+    x, empty = length(map(data.policy, rl.x)), length(data.pit(ids, []) for ids in rl.x)
+    references = {"data": (length(rl.y_w) + length(rl.y_l)) / 2, "policy": y_0}
+    for name, (run, stage, section) in lab.trainings().items():
+        fit = getattr(lab.config, section)
+        if section in RL:
+            prompt = x if section == "rlhf" else empty + references[fit.reference]
+            drawn = y_0 if section != "rlhf" and fit.reference == "policy" else 0
+            lengths = [row["length"] for row in log_of(run, stage)]
+            found[name] = {"learned": lab.config.ppo.batch * sum(prompt + y for y in lengths),
+                           "drawn": lab.config.ppo.batch * sum(drawn + y for y in lengths)}
+        else:
+            times = CHOSEN["lessons"] if name == "refiner" else 1
+            found[name] = {"learned": times * fit.steps * fit.batch * rows[name], "drawn": 0}
     return found
 
 
@@ -470,13 +442,14 @@ def optimisation(lab: Lab) -> dict:
     found, responses = {}, lab.responses("test", 1.0)
     for stage in ("rlhf", "stage0"):
         for beta in (0.0, 0.03, 0.1):
-            run, policy = lab.one_stage(f"{stage}-beta-{beta}", stage, **{
+            name = f"{stage}, beta {beta}"
+            trained = lab.one_stage(stage, f"{stage}-beta-{beta}", **{
                 f"{stage}__beta": beta, f"{stage}__kl_target": 1e9,  # it never moves beta
                 f"{stage}__iterations": TOO_MANY})
-            rows = log_of(run, stage)
+            rows = log_of(trained.run, stage)
             make = responses.answers if stage == "rlhf" else responses.improved
-            y = make(f"{stage}, beta {beta}", policy)
-            found[f"{stage}, beta {beta}"] = {
+            y = make(name, trained.last())
+            found[name] = {
                 key: [row[key] for row in rows] for key in ("step", "gold", "reward", "kl")} | {
                 "test": responses.worth(y)}
     return found
@@ -485,92 +458,75 @@ def optimisation(lab: Lab) -> dict:
 # ---------------------------------------------------------------------------------------- choices
 
 
-def at_validation(lab: Lab, lessons: int | None = None) -> list[Responses]:
-    return [Responses(lab, "valid", t, lessons=lessons) for t in TEMPERATURES]
+def tried(lab: Lab, settings: dict[str, dict], make: Callable, lessons: int | None = None) -> dict:
+    """Of each setting the gold quality on validation questions, mean over two temperatures, of what
+    make(responses, fields) writes; all settings have the same random numbers."""
+    at = [Responses(lab, "valid", t, lessons=lessons) for t in TEMPERATURES]
+    return {name: float(np.mean([r.gold(make(r, fields)).mean() for r in at]))
+            for name, fields in settings.items()}
+
+
+def rlhf_settings() -> dict[str, dict]:
+    return {f"kl_target {kl}, lr_scale {scale}": {"rlhf__kl_target": kl, "rlhf__lr_scale": scale}
+            for kl in KL_TARGETS for scale in LR_TIMES}
 
 
 def rlhf_choices(lab: Lab) -> dict:
-    """Grade M_P^RL's answers to validation questions, the mean gold over two temperatures."""
-    at = at_validation(lab)
-    return {f"kl_target {kl}, lr_scale {scale}": mean_gold(at, lambda r: of_stage(
-        r, "rlhf", rlhf__kl_target=kl, rlhf__lr_scale=scale))
-        for kl in KL_TARGETS for scale in LR_TIMES}
+    """M_P^RL's answers."""
+    return tried(lab, rlhf_settings(), lambda r, fields: r.answers(
+        label("rlhf", fields), lab.one_stage("rlhf", **fields).last(), "rlhf"))
 
 
 def equal_budget_choices(lab: Lab) -> dict:
-    """Grade RLHF with the budget of PIT the same way."""
-    at = at_validation(lab)
-    return {f"kl_target {kl}, lr_scale {scale}": mean_gold(at, lambda r: r.answers(
-        f"long {kl} {scale}", lab.equal_budget(rlhf__kl_target=kl, rlhf__lr_scale=scale)[1],
-        purpose="RLHF, equal budget"))
-        for kl in KL_TARGETS for scale in LR_TIMES}
+    """The same of RLHF with the budget of PIT."""
+    return tried(lab, rlhf_settings(), lambda r, fields: r.answers(
+        label("long", fields), lab.equal_budget(**fields).last(), "RLHF, equal budget"))
 
 
-def pit_choices(lab: Lab) -> dict:
-    """Grade PIT's improvements of y_0 the same way, by learning rates, as its KL hardly reaches the
+def pit_choices(lab: Lab, score: str = "gap") -> dict:
+    """The same of PIT's improvements of y_0, of learning rates, as its KL hardly reaches the
     config's targets: stage 0's, and then stage 1's after the best of these."""
-    return rates_tried(lab, "gap")
-
-
-def difference_choices(lab: Lab) -> dict:
-    """Do the same with the difference of R_P as the score."""
-    return rates_tried(lab, "difference")
-
-
-def rates_tried(lab: Lab, score: str) -> dict:
-    """Return gold by each learning rate of stage 0, and by each of stage 1, from half on."""
-    at = at_validation(lab)
-    first, second = ([times * scale for times in LR_TIMES] for scale in (1.0, 0.5))
-    tried = {scale: mean_gold(at, lambda r: of_stage(
-        r, "stage0", pit__score=score, stage0__lr_scale=scale)) for scale in first}
-    best = max(tried, key=tried.get)
-    return {f"stage0, lr_scale {scale}": gold for scale, gold in tried.items()} | {
-        f"stage1, lr_scale {scale}": mean_gold(at, lambda r: of_both_stages(
-            r, pit__score=score, stage0__lr_scale=best, stage1__lr_scale=scale))
-        for scale in second}
+    first = {f"stage0, lr_scale {scale}": {"pit__score": score, "stage0__lr_scale": scale}
+             for scale in LR_TIMES}
+    golds = tried(lab, first, lambda r, fields: r.improved(
+        label("stage0", fields), lab.one_stage("stage0", **fields).last(), purpose="stage0"))
+    best = first[max(golds, key=golds.get)]
+    second = {f"stage1, lr_scale {scale / 2}": best | {"stage1__lr_scale": scale / 2}
+              for scale in LR_TIMES}
+    return golds | tried(lab, second, lambda r, fields: r.improved(
+        label("both", fields), lab.both_stages(**fields).last(), purpose="stage1"))
 
 
 def refiner_choices(lab: Lab) -> dict:
-    """Grade Self-Refine's rewrites of y_0, by the whole rubric, the same way."""
-    return {f"{lessons} x M_PIT^SFT's steps, {kind}": mean_gold(
-        at_validation(lab, lessons), lambda r: r.refined(kind=kind))
-        for lessons in LESSONS for kind in ("after RL", "before RL")}
+    """The same of Self-Refine's rewrites of y_0, by the whole rubric."""
+    found = {}
+    for lessons in LESSONS:
+        settings = {f"{lessons} x M_PIT^SFT's steps, {kind}": {"kind": kind}
+                    for kind in ("after RL", "before RL")}
+        found |= tried(lab, settings, lambda r, fields: r.refined(**fields), lessons)
+    return found
 
 
-def mean_gold(at: list[Responses], make) -> float:
-    return float(np.mean([r.gold(make(r)).mean() for r in at]))
-
-
-def of_stage(responses: Responses, stage: str, **fields) -> list:
-    """Return the answers of another RLHF, or the improvements by another first stage of PIT."""
-    name = label(stage, fields)
-    policy = responses.lab.one_stage(name, stage, **fields)[1]
-    make = responses.answers if stage == "rlhf" else responses.improved
-    return make(name, policy, purpose=stage)  # all settings get the same random numbers
-
-
-def of_both_stages(responses: Responses, **fields) -> list:
-    name = label("both", fields)
-    models = responses.lab.both_stages(**fields).models
-    return responses.improved(name, last_stage(models), purpose="stage1")
-
-
-CHOICES = {"choices-rlhf": rlhf_choices, "choices-equal-budget": equal_budget_choices,
-           "choices-pit": pit_choices, "choices-difference": difference_choices,
+CHOICES = {"choices-rlhf": rlhf_choices,
+           "choices-equal-budget": equal_budget_choices,
+           "choices-pit": pit_choices,
+           "choices-difference": partial(pit_choices, score="difference"),
            "choices-refiner": refiner_choices}
 ROWS = CHOICES | {
     "main": main_table, "control": main_table, "rubrics": rubrics, "temperatures": temperatures,
     "iterations": iterations, "curriculum": curriculum, "terms": terms,
     "reward-models": reward_models, "cost": cost, "optimisation": optimisation}
-USED = dict.fromkeys(("main", "control", "cost"), tuple(CHOSEN)) | dict.fromkeys(
-    ("rubrics", "temperatures", "iterations"), ("lessons", "refiner")) | {
-    "terms": ("difference",)}  # of CHOSEN, by rows
-OF_PIT = tuple(f"{stage}.{key}" for stage in ("stage0", "stage1")
-               for key in ("kl_target", "lr_scale"))
-FREE_OF = dict.fromkeys(("choices-rlhf", "choices-equal-budget"), (
-    "rlhf.kl_target", "rlhf.lr_scale", *OF_PIT)) | dict.fromkeys(
-    ("choices-pit", "choices-difference"), ("stage0.lr_scale", "stage1.lr_scale")) | {
-    "choices-refiner": OF_PIT}
+
+# What rows use of CHOSEN, and the settings that they try themselves or never use.
+REFINED = ("lessons", "refiner")
+USED = {"main": tuple(CHOSEN), "control": tuple(CHOSEN), "cost": tuple(CHOSEN),
+        "rubrics": REFINED, "temperatures": REFINED, "iterations": REFINED,
+        "terms": ("difference",)}
+RATES = ("stage0.lr_scale", "stage1.lr_scale")
+OF_PIT = (*RATES, "stage0.kl_target", "stage1.kl_target")
+OF_RLHF = ("rlhf.kl_target", "rlhf.lr_scale", *OF_PIT)
+FREE_OF = {"choices-rlhf": OF_RLHF, "choices-equal-budget": OF_RLHF, "choices-pit": RATES,
+           "choices-difference": RATES, "choices-refiner": OF_PIT}
 
 
 # --------------------------------------------------------------------------------- files of rows

@@ -11,8 +11,8 @@ language-model loss.
 import random
 
 import torch
-from common import (WORKLOADS, alternate, forward_flops, gemm_peak, hf_config, ours, random_lists,
-                    report)
+from common import (WORKLOADS, alternate, forward_flops, gemm_peak, hf_scorer, ours, random_lists,
+                    report_peer)
 
 from model import micro_batches
 from reward import RewardModel, eq2_loss, gap_loss, make_branches
@@ -22,21 +22,16 @@ TRIPLES = 32
 
 
 def main() -> None:
-    from transformers import LlamaForSequenceClassification
-
     chance, vocab = random.Random(0), WORKLOADS["W"][1]
     x, y_w, y_l = (random_lists(chance, TRIPLES, low, high, vocab)
                    for low, high in ((16, 32), (24, 40), (24, 40)))
     config = RewardSection(pool="last", logp_feature=False, lm_coef=0.0)
-    model = RewardModel(ours("W"), config)
-    settings = hf_config("W")
-    settings.num_labels, settings.pad_token_id = 1, 0
-    peer = LlamaForSequenceClassification(settings)
+    model, peer = RewardModel(ours("W"), config), hf_scorer("W")
     optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-5, fused=True) for m in (model, peer)]
     lengths = torch.tensor([2 * len(a) + 3 * len(b) + 3 * len(c) for a, b, c in zip(x, y_w, y_l)])
 
     def our_step():
-        for chosen in micro_batches(lengths, model.trunk.config.portion):
+        for chosen in micro_batches(lengths, model.trunk.config.micro_batch):
             part = [[column[i] for i in chosen] for column in (x, y_w, y_l)]
             prompts = [a + ref for refs in (part[2], part[1]) for a, ref in zip(part[0], refs)]
             loss, _ = eq2_loss(model, make_branches(prompts, part[1] * 2, part[2] * 2, "cpu"))
@@ -58,11 +53,9 @@ def main() -> None:
         optimizers[1].zero_grad()
 
     seconds = alternate({"ours": our_step, "HF": peer_step}, 9)
-    tokens = sum(len(a) * 2 + len(b) * 3 + len(c) * 3 for a, b, c in zip(x, y_w, y_l))
-    least = 3 * tokens * forward_flops("W") / gemm_peak()
-    report("gap reward step, Eq. 2 on 32 triples", peer="HF Llama, four rows a triple",
-           ours_s=seconds["ours"], peer_s=seconds["HF"], ratio=seconds["HF"] / seconds["ours"],
-           of_peak=least / seconds["ours"])
+    least = 3 * int(lengths.sum()) * forward_flops("W") / gemm_peak()
+    report_peer("gap reward step, Eq. 2 on 32 triples", "HF Llama, four rows a triple",
+                seconds["ours"], seconds["HF"], least)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ The step: log-probabilities of 128 responses of 64 tokens to prompts of 96, back
 Sampling: 64 new tokens to each of the prompts, none ends before. Weights are float32 on all sides.
 """
 
-import argparse
 import random
 from dataclasses import replace
 
 import torch
 from common import alternate, llama_config, random_lists, report
+from script import arguments
 
 from model import GPT, pad_rows, sample, token_logprobs
 from runtime.config import ModelSection
@@ -27,16 +27,18 @@ class Side:
     `keep_casts`: whether autocast keeps the bfloat16 copies of weights, its default."""
 
     def __init__(self, model, loss, draw, device: str, keep_casts: bool):
-        self.model, self.loss, self.draw, self.device = model, loss, draw, device
-        self.keep_casts = keep_casts
+        self.loss, self.draw, self.device, self.keep_casts = loss, draw, device, keep_casts
         self.optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def bfloat16(self):
+        return torch.autocast(self.device, torch.bfloat16, cache_enabled=self.keep_casts)
 
     def wait(self):
         if self.device == "cuda":
             torch.cuda.synchronize()
 
     def train(self):
-        with torch.autocast(self.device, torch.bfloat16, cache_enabled=self.keep_casts):
+        with self.bfloat16():
             loss = self.loss()
         loss.backward()
         self.optimizer.step()
@@ -44,8 +46,7 @@ class Side:
         self.wait()
 
     def sample(self):
-        with torch.no_grad(), torch.autocast(self.device, torch.bfloat16,
-                                             cache_enabled=self.keep_casts):
+        with torch.no_grad(), self.bfloat16():
             self.draw()
         self.wait()
 
@@ -82,13 +83,10 @@ def their_side(shape, rows, prompts, device: str) -> Side:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=SHAPE.layers)
-    parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
-    shape = replace(SHAPE, layers=args.layers, portion=65_536, look_every=16)
+    args = arguments(__doc__, ("--device", {"default": "cuda"}),
+                     ("--batch", {"type": int, "default": 128}),
+                     ("--layers", {"type": int, "default": SHAPE.layers}))
+    shape = replace(SHAPE, layers=args.layers, micro_batch=65_536, look_every=16)
     chance = random.Random(0)
     prompts, responses = (random_lists(chance, args.batch, n, n, VOCAB) for n in (PROMPT, NEW))
     rows = pad_rows(prompts, responses, args.device)
@@ -96,8 +94,8 @@ def main() -> None:
              "compiled": our_side(shape, True, rows, prompts, args.device),
              "transformers": their_side(shape, rows, prompts, args.device)}
     device = torch.cuda.get_device_name() if args.device == "cuda" else args.device
-    step = alternate({name: side.train for name, side in sides.items()}, args.repeats)
-    draw = alternate({name: side.sample for name, side in sides.items()}, args.repeats)
+    step = alternate({name: side.train for name, side in sides.items()}, 5)
+    draw = alternate({name: side.sample for name, side in sides.items()}, 5)
     for name, side in sides.items():
         report(f"{name}, {args.batch} rows", device=device, step_ms=1000 * step[name],
                tokens_a_second=args.batch * (PROMPT + NEW) / step[name], step_gb=side.peak(),

@@ -7,33 +7,31 @@ trainings stand on the base run's finished stages, in folders of their own.
 import copy
 import dataclasses
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import script  # noqa: F401  (the project's modules are found from here on)
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from data import Data, load_data  # noqa: E402
-from report import rubric  # noqa: E402
-from evaluation.measure import gap_scores, rp_scores  # noqa: E402
-from report.evaluate import Judge, stage_seconds  # noqa: E402
-from report.rivals import best_by, train_refiner, with_rubric  # noqa: E402
-from evaluation.show import prompt_text  # noqa: E402
-from model import GPT  # noqa: E402
-from pretrained.configure import load_config  # noqa: E402
-from runtime.checks import refuse_short_context  # noqa: E402
-from runtime.launch import choose_for, pick_device  # noqa: E402
-from runtime.run import Run  # noqa: E402
-from sample import generate  # noqa: E402
-from train_pit import train_all, train_pit_stage, train_rlhf  # noqa: E402
-from train_reward import (BASE, R_P, SUPERVISED, Models, new_gpt, new_reward_model,  # noqa: E402
-                          train_rp, train_sft, train_start)
+from data import Data, load_data
+from evaluation.measure import gap_scores, rp_scores
+from report.evaluate import Judge
+from report.rivals import best_by, train_refiner, with_rubric
+from report.rubric import ASPECTS
+from evaluation.show import prompt_text
+from model import GPT
+from pretrained.configure import load_config
+from runtime.checks import refuse_short_context
+from runtime.launch import choose_for, pick_device
+from runtime.run import Run
+from sample import generate, title
+from train_pit import train_all, train_pit_stage, train_rlhf
+from train_reward import (BASE, R_P, SUPERVISED, Models, new_gpt, new_reward_model, train_rp,
+                          train_sft, train_start)
 
 OUTSIDE_SEED = 1000  # added to a seed: the data of the reward model that only judges
 CONTEXT = 208        # tokens: Self-Refine reads a question, a draft, a rubric and notes
-RUBRIC = rubric.ASPECTS
+RL = ("rlhf", "stage0", "stage1")
 
 # What was chosen on validation questions for what the config has no field for (rows "choices-...").
 CHOSEN = {
@@ -48,7 +46,11 @@ CHOSEN = {
 class Trained:
     run: Run
     data: Data
-    models: Models | None = None
+    models: Models
+
+    def last(self) -> GPT:
+        """The policy that was trained last."""
+        return list(self.models.policies.values())[-1]
 
 
 class Lab:
@@ -72,77 +74,79 @@ class Lab:
                 for key, value in keys.items()} | {"run.amp": settled.run.amp} | {
                     f"chosen.{name}": CHOSEN[name] for name in chosen}
 
-    def opened(self, name: str = "", seed: int | None = None, **fields) -> Trained:
-        """Open a run of this lab with its data, before training. `fields`: section__key=value."""
-        base = f"{self.name}-{self.seed if seed is None else seed}"
-        changed = {"run.seed": self.seed if seed is None else seed,
-                   "run.name": base + (name and f"-{name}"),
-                   "run.base": str(Path(self.config.run.dir) / base) if name else ""}
-        changed |= {key.replace("__", "."): value for key, value in fields.items()}
-        run = Run(load_config(self.path, self.overrides + [
-            f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
-            for key, value in changed.items()]))
-        data = load_data(run)
-        asked = with_rubric(data, RUBRIC)
-        refuse_short_context([asked.feedback, asked.rewrite], run.config)
-        return Trained(run, data)
-
     def once(self, name: str, make):
         """Return what make() returns, made once."""
         if name not in self.known:
             self.known[name] = make()
         return self.known[name]
 
+    # ----------------------------------------------------------------------------- the trainings
+
+    def trained(self, train, seed: int, name: str = "", **fields) -> Trained:
+        """What train(run, data) makes, trained or restored, in a run of this lab with a `name` of
+        its own if it stands on the base run. `fields` are section__key=value."""
+        base = f"{self.name}-{seed}"
+        changed = {"run.seed": seed, "run.name": base + (name and f"-{name}"),
+                   "run.base": str(Path(self.config.run.dir) / base) if name else ""}
+        changed |= {key.replace("__", "."): value for key, value in fields.items()}
+        run = Run(load_config(self.path, self.overrides + [
+            f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+            for key, value in changed.items()]))
+        data = load_data(run)
+        asked = with_rubric(data, ASPECTS)
+        refuse_short_context([asked.feedback, asked.rewrite], run.config)
+        with run.precision():
+            models = train(run, data)
+        run.write_config()
+        return Trained(run, data, models)
+
     def base(self) -> Trained:
-        """Return the method's models, with the config's settings."""
-        return self.once("base", lambda: with_models(self.opened()))
+        """The method's models, with the config's settings."""
+        return self.once("base", lambda: self.trained(train_all, self.seed))
 
-    def varied(self, name: str, **fields) -> Trained:
-        """Train the method's models with other settings; what these leave alone is the base's."""
+    def varied(self, name: str, train=train_all, **fields) -> Trained:
+        """The method's models with other settings; what these leave alone is the base run's."""
         self.base()
-        return self.once(name, lambda: with_models(self.opened(name, **fields)))
+        return self.once(name, lambda: self.trained(train, self.seed, name, **fields))
 
-    def difference(self) -> Trained:
-        """Run PPO on R_P(x, y) - R_P(x, y_ref) instead of r_gap."""
-        return self.both_stages(pit__score="difference", **CHOSEN["difference"])
+    def supervised(self, name: str, **fields) -> Trained:
+        """The supervised models and the reward models with other settings."""
+        return self.varied(name, train_start, **fields)
 
     def both_stages(self, **fields) -> Trained:
         """Train PIT's stages with other settings."""
         return self.varied(label("both", fields), **fields)
 
-    def supervised(self, name: str, **fields) -> Trained:
-        """Train the supervised models and the reward models with other settings."""
-        self.base()
-        return self.once(name, lambda: with_models(self.opened(name, **fields), train_start))
+    def difference(self) -> Trained:
+        """PPO on R_P(x, y) - R_P(x, y_ref) instead of r_gap."""
+        return self.both_stages(pit__score="difference", **CHOSEN["difference"])
 
-    def one_stage(self, name: str, stage: str, **fields) -> tuple[Run, GPT]:
-        """Run RLHF ("rlhf") or PIT's first stage ("stage0") alone with other settings."""
-        def make():
-            opened = self.opened(name, **fields)
-            run, data = opened.run, opened.data
-            with run.precision():
-                models = train_start(run, data)
-                sft = models.policies["M_P^SFT"]
-                content = run.stage(stage, *(
-                    (R_P + ("ppo", "rlhf"), lambda: train_rlhf(run, data, stage, sft, models.rp))
-                    if stage == "rlhf" else
-                    (SUPERVISED + ("ppo", "pit.score", stage),
-                     lambda: train_pit_stage(run, data, stage, models, None))))
-            return run, run.placed(new_gpt(run, data), content["model"])
-        self.base()
-        return self.once(name, make)
+    def one_stage(self, stage: str, name: str = "", **fields) -> Trained:
+        """RLHF ("rlhf") or PIT's first stage ("stage0") alone with other settings."""
+        def train(run: Run, data: Data) -> Models:
+            models = train_start(run, data)
+            if stage == "rlhf":
+                content = run.stage("rlhf", R_P + ("ppo", "rlhf"), lambda: train_rlhf(
+                    run, data, "rlhf", models.policies["M_P^SFT"], models.rp))
+            else:
+                content = run.stage(stage, SUPERVISED + ("ppo", "pit.score", stage),
+                                    lambda: train_pit_stage(run, data, stage, models, None))
+            models.policies[title(stage)] = run.placed(new_gpt(run, data), content["model"])
+            return models
 
-    def equal_budget(self, **fields) -> tuple[Run, GPT]:
-        """Run RLHF with as many sampled responses as M_P^RL and PIT's stages take together, those
-        that stage 1 draws as references included."""
+        return self.varied(name or label(stage, fields), train, **fields)
+
+    def equal_budget(self, **fields) -> Trained:
+        """RLHF with as many sampled responses as M_P^RL and PIT's stages take together, those that
+        stage 1 draws as references included."""
         count = rl_samples(self.config, ("rlhf", *self.config.pit.curriculum))["sampled"]
         count, fields = count // self.config.ppo.batch, fields or CHOSEN["RLHF, equal budget"]
-        return self.one_stage(label("rlhf-long", fields), "rlhf", rlhf__iterations=count, **fields)
+        return self.one_stage("rlhf", label("rlhf-long", fields), rlhf__iterations=count, **fields)
 
     def refiner(self, lessons: int, kind: str) -> GPT:
         """Train a policy on answers, feedback and rewrites, "before RL" or "after RL" of its
         answers, as M_P^RL's."""
-        def make():
+        def make() -> GPT:
             base, name = self.base(), f"refiner-{lessons}"
             run, data, models = base.run, base.data, base.models
             fit = dataclasses.replace(run.config.pit_sft, steps=lessons * run.config.pit_sft.steps)
@@ -156,41 +160,44 @@ class Lab:
                     f"{name}-rl", R_P + ("pit_sft", "ppo", "rlhf"),
                     lambda: train_rlhf(run, data, f"{name}-rl", policy, models.rp))
             return run.placed(new_gpt(run, data), content["model"])
+
         return self.once(f"refiner {lessons} {kind}", make)
 
     def outside(self) -> Trained:
-        """Train a reward model R_P on other pairs, which no training asks. (A quarter of its
-        questions are also this seed's; the responses and labels are others.)"""
-        def make():
-            opened = self.opened(seed=self.seed + OUTSIDE_SEED)
-            run, data = opened.run, opened.data
-            with run.precision():
-                sft = run.stage("sft", BASE + ("sft",), lambda: train_sft(run, data))
-                policy = run.placed(new_gpt(run, data), sft["model"])
-                rp = run.stage("rp", R_P, lambda: train_rp(run, data, policy))
+        """A reward model R_P of other pairs, which no training asks. (A quarter of its questions
+        are also questions of this seed's; the responses and labels are others.)"""
+        def train(run: Run, data: Data) -> Models:
+            sft = run.stage("sft", BASE + ("sft",), lambda: train_sft(run, data))
+            policy = run.placed(new_gpt(run, data), sft["model"])
+            rp = run.stage("rp", R_P, lambda: train_rp(run, data, policy))
             model = run.placed(new_reward_model(run, data), rp["model"])
-            return Trained(run, data, Models(model, None, {"M_P^SFT": policy}))
-        return self.once("outside", make)
+            return Models(model, None, {"M_P^SFT": policy})
+
+        return self.once("outside", lambda: self.trained(train, self.seed + OUTSIDE_SEED))
+
+    def trainings(self) -> dict[str, tuple[Run, str, str]]:
+        """Every training that a system stands on: its run, its stage there, and the section of the
+        config that sets it."""
+        run, stages = self.base().run, self.config.pit.curriculum
+        lessons, kind = CHOSEN["lessons"], CHOSEN["refiner"]
+        self.refiner(lessons, kind)
+        found = {name: (run, name, name)
+                 for name in ("sft", "pit_sft", "rp", "rpit", "rlhf", *stages)}
+        found["refiner"] = run, f"refiner-{lessons}", "pit_sft"
+        if kind == "after RL":
+            found["refiner-rl"] = run, f"refiner-{lessons}-rl", "rlhf"
+        found["rlhf-long"] = self.equal_budget().run, "rlhf", "rlhf"
+        return found | {f"difference-{name}": (self.difference().run, name, name)
+                        for name in stages}
 
     def responses(self, split: str, temperature: float) -> "Responses":
         """Return every system's responses, made once for all rows."""
         return self.once(f"{split}, {temperature}", lambda: Responses(self, split, temperature))
 
-    def seconds(self) -> dict[str, float]:
-        """Return the seconds of every training that a system stands on."""
-        lessons, kind = CHOSEN["lessons"], CHOSEN["refiner"]
-        self.refiner(lessons, kind)
-        stages = {name: name for name in (
-            "sft", "pit_sft", "rp", "rpit", "rlhf", "stage0", "stage1")}
-        stages["refiner"] = f"refiner-{lessons}"
-        if kind == "after RL":
-            stages["refiner-rl"] = f"refiner-{lessons}-rl"
-        found = stage_seconds(self.base().run, list(stages.values()))
-        long, difference = self.equal_budget()[0], self.difference().run
-        of_difference = stage_seconds(difference, self.config.pit.curriculum)
-        return {name: found[stage] for name, stage in stages.items()} | {
-            "rlhf-long": stage_seconds(long, ["rlhf"])["rlhf"]} | {
-            f"difference-{stage}": seconds for stage, seconds in of_difference.items()}
+
+def label(stem: str, fields: dict) -> str:
+    """A run's name that tells its settings."""
+    return "-".join([stem, *(f"{key.split('__')[1]}-{value}" for key, value in fields.items())])
 
 
 def log_of(run: Run, stage: str) -> list[dict]:
@@ -199,23 +206,19 @@ def log_of(run: Run, stage: str) -> list[dict]:
     return [row for row in map(json.loads, lines) if row["stage"] == stage and row["step"]]
 
 
-def rl_samples(config, stages) -> dict[str, int]:
-    """Count the responses that RL scored in the iterations of these stages of a config, and all
-    that were sampled for them: where the policy gives a stage of PIT its references, these too."""
-    scored = sampled = 0
-    for name in stages:
-        stage = getattr(config, name)
-        scored += stage.iterations
-        sampled += stage.iterations * (1 + (name != "rlhf" and stage.reference == "policy"))
-    return {"scored": scored * config.ppo.batch, "sampled": sampled * config.ppo.batch}
+def rl_samples(config, sections) -> dict[str, int]:
+    """Responses that RL scored in the iterations of these stages of a config, and all that were
+    sampled for them: where the policy gives a stage of PIT its references, these too."""
+    stages = {name: getattr(config, name) for name in sections if name in RL}
+    scored = sum(stage.iterations for stage in stages.values())
+    drawn = sum(stage.iterations for name, stage in stages.items()
+                if name != "rlhf" and stage.reference == "policy")
+    return {"scored": scored * config.ppo.batch, "sampled": (scored + drawn) * config.ppo.batch}
 
 
-def with_models(opened: Trained, train=train_all) -> Trained:
-    """Train or restore the models of a run: all, or those that `train` makes."""
-    with opened.run.precision():
-        opened.models = train(opened.run, opened.data)
-    opened.run.write_config()
-    return opened
+def mean_length(lists) -> float:
+    """Mean number of tokens."""
+    return float(np.mean([len(ids) for ids in lists]))
 
 
 class Responses:
@@ -236,7 +239,7 @@ class Responses:
         fold = self.data.folds[split]
         self.x = fold.x[:number or self.run.config.eval.prompts]
         self.judge = Judge(self.data, self.models, self.x)
-        self.made, self.scored = {}, []
+        self.made, self.scored = {}, {}
         self.costs = {}  # by identity of a list, an answer: tokens sampled, tokens read, calls
         for side in ("y_w", "y_l"):
             self.keep(side, lambda: getattr(fold, side)[:len(self.x)])
@@ -260,10 +263,6 @@ class Responses:
         return self.keep(name, lambda: generate(
             self.run, self.data, policy, prompts, self.temperature, generator), *before,
             calls=1, read=mean_length(prompts))
-
-    def cost(self, y: list) -> dict:
-        """Return tokens sampled (ends included), tokens read (by R_P too) and calls an answer."""
-        return dict(zip(("tokens", "read", "calls"), self.costs[id(y)].tolist()))
 
     def answers(self, name: str, policy: GPT, purpose: str = "") -> list:
         prompts = [self.data.policy(ids) for ids in self.x]
@@ -292,13 +291,15 @@ class Responses:
                             purpose=purpose)
 
     def pit(self, times: int = 1, start: str = "M_P^RL") -> list:
-        return self.improved("PIT", last_stage(self.models), times, start)
+        return self.improved("PIT", self.lab.base().last(), times, start)
 
-    def refined(self, aspects=RUBRIC, times: int = 1, kind: str | None = None,
+    def pit_sft(self, start: str = "M_P^RL") -> list:
+        return self.improved("M_PIT^SFT", self.models.policies["M_PIT^SFT"], start=start)
+
+    def refined(self, aspects=ASPECTS, times: int = 1, kind: str = CHOSEN["refiner"],
                 own: bool = False) -> list:
         """Run Self-Refine by a rubric, `times` over: feedback, then a rewrite, of y_0 or of the
         policy's `own` answers."""
-        kind = kind or CHOSEN["refiner"]
         policy, data = self.lab.refiner(self.lessons, kind), with_rubric(self.data, aspects)
         y_ref = (self.refined(aspects, times - 1, kind, own) if times > 1 else
                  self.answers(f"refiner {kind}", policy) if own else self.of("M_P^RL"))
@@ -316,43 +317,34 @@ class Responses:
         return self.judge.grades(y)
 
     def outside(self, y: list) -> np.ndarray:
-        """Score by the reward model of other data, which reads the texts by its own tokenizer."""
-        known = [scores for other, scores in self.scored if other is y]
-        if not known:
+        """Scores by the reward model of other data, which reads the texts by its own tokenizer."""
+        if id(y) not in self.scored:
             judge = self.lab.outside()
-            data, x = judge.data, [judge.data.prompt(prompt_text(self.data, ids)) for ids in self.x]
-            texts = [data.response(self.data.tokenizer.decode(ids)) for ids in y]
-            known = [rp_scores(data, judge.models.rp, x, texts).round(4)]
-            self.scored.append((y, known[0]))
-        return known[0]
+            x = [judge.data.prompt(prompt_text(self.data, ids)) for ids in self.x]
+            texts = [judge.data.response(self.data.tokenizer.decode(ids)) for ids in y]
+            scores = rp_scores(judge.data, judge.models.rp, x, texts).round(4)
+            self.scored[id(y)] = scores, y  # kept, or another list might get its id
+        return self.scored[id(y)][0]
 
     def gaps(self, y: list, y_ref: list) -> np.ndarray:
         """Return r_gap(x, y, y_ref)."""
         return gap_scores(self.data, self.models.rpit, self.x, y, y_ref)
 
+    def cost(self, y: list) -> dict:
+        """Tokens sampled (ends included), tokens read (by R_P too) and calls for one answer."""
+        return dict(zip(("tokens", "read", "calls"), self.costs[id(y)].tolist()))
+
     def worth(self, y: list) -> dict:
         """Return the quality of a system's responses, and what they cost."""
         grades = self.judge.aspects(y)
-        return {"gold": float(self.gold(y).mean()),
-                "aspects": {name: float(np.mean([g[name] for g in grades])) for name in RUBRIC}
-                } | self.cost(y)
+        aspects = {name: float(np.mean([g[name] for g in grades])) for name in ASPECTS}
+        return {"gold": float(self.gold(y).mean()), "aspects": aspects} | self.cost(y)
 
     def over(self, y: list, other: list) -> dict:
         """Return win - lose of y against the other, in points, by both judges."""
         return {name: 100 * float(np.sign(judge(y) - judge(other)).mean())
                 for name, judge in (("gold", self.gold), ("outside", self.outside))}
 
-
-def mean_length(lists) -> float:
-    """Return the mean number of tokens."""
-    return float(np.mean([len(ids) for ids in lists]))
-
-
-def last_stage(models: Models) -> GPT:
-    """Return the policy of PIT's last stage."""
-    return [policy for name, policy in models.policies.items() if name.startswith("PIT stage")][-1]
-
-
-def label(stem: str, fields: dict) -> str:
-    """Name a run by its settings."""
-    return "-".join([stem, *(f"{key.split('__')[1]}-{value}" for key, value in fields.items())])
+    def beside(self, y: list, y_0: list, pit: list) -> dict:
+        """A system's worth, what it wins over y_0, and what PIT wins over it."""
+        return self.worth(y) | {"over y_0": self.over(y, y_0), "PIT over it": self.over(pit, y)}

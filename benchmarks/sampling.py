@@ -8,12 +8,12 @@ limit is the time of the matrix products at the machine's best, or of reading th
 token, whichever is more.
 """
 
-import argparse
 import random
 
 import torch
-from common import (WORKLOADS, alternate, bandwidth, forward_flops, gemm_peak, hf, ours,
-                    random_lists, report)
+from common import (WORKLOADS, alternate, fastest, forward_flops, gemm_peak, hf, ours, random_lists,
+                    report)
+from script import arguments
 
 from model import sample
 
@@ -21,12 +21,10 @@ NEW = 64
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workload", choices=WORKLOADS, default="W")
-    parser.add_argument("--cache", choices=("dynamic", "static"), default="dynamic",
-                        help="transformers' cache")
-    parser.add_argument("--repeats", type=int, default=7)
-    args = parser.parse_args()
+    args = arguments(
+        __doc__, ("--workload", {"choices": WORKLOADS, "default": "W"}),
+        ("--cache", {"choices": ("dynamic", "static"), "default": "dynamic",
+                     "help": "transformers' cache"}))
     number, vocab = {"W": 64, "W2": 8}[args.workload], WORKLOADS[args.workload][1]
     prompts = random_lists(random.Random(0), number, 16, 32, vocab)
     model, peer = ours(args.workload), hf(args.workload)
@@ -40,9 +38,11 @@ def main() -> None:
             top_k=0, top_p=1.0, temperature=1.0, pad_token_id=0, cache_implementation=args.cache)}
     assert len(sides["ours"]().responses()[0]) == NEW
     assert sides["HF"]().shape[1] == longest + NEW
-    seconds = alternate(sides, args.repeats)
+    seconds = alternate(sides, 7)
+    numbers = torch.ones(1 << 27)
+    bandwidth = numbers.numel() * 4 / fastest(numbers.sum)  # bytes a second read from memory
     weights = sum(p.numel() * 4 for p in model.parameters())
-    step = max(forward_flops(args.workload) * number / gemm_peak(), weights / bandwidth())
+    step = max(forward_flops(args.workload) * number / gemm_peak(), weights / bandwidth)
     report(f"sampling {args.workload}, {number} prompts", peer=f"HF generate, {args.cache} cache",
            ours_ms_a_token=1000 * seconds["ours"] / NEW, peer_ms_a_token=1000 * seconds["HF"] / NEW,
            ratio=seconds["HF"] / seconds["ours"], of_peak=step * NEW / seconds["ours"])

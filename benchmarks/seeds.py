@@ -13,13 +13,12 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from script import ROOT
+from tables import markdown
 
-from pretrained.configure import command_line  # noqa: E402
-from runtime.launch import guard  # noqa: E402
-from runtime.settings import UserError  # noqa: E402
-
-ROOT = Path(__file__).resolve().parents[1]
+from pretrained.configure import command_line
+from runtime.launch import guard
+from runtime.settings import UserError
 
 
 def run_seed(config, config_path: str, seed: str, overrides: list[str]) -> dict:
@@ -39,36 +38,30 @@ def over_seeds(values: list[float], form: str) -> str:
 
 
 def table(reports: list[dict]) -> str:
-    """Return all rows of the reports, seeds side by side, as markdown."""
-    lines = ["| system | T | iteration | against | gold | win - lose |",
-             "|---|---|---|---|---|---|"]
-    for rows in zip(*(report["rows"] for report in reports)):
-        first = rows[0]
-        gold = "" if first["gold"] is None else f"{mean(r['gold'] for r in rows):.3f}"
-        excludes_zero = (all(r["ci_low"] > 0 for r in rows)
-                         or all(r["ci_high"] < 0 for r in rows))
-        lines.append(f"| {first['system']} | {first['temperature'] or ''} | "
-                     f"{first['iteration'] or ''} | {first['against']} | {gold} | "
-                     f"{over_seeds([r['delta'] for r in rows], '+.1f')}{' *' * excludes_zero} |")
-    lines += ["", "`*`: every seed's 95 % interval excludes zero, on the same side.", "",
-              "| agreement | mean (each seed) |", "|---|---|"]
-    for name in reports[0]["reward"]:
-        lines.append(f"| {name} | "
-                     f"{over_seeds([r['reward'][name]['accuracy'] for r in reports], '.3f')} |")
-    aspects = list(reports[0]["rows"][0]["aspects"])
+    """All rows of the reports, seeds side by side, as markdown."""
+    first = reports[0]
+    together = list(zip(*(report["rows"] for report in reports)))
+    wins, grades, aspects = [], [], list(first["rows"][0]["aspects"])
+    for rows in together:
+        one = rows[0]
+        gold = "" if one["gold"] is None else f"{mean(r['gold'] for r in rows):.3f}"
+        sure = all(r["ci_low"] > 0 for r in rows) or all(r["ci_high"] < 0 for r in rows)
+        wins.append([one["system"], str(one["temperature"] or ""), str(one["iteration"] or ""),
+                     one["against"], gold,
+                     over_seeds([r["delta"] for r in rows], "+.1f") + " *" * sure])
+        if aspects and one["temperature"] == 0.5:
+            grades.append([one["system"], one["against"], str(one["iteration"] or ""),
+                           *(f"{mean(r['aspects'][a] for r in rows):.3f}" for a in aspects)])
+    agreed = [[name, over_seeds([r["reward"][name]["accuracy"] for r in reports], ".3f")]
+              for name in first["reward"]]
+    seconds = [r["seconds"] | {"all": sum(r["seconds"].values())} for r in reports]
+    spent = [[name, over_seeds([s[name] for s in seconds], ".0f")] for name in seconds[0]]
+    parts = [markdown(["system", "T", "iteration", "against", "gold", "win - lose"], wins),
+             "`*`: every seed's 95 % interval excludes zero, on the same side.",
+             markdown(["agreement", "mean (each seed)"], agreed)]
     if aspects:
-        lines += ["", f"| aspects at T = 0.5 | against | iteration | {' | '.join(aspects)} |",
-                  "|---|---|---|" + "---|" * len(aspects)]
-        for rows in zip(*(report["rows"] for report in reports)):
-            if rows[0]["temperature"] == 0.5:
-                grades = " | ".join(f"{mean(r['aspects'][a] for r in rows):.3f}" for a in aspects)
-                lines.append(f"| {rows[0]['system']} | {rows[0]['against']} | "
-                             f"{rows[0]['iteration'] or ''} | {grades} |")
-    lines += ["", "| stage | seconds, mean (each seed) |", "|---|---|"]
-    for name in reports[0]["seconds"]:
-        lines.append(f"| {name} | {over_seeds([r['seconds'][name] for r in reports], '.0f')} |")
-    lines.append(f"| all | {over_seeds([sum(r['seconds'].values()) for r in reports], '.0f')} |")
-    return "\n".join(lines)
+        parts.append(markdown(["aspects at T = 0.5", "against", "iteration", *aspects], grades))
+    return "\n\n".join([*parts, markdown(["stage", "seconds, mean (each seed)"], spent)])
 
 
 def main() -> None:

@@ -10,12 +10,12 @@ W: 32 rows of 128 tokens; W2: 4 rows of 256. The limit is the time that the matr
 the machine's best.
 """
 
-import argparse
 import importlib.util
 from pathlib import Path
 
 import torch
-from common import WORKLOADS, alternate, forward_flops, gemm_peak, hf, ours, report
+from common import WORKLOADS, alternate, forward_flops, gemm_peak, hf, ours, report_peer
+from script import arguments
 
 from model import Rows, micro_batches, token_logprobs
 
@@ -29,7 +29,7 @@ def our_model(workload: str, tokens):
                 torch.full((len(tokens),), tokens.shape[1]))
 
     def backward(forward):
-        for chosen in micro_batches(rows.length, model.config.portion):
+        for chosen in micro_batches(rows.length, model.config.micro_batch):
             (-token_logprobs(forward, rows[chosen]).sum() / rows.mask.sum()).backward()
     return model, backward
 
@@ -74,23 +74,20 @@ def step_of(model, backward, compiled: bool):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workload", choices=WORKLOADS, default="W")
-    parser.add_argument("--peer", help="a folder of nanoGPT or llama2.c; else transformers")
-    parser.add_argument("--compile", action="store_true", help="torch.compile on both sides")
-    parser.add_argument("--repeats", type=int, default=15)
-    args = parser.parse_args()
+    args = arguments(
+        __doc__, ("--workload", {"choices": WORKLOADS, "default": "W"}),
+        ("--peer", {"help": "a folder of nanoGPT or llama2.c; else transformers"}),
+        ("--compile", {"action": "store_true", "help": "torch.compile on both sides"}))
     batch, time = BATCH[args.workload]
     tokens = torch.randint(0, WORKLOADS[args.workload][1], (batch, time))
     name = Path(args.peer).name if args.peer else "HF Llama"
     peer = (peer_model(args.peer, args.workload, tokens) if args.peer else
             hf_model(args.workload, tokens))
     seconds = alternate({"ours": step_of(*our_model(args.workload, tokens), args.compile),
-                         name: step_of(*peer, args.compile)}, args.repeats)
+                         name: step_of(*peer, args.compile)}, 15)
     least = 3 * forward_flops(args.workload) * batch * time / gemm_peak()
-    report(f"training step {args.workload}" + ", compiled" * args.compile, peer=name,
-           ours_s=seconds["ours"], peer_s=seconds[name], ratio=seconds[name] / seconds["ours"],
-           of_peak=least / seconds["ours"], peer_of_peak=least / seconds[name])
+    report_peer(f"training step {args.workload}" + ", compiled" * args.compile, name,
+                seconds["ours"], seconds[name], least, peer_of_peak=least / seconds[name])
 
 
 if __name__ == "__main__":
