@@ -32,7 +32,7 @@ def ours(workload: str) -> GPT:
 
 
 def llama_config(model: ModelSection, vocab: int):
-    """The same model as a LlamaConfig of transformers."""
+    """Return the same model as a LlamaConfig of transformers."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -50,7 +50,7 @@ def hf(workload: str):
 
 
 def hf_scorer(workload: str):
-    """The same model with a scalar head on the last token."""
+    """Make the same model with a scalar head on the last token."""
     from transformers import LlamaForSequenceClassification
 
     config = llama_config(*WORKLOADS[workload])

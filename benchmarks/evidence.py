@@ -28,7 +28,7 @@ from script import ROOT
 from tables import fill_pages
 
 from evaluation.measure import fold_scores, pair_agreement
-from report.evaluate import Judge, stage_seconds
+from report.evaluate import Judge, stage_costs
 from report.rivals import refiner_examples
 from report.rubric import LACKING, NESTED, without
 from runtime import interrupt
@@ -128,8 +128,8 @@ def settings_of(lab: Lab, makers: dict[str, Callable]) -> dict:
 
 
 def in_settings(lab: Lab, makers: dict[str, Callable], measure: Callable) -> tuple[dict, dict]:
-    """The best temperatures, and in each setting measure(at), `at` having the test responses of
-    each system at its temperature there."""
+    """Return the best temperatures, and in each setting measure(at), where `at` has the test
+    responses of each system at its temperature there."""
     settings = settings_of(lab, makers)
     return settings["best"], {
         place: measure({name: lab.responses("test", t) for name, t in setting.items()})
@@ -140,9 +140,9 @@ def in_settings(lab: Lab, makers: dict[str, Callable], measure: Callable) -> tup
 
 
 def compared_variants(lab: Lab, variants: dict[str, Trained]) -> dict:
-    """What other trainings of PIT make of y_0 in one iteration and in three: the worth, its win -
-    lose over y_0, and PIT's over it; where each has its own best temperature, so have PIT and y_0.
-    """
+    """Measure what other trainings of PIT make of y_0 in one iteration and in three: the worth, its
+    win - lose over y_0, and PIT's over it; where each has its own best temperature, so have PIT and
+    y_0."""
     def measure(at: dict[str, Responses]) -> dict:
         y_0, found = at["y_0 ~ M_P^RL"].of("M_P^RL"), {}
         for times, stem in ((1, ""), (3, ", iteration 3")):
@@ -214,8 +214,8 @@ def agreements(trained: Trained) -> dict:
 
 
 def reward_models(lab: Lab) -> dict:
-    """What the parts of R_P and R_PIT bring to their agreement, and what more pairs would, of as
-    many more bills, each read as often."""
+    """Measure what the parts of R_P and R_PIT bring to their agreement, and what more pairs would,
+    of as many more bills, each read as often."""
     config = lab.config
     changed = {"without log-probabilities": {"reward__logp_feature": False},
                "without the language-model loss": {"reward__lm_coef": 0.0},
@@ -387,7 +387,7 @@ def cost(lab: Lab) -> dict:
     """Of each system the seconds and tokens of its trainings, and for an answer the tokens sampled
     and read, the calls and the seconds (median of three, 256 questions at once, T = 1)."""
     tokens, found = training_tokens(lab), {}
-    trainings = {name: {"seconds": stage_seconds(run, [stage])[stage]} | tokens[name]
+    trainings = {name: {"seconds": stage_costs(run, [stage])[stage][0]} | tokens[name]
                  for name, (run, stage, _) in lab.trainings().items()}
     for name, system in SYSTEMS.items():
         if not system.trainings:
@@ -478,13 +478,13 @@ def rlhf_choices(lab: Lab) -> dict:
 
 
 def equal_budget_choices(lab: Lab) -> dict:
-    """The same of RLHF with the budget of PIT."""
+    """Do the same with RLHF of the budget of PIT."""
     return tried(lab, rlhf_settings(), lambda r, fields: r.answers(
         label("long", fields), lab.equal_budget(**fields).last(), "RLHF, equal budget"))
 
 
 def pit_choices(lab: Lab, score: str = "gap") -> dict:
-    """The same of PIT's improvements of y_0, of learning rates, as its KL hardly reaches the
+    """Do the same with PIT's improvements of y_0, of learning rates, as its KL hardly reaches the
     config's targets: stage 0's, and then stage 1's after the best of these."""
     first = {f"stage0, lr_scale {scale}": {"pit__score": score, "stage0__lr_scale": scale}
              for scale in LR_TIMES}
@@ -498,7 +498,7 @@ def pit_choices(lab: Lab, score: str = "gap") -> dict:
 
 
 def refiner_choices(lab: Lab) -> dict:
-    """The same of Self-Refine's rewrites of y_0, by the whole rubric."""
+    """Do the same with Self-Refine's rewrites of y_0, by the whole rubric."""
     found = {}
     for lessons in LESSONS:
         settings = {f"{lessons} x M_PIT^SFT's steps, {kind}": {"kind": kind}

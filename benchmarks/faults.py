@@ -47,7 +47,7 @@ def wait_for(process: subprocess.Popen, condition) -> bool:
 
 
 def ended(process: subprocess.Popen) -> tuple[int, str]:
-    """The exit code, and what was said beside the USUAL."""
+    """Return the exit code, and what was said beside the USUAL."""
     said = process.communicate(timeout=300)[1].splitlines()
     return process.returncode, "\n".join(
         line for line in said if line.strip() and not any(mark in line for mark in USUAL))
@@ -76,7 +76,7 @@ class Faults:
         return ended(self.start(name, *overrides, **limits))
 
     def left(self, name: str, order=list) -> dict:
-        """What a finished run has left, the lines of its logs in an order."""
+        """Return what a finished run has left, the lines of its logs in an order."""
         folder = self.folder / name
         found = {path.name: load(path) for path in folder.glob("*.pt")}
         for content in found.values():
@@ -101,7 +101,7 @@ class Faults:
         return lines + sum(".part" not in p.name for p in path.parent.glob("*.pt"))
 
     def point(self, stage: str, step: int) -> int:
-        """The progress at a step of a stage."""
+        """Match the progress at a step of a stage."""
         lines = [json.loads(line) for line in self.left("whole")[LOGS[0]]]
         before = list(dict.fromkeys(line["stage"] for line in lines)).index(stage)
         return 1 + before + next(i for i, line in enumerate(lines, 1)

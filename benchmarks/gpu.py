@@ -14,7 +14,8 @@ import torch
 from common import alternate, llama_config, random_lists, report
 from script import arguments
 
-from model import GPT, pad_rows, sample, token_logprobs
+from faster.sampling import compile_blocks, sample
+from model import GPT, pad_rows, token_logprobs
 from runtime.config import ModelSection
 
 SHAPE, VOCAB = ModelSection(layers=30, heads=9, kv_heads=3, width=576, hidden=1536, context=512,
@@ -64,7 +65,7 @@ def our_side(shape, compiled: bool, rows, prompts, device: str) -> Side:
     torch.manual_seed(0)
     model = GPT(shape, VOCAB).to(device)
     uniforms = torch.rand(len(prompts), NEW, device=device)
-    return Side(model.compile_blocks() if compiled else model,
+    return Side(compile_blocks(model) if compiled else model,
                 lambda: -token_logprobs(model, rows).mean(),
                 lambda: sample(model, prompts, uniforms, 1.0, -1), device, keep_casts=False)
 

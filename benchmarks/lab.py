@@ -24,10 +24,10 @@ from pretrained.configure import load_config
 from runtime.checks import refuse_short_context
 from runtime.launch import choose_for, pick_device
 from runtime.run import Run
-from sample import generate, title
+from runtime.stages import BASE, OF_R_P, SUPERVISED, title
+from sample import Sampler, generate
 from train_pit import train_all, train_pit_stage, train_rlhf
-from train_reward import (BASE, R_P, SUPERVISED, Models, new_gpt, new_reward_model, train_rp,
-                          train_sft, train_start)
+from train_reward import Models, new_gpt, new_reward_model, train_rp, train_sft, train_start
 
 OUTSIDE_SEED = 1000  # added to a seed: the data of the reward model that only judges
 CONTEXT = 208        # tokens: Self-Refine reads a question, a draft, a rubric and notes
@@ -49,7 +49,7 @@ class Trained:
     models: Models
 
     def last(self) -> GPT:
-        """The policy that was trained last."""
+        """Return the policy that was trained last."""
         return list(self.models.policies.values())[-1]
 
 
@@ -83,8 +83,8 @@ class Lab:
     # ----------------------------------------------------------------------------- the trainings
 
     def trained(self, train, seed: int, name: str = "", **fields) -> Trained:
-        """What train(run, data) makes, trained or restored, in a run of this lab with a `name` of
-        its own if it stands on the base run. `fields` are section__key=value."""
+        """Return what train(run, data) makes, trained or restored, in a run of this lab with a
+        `name` of its own if it stands on the base run. `fields` are section__key=value."""
         base = f"{self.name}-{seed}"
         changed = {"run.seed": seed, "run.name": base + (name and f"-{name}"),
                    "run.base": str(Path(self.config.run.dir) / base) if name else ""}
@@ -101,16 +101,16 @@ class Lab:
         return Trained(run, data, models)
 
     def base(self) -> Trained:
-        """The method's models, with the config's settings."""
+        """Return the method's models, with the config's settings."""
         return self.once("base", lambda: self.trained(train_all, self.seed))
 
     def varied(self, name: str, train=train_all, **fields) -> Trained:
-        """The method's models with other settings; what these leave alone is the base run's."""
+        """Return the method's models with other settings, which leave the rest to the base run."""
         self.base()
         return self.once(name, lambda: self.trained(train, self.seed, name, **fields))
 
     def supervised(self, name: str, **fields) -> Trained:
-        """The supervised models and the reward models with other settings."""
+        """Return the supervised models and the reward models with other settings."""
         return self.varied(name, train_start, **fields)
 
     def both_stages(self, **fields) -> Trained:
@@ -126,7 +126,7 @@ class Lab:
         def train(run: Run, data: Data) -> Models:
             models = train_start(run, data)
             if stage == "rlhf":
-                content = run.stage("rlhf", R_P + ("ppo", "rlhf"), lambda: train_rlhf(
+                content = run.stage("rlhf", OF_R_P + ("ppo", "rlhf"), lambda: train_rlhf(
                     run, data, "rlhf", models.policies["M_P^SFT"], models.rp))
             else:
                 content = run.stage(stage, SUPERVISED + ("ppo", "pit.score", stage),
@@ -157,19 +157,19 @@ class Lab:
                 if kind == "before RL":
                     return policy
                 content = run.stage(
-                    f"{name}-rl", R_P + ("pit_sft", "ppo", "rlhf"),
+                    f"{name}-rl", OF_R_P + ("pit_sft", "ppo", "rlhf"),
                     lambda: train_rlhf(run, data, f"{name}-rl", policy, models.rp))
             return run.placed(new_gpt(run, data), content["model"])
 
         return self.once(f"refiner {lessons} {kind}", make)
 
     def outside(self) -> Trained:
-        """A reward model R_P of other pairs, which no training asks. (A quarter of its questions
-        are also questions of this seed's; the responses and labels are others.)"""
+        """Train a reward model R_P on other pairs, which no training asks. (A quarter of its
+        questions are also questions of this seed's; the responses and labels are others.)"""
         def train(run: Run, data: Data) -> Models:
             sft = run.stage("sft", BASE + ("sft",), lambda: train_sft(run, data))
             policy = run.placed(new_gpt(run, data), sft["model"])
-            rp = run.stage("rp", R_P, lambda: train_rp(run, data, policy))
+            rp = run.stage("rp", OF_R_P, lambda: train_rp(run, data, policy))
             model = run.placed(new_reward_model(run, data), rp["model"])
             return Models(model, None, {"M_P^SFT": policy})
 
@@ -196,7 +196,7 @@ class Lab:
 
 
 def label(stem: str, fields: dict) -> str:
-    """A run's name that tells its settings."""
+    """Return a run's name that tells its settings."""
     return "-".join([stem, *(f"{key.split('__')[1]}-{value}" for key, value in fields.items())])
 
 
@@ -259,10 +259,10 @@ class Responses:
     def sampled(self, name: str, policy: GPT, prompts: list[list[int]], *before: list,
                 purpose: str = "") -> list:
         """Sample what a policy writes after the prompts, in which `before` stands."""
-        generator = self.run.generator(f"{purpose or name}, {self.temperature}")
-        return self.keep(name, lambda: generate(
-            self.run, self.data, policy, prompts, self.temperature, generator), *before,
-            calls=1, read=mean_length(prompts))
+        sampler = Sampler(self.run, self.data, self.temperature,
+                          self.run.generator(f"{purpose or name}, {self.temperature}"))
+        return self.keep(name, lambda: generate(sampler, policy, prompts), *before, calls=1,
+                         read=mean_length(prompts))
 
     def answers(self, name: str, policy: GPT, purpose: str = "") -> list:
         prompts = [self.data.policy(ids) for ids in self.x]
@@ -279,7 +279,7 @@ class Responses:
                                        for k in range(2, number + 1)]
         x = mean_length(map(self.data.policy, self.x))
         return self.keep(f"best of {number}", lambda: best_by(
-            self.run, self.data, self.models, self.x, tries), *tries,
+            self.data, self.models, self.x, tries), *tries,
             read=sum(x + mean_length(y) + 1 for y in tries))
 
     def improved(self, name: str, policy: GPT, times: int = 1, start: str = "M_P^RL",
@@ -346,5 +346,5 @@ class Responses:
                 for name, judge in (("gold", self.gold), ("outside", self.outside))}
 
     def beside(self, y: list, y_0: list, pit: list) -> dict:
-        """A system's worth, what it wins over y_0, and what PIT wins over it."""
+        """Return a system's worth, what it wins over y_0, and what PIT wins over it."""
         return self.worth(y) | {"over y_0": self.over(y, y_0), "PIT over it": self.over(pit, y)}

@@ -38,7 +38,7 @@ def intervals(points: list[list[float]]) -> tuple[list[float], list[float]]:
 
 
 def with_interval(axis, x, points: list[list[float]], label: str, colour: str, style="o-") -> None:
-    """A line of means over seeds with a band; points are the seeds' values at each x."""
+    """Draw a line of means over seeds with a band; points are the seeds' values at each x."""
     means, halves = intervals(points)
     axis.plot(x, means, style, ms=3, color=colour, label=label)
     if len(points[0]) > 1:

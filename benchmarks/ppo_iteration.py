@@ -37,7 +37,7 @@ def make_prompts() -> list[list[int]]:
 
 
 def run_ours() -> list[float]:
-    """Seconds of each iteration."""
+    """Return the seconds of each iteration."""
     policy = ours("W")
     model = reward.RewardModel(copy.deepcopy(policy), RewardSection(pool="last"))
     learner = ppo.make_learner(policy, ppo.Critic(copy.deepcopy(policy)), PPOSection(),
@@ -45,12 +45,14 @@ def run_ours() -> list[float]:
     section = PPOSection(batch=ROWS, epochs=EPOCHS, minibatches=MINIBATCHES, no_eos_score=0.0)
     ids = make_prompts()
     prompts = ppo.Prompts(ids, ids, [[]] * ROWS, [""] * ROWS)
-    task = ppo.Task("W", None, lambda _, rows: reward.score(model, rows), None)
-    anchor, generator, seconds = copy.deepcopy(policy), torch.Generator().manual_seed(0), []
+    task = ppo.Task("W", StageSection(), copy.deepcopy(policy), None,
+                    lambda _, rows: reward.score(model, rows), None)
+    generator, seconds = torch.Generator().manual_seed(0), []
     for _ in range(ITERATIONS):
         start = time.perf_counter()
-        rollout = ppo.roll_out(learner, anchor, prompts, task, section, NEW, -1, [0.0, 1.0],
-                               generator)
+        uniforms = torch.rand(ROWS, NEW, generator=generator)
+        rollout = ppo.estimate_advantages(
+            ppo.roll_out(learner, task, prompts, uniforms, section, -1), section)
         assert rollout.mask.sum() == ROWS * NEW
         ppo.update(learner, rollout, section, True, generator)
         seconds.append(time.perf_counter() - start)

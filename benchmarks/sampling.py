@@ -15,7 +15,8 @@ from common import (WORKLOADS, alternate, fastest, forward_flops, gemm_peak, hf,
                     report)
 from script import arguments
 
-from model import sample
+import model as plain
+from faster.sampling import sample
 
 NEW = 64
 
@@ -33,6 +34,7 @@ def main() -> None:
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     sides = {
         "ours": lambda: sample(model, prompts, torch.rand(number, NEW), 1.0, -1),
+        "plain": lambda: plain.sample(model, prompts, torch.rand(number, NEW), 1.0, -1),
         "HF": lambda: peer.generate(
             padded, attention_mask=mask, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=True,
             top_k=0, top_p=1.0, temperature=1.0, pad_token_id=0, cache_implementation=args.cache)}
@@ -45,7 +47,7 @@ def main() -> None:
     step = max(forward_flops(args.workload) * number / gemm_peak(), weights / bandwidth)
     report(f"sampling {args.workload}, {number} prompts", peer=f"HF generate, {args.cache} cache",
            ours_ms_a_token=1000 * seconds["ours"] / NEW, peer_ms_a_token=1000 * seconds["HF"] / NEW,
-           ratio=seconds["HF"] / seconds["ours"], of_peak=step * NEW / seconds["ours"])
+           plain_ms_a_token=1000 * seconds["plain"] / NEW, ratio=seconds["HF"] / seconds["ours"], of_peak=step * NEW / seconds["ours"])
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ def read_rows(folder: Path) -> dict[str, dict]:
 
 
 def gathered(seeds: list, path: str, **names: str) -> list:
-    """What each seed has at the path, such as "at/{at}/{name}/gold", with the names put in; of
-    "one path - another" the difference in points (hundredths)."""
+    """Return what each seed has at the path, such as "at/{at}/{name}/gold", with the names put in;
+    of "one path - another" the difference in points (hundredths)."""
     path, _, other = path.partition(" - ")
     found = list(seeds)
     for key in filter(None, path.split("/")):
@@ -115,7 +115,7 @@ def table(seeds: list, head: str, under: str, columns: list[Column], but: str = 
 
 
 def figures(seeds: list, under: str, name: str, at: str, path: str) -> list:
-    """What each seed has at the path in the line of this name, or else at its own top."""
+    """Return what each seed has at the path in the line of this name, or else at its own top."""
     training = name.removesuffix(", iteration 3")
     own = gathered(seeds, under + "/{name}", name=name, at=at)
     return gathered([seed | line for seed, line in zip(seeds, own)], path, name=name, at=at,
@@ -150,7 +150,7 @@ def main_table(seeds: list) -> list[str]:
 
 
 def headline_table(seeds: list) -> list[str]:
-    """The main table in short."""
+    """Return the main table in short."""
     return [table(seeds, "system", "at/{at}", [
         Column("sampled in RL", "rl_samples/{name}/sampled", average(".0f")),
         Column("tokens an answer", "tokens", average(".0f")),
@@ -264,7 +264,7 @@ def optimisation_table(seeds: list) -> list[str]:
         *(Column(f"gold, ten iterations up to {end}", str(end), interval(".3f"))
           for end in thirds),
         Column("last less first", "gain", interval("+.3f")),
-        Column("reward at the end (spreads)", "reward", interval(".1f")),
+        Column("reward at the end (std)", "reward", interval(".1f")),
         Column("KL at the end (nats)", "kl", interval(".1f")),
         Column("gold, test questions", "test/gold", interval(".3f"))])]
 
@@ -363,7 +363,7 @@ def named(seeds: list[int]) -> str:
 
 
 def filled(page: str, rows: dict[str, dict]) -> str:
-    """The page with each row's table between `<!-- table: row -->` and `<!-- end -->`."""
+    """Return the page with each row's table between `<!-- table: row -->` and `<!-- end -->`."""
     def tables(match):
         seeds = rows.get(match[1].removesuffix("-headline"))
         if match[1] == "targets":

@@ -17,7 +17,8 @@ import torch
 from common import WORKLOADS, alternate, forward_flops, gemm_peak, hf, ours, report_peer
 from script import arguments
 
-from model import Rows, micro_batches, token_logprobs
+from model import Rows, token_logprobs
+from runtime.batching import micro_batches
 
 BATCH = {"W": (32, 128), "W2": (4, 256)}
 

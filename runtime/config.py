@@ -152,7 +152,7 @@ class StageSection:
     lr_scale: float = 1.0
 
     def batches(self) -> int:
-        """Count the batches (ppo.batch) of responses that the stage samples, sampled y_ref too."""
+        """Count the batches of ppo.batch responses that a stage of PIT samples, as y and y_ref."""
         return self.iterations * (1 + (self.reference == "policy"))
 
 
