@@ -47,7 +47,8 @@ def main() -> None:
     step = max(forward_flops(args.workload) * number / gemm_peak(), weights / bandwidth)
     report(f"sampling {args.workload}, {number} prompts", peer=f"HF generate, {args.cache} cache",
            ours_ms_a_token=1000 * seconds["ours"] / NEW, peer_ms_a_token=1000 * seconds["HF"] / NEW,
-           plain_ms_a_token=1000 * seconds["plain"] / NEW, ratio=seconds["HF"] / seconds["ours"], of_peak=step * NEW / seconds["ours"])
+           plain_ms_a_token=1000 * seconds["plain"] / NEW, ratio=seconds["HF"] / seconds["ours"],
+           of_peak=step * NEW / seconds["ours"])
 
 
 if __name__ == "__main__":
