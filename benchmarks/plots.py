@@ -41,7 +41,7 @@ def with_interval(axis, x, points: list[list[float]], label: str, colour: str, s
     """Draw a line of means over seeds with a band; points are the seeds' values at each x."""
     means, halves = intervals(points)
     axis.plot(x, means, style, ms=3, color=colour, label=label)
-    if len(points[0]) > 1:
+    if any(len(values) > 1 for values in points):
         axis.fill_between(x, [m - h for m, h in zip(means, halves)],
                           [m + h for m, h in zip(means, halves)], color=colour, alpha=0.15, lw=0)
 
