@@ -1,16 +1,12 @@
-"""A few of the faults of benchmarks/faults.py, which has them all. They wait for processes most of
+"""A few of the faults of tests/faults.py, which has them all. They wait for processes most of
 the time, so two are tried at once."""
 
 import copy
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import faults  # noqa: E402
+import faults
 
 SMALL = ("--sft.steps=120", "--rlhf.iterations=6", "--pit.curriculum=['stage0']",
          "--eval.equal_budget=false", "--eval.prompts=2", "--eval.temperatures=[1.0]",

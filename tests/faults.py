@@ -1,13 +1,14 @@
 """What a run survives: it is killed, interrupted, starved of disk and given damaged files, goes on
 by the same command each time, and has to end as a run that nothing happened to.
 
-    python benchmarks/faults.py                  # 30 kills at random moments, then one fault each
-    python benchmarks/faults.py --kills 3 --dir /tmp/faults
+    python tests/faults.py                  # 30 kills at random moments, then one fault each
+    python tests/faults.py --kills 3 --dir /tmp/faults
 
 Compared are the bytes of metrics.jsonl and samples.jsonl, every weight of every checkpoint, and the
 rows of the report. Prints a line a fault, and in the end how many were survived.
 """
 
+import argparse
 import json
 import os
 import random
@@ -19,8 +20,8 @@ import time
 from pathlib import Path
 
 import torch
-from script import ROOT, arguments
 
+from conftest import ROOT
 from runtime.files import load
 from runtime.run import LOGS
 
@@ -215,8 +216,10 @@ def company(faults: Faults) -> None:
 
 
 def main() -> None:
-    args = arguments(__doc__, ("--kills", {"type": int, "default": 30}),
-                     ("--dir", {"help": "where the runs go; else a temporary folder"}))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--dir", help="where the runs go; else a temporary folder")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         faults = Faults(Path(args.dir or temporary))
         kills(faults, args.kills)
