@@ -1,9 +1,8 @@
 """reward.two_scores in less time: two responses in one row share the states of their prompt.
 
-Of Eq. 2 each prompt of R_PIT, (x, y_l) and (x, y_w), has both responses. Beside one row a response
-a training step takes 0.4 of the time (benchmarks/gap_step.py). The rows stay what causal attention
-makes of them: both responses continue the prompt, their positions go on from its end, and neither
-sees the other.
+In Eq. 2 each prompt of R_PIT, (x, y_l) and (x, y_w), has both responses. They continue the prompt,
+their positions go on from its end, and neither sees the other, so that the scores are those of
+rows of their own. benchmarks/gap_step.py times both.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """model.sample in less time: a cache of one piece, and rows that leave once they have ended.
 
-On bills three in four rows have ended when the longest ends, so that most of the plain loop's work
-is for rows that need none.
+The plain loop goes over all rows until the last one has ended, and copies its cache for each token.
+benchmarks/sampling.py times both.
 """
 
 import torch

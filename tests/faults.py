@@ -81,7 +81,7 @@ class Faults:
         folder = self.folder / name
         found = {path.name: load(path) for path in folder.glob("*.pt")}
         for content in found.values():
-            for key in ("seconds", "inputs", "tokenizer"):  # a tokenizer holds the folder's name
+            for key in ("seconds", "operations", "inputs", "tokenizer"):  # it holds the folder
                 content.pop(key, None)
         found["rows"] = json.loads((folder / "report.json").read_text(encoding="utf-8"))["rows"]
         return found | {log: order((folder / log).read_bytes().splitlines()) for log in LOGS}
@@ -102,7 +102,7 @@ class Faults:
         return lines + sum(".part" not in p.name for p in path.parent.glob("*.pt"))
 
     def point(self, stage: str, step: int) -> int:
-        """Match the progress at a step of a stage."""
+        """Return the progress at a step of a stage."""
         lines = [json.loads(line) for line in self.left("whole")[LOGS[0]]]
         before = list(dict.fromkeys(line["stage"] for line in lines)).index(stage)
         return 1 + before + next(i for i, line in enumerate(lines, 1)
