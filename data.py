@@ -50,7 +50,7 @@ class Fold:
 
 @dataclass
 class Data:
-    """All that a run knows of its pairs, with the ways to put them before the models."""
+    """All that a run knows of its pairs, and how each model reads them."""
     tokenizer: Tokenizers
     vocab: int                     # rows of the embedding
     turns: dict[str, Template]     # of a prompt, by their role

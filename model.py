@@ -52,8 +52,8 @@ class Rows:
 
 
 def pad_rows(prompts: list, responses: list | None = None, device="cpu", room: int = 0) -> Rows:
-    """Make rows of lists of token ids, with room for more tokens behind. The padding is id 0, which
-    no real token sees."""
+    """Make rows of lists of token ids, with room for more tokens after them. The padding is id 0,
+    which no real token sees."""
     rows = [list(p) + list(r) for p, r in zip(prompts, responses or [[]] * len(prompts))]
     length = torch.tensor([len(row) for row in rows])
     tokens = torch.zeros(len(rows), int(length.max()) + room, dtype=torch.long)
@@ -212,9 +212,9 @@ class GPT(nn.Module):
         """Return the hidden states [B, T, D] of tokens [B, T]; or [N, D], row by row, of those N
         places alone that are true in `at` [B, T], which saves the last layer's MLP at the others.
 
-        positions [B, T] (default: 0 to T - 1) and bias [B, 1, T, S], 0 where a token may look and
-        -inf elsewhere (default: at itself and before), place the tokens among the S that were read:
-        these, or with a Cache those in it, too.
+        positions [B, T] are the tokens' (default: 0 to T - 1); bias [B, 1, T, S] is 0 where one may
+        look, else -inf (default: at itself and before), of S tokens: these, or all that were read
+        with a cache, whose `attend` gets the bias.
         """
         angles = self.rotary[:tokens.shape[1]] if positions is None else self.rotary[positions]
         rotations = torch.view_as_complex(angles.float()).unsqueeze(-2)  # [B or -, T, 1, C/2]
@@ -266,11 +266,11 @@ def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int) ->
     # 1. Read the prompts: the state at each one's last token predicts the first new one.
     device = model.embedding.weight.device
     rows = pad_rows(prompts, device=device, room=uniforms.shape[1])
-    every, places = torch.arange(len(prompts)), torch.arange(int(rows.prompt.max()), device=device)
+    every, places = (torch.arange(n, device=device) for n in (len(prompts), int(rows.prompt.max())))
     cache, going = Cache(), torch.ones(len(prompts), dtype=torch.bool, device=device)
     hidden = model(rows.tokens[:, :len(places)], cache=cache,
                    at=places == rows.prompt[:, None] - 1)                          # [B, D]
-    # New tokens join the cache behind the longest prompt; a row does not see its own padding.
+    # New tokens join the cache after the longest prompt; a row does not see its own padding.
     bias = torch.zeros(len(prompts), 1, 1, len(places), device=device).masked_fill(
         (places >= rows.prompt[:, None])[:, None, None], -torch.inf)
     for uniform in uniforms.to(device).unbind(1):

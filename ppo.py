@@ -13,7 +13,7 @@ Symbols, all on one grid [B, T] of tokens, right-padded; a mask marks the respon
     ref_logp[b, t]  the same of the anchor pi_ref (the supervised model)
     values[b, t]    V of the state before token t, read at position t - 1
     rewards[b, t]   -beta (logp - ref_logp), and the score at the last token
-    advantages, returns   what followed token t, less V; and with V
+    advantages      GAE's estimate from token t on; returns are advantages + V
     rho             pi_new / pi_old, 1 in the first minibatch of the first epoch
 
 Rollout, log-probabilities and update share one temperature, and there is no top-k, top-p or

@@ -85,7 +85,7 @@ def score(model: RewardModel, rows: Rows):
 
 def two_scores(model: RewardModel, prompts: list, a: list, b: list):
     """Return, of two responses to each prompt (lists of token ids), the scores of a and of b, [B]
-    each, and the language-model loss of a, [B], a token. This one is for training."""
+    each, and the language-model loss of a, [B], a token. Gradients flow, unlike in `score`."""
     rows = pad_rows(prompts + prompts, a + b, model.head.weight.device)
     scores, logp = model(rows)                                                      # [2B, T]
     of_a, of_b = POOLS[model.config.pool](scores, rows).chunk(2)

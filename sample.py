@@ -40,7 +40,7 @@ def restore(run: Run, data: Data) -> Models:
 
 @dataclass
 class Sampler:
-    """How responses are sampled: a run's longest response and batch, a temperature, its chances."""
+    """What sampling needs; of the run the batch and the longest response."""
     run: Run
     data: Data
     temperature: float

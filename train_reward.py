@@ -44,8 +44,7 @@ class Models:
 
 
 # ------------------------------------------------------------------------------------ the losses
-# Each takes a model and some pairs, and returns a summed loss, the count that it is summed over,
-# and how many of these are right already.
+# Each returns a summed loss, the count that it is summed over, and how many of these are right.
 
 
 def lm_loss(model: GPT, rows: Rows):
@@ -96,8 +95,8 @@ class Training:
     name: str                     # of the stage
     fit: FitSection
     fold: Fold
-    loss: Callable                # one of the losses above
-    positions: tuple              # that a pair takes: as multiples of the lengths of x, y_w and y_l
+    loss: Callable                # (model, data, pairs) -> as the losses above
+    size: tuple                   # positions of a pair: multiples of the lengths of x, y_w and y_l
     agreement: Callable | None = None  # with labels: (data, model, fold) -> see evaluation/measure
 
 
@@ -113,7 +112,7 @@ def train(run: Run, data: Data, model, training: Training) -> dict:
     """Train a model. Where the training has an agreement, ask the model at the end about validation
     pairs, of which it has learned nothing by heart; return what was found, or {}."""
     name, fit, fold = training.name, training.fit, training.fold
-    lengths = np.array(training.positions) @ np.stack([
+    lengths = np.array(training.size) @ np.stack([
         fold.x.lengths, fold.y_w.lengths, fold.y_l.lengths])
     rng = np.random.default_rng([run.config.run.seed, len(name), sum(map(ord, name))])
     optimizer = torch.optim.AdamW(model.parameters(), lr=fit.lr, betas=(0.9, 0.95),
@@ -194,7 +193,7 @@ def train_rpit(run: Run, data: Data, pit_policy: GPT) -> dict:
 
 def train_judge(run: Run, data: Data, policy: GPT) -> dict:
     """Train the judge of real data, which no training asks: as R_P, but from the pairs of the RL
-    fold, whose labels nobody else learns from; what starts at random starts otherwise."""
+    fold, from whose labels no other model learns; its head has another seed."""
     training = Training("judge", run.config.judge, data.folds["rl"], rp_loss, (1, 1, 1),
                         pointwise_agreement)
     return train_reward_model(run, data, policy, training, run.config.run.seed + 1)
@@ -214,7 +213,7 @@ def train_start(run: Run, data: Data) -> Models:
     """Train or restore M_P^SFT, M_PIT^SFT, R_P and R_PIT."""
     inputs = inputs_of(run.config)
     if run.config.lora.rank:
-        data.trunk = frozen_trunk(run, GPT(run.config.model, data.vocab))
+        data.trunk = operations.watch(frozen_trunk(run, GPT(run.config.model, data.vocab)))
     sft = run.stage("sft", inputs["sft"], lambda: train_sft(run, data))
     policy = run.placed(new_gpt(run, data), sft["model"])
     pit_sft = run.stage("pit_sft", inputs["pit_sft"], lambda: train_pit_sft(run, data, policy))

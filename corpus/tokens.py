@@ -58,7 +58,7 @@ def fold_keys(keys: list[str], *links: list) -> list[str]:
 
     for key, *linked in zip(keys, *links):
         for link in filter(None, linked):
-            ends = find(key), find(tuple(link))
+            ends = find(key), find(("text", link) if isinstance(link, str) else tuple(link))
             least, other = sorted(ends, key=lambda name: (isinstance(name, tuple), name))
             leader[other] = least
     return [find(key) for key in keys]

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from corpus import bills
-from data import Data, Fold
+from data import Data, Fold, Pairs
 from evaluation import measure
 from evaluation.show import prompt_text
 from report.prices import price_list
@@ -24,7 +24,7 @@ from report.rivals import best_of, self_refine
 from reward import score
 from runtime import files, operations, ranks
 from runtime.config import ONLY_SPEED
-from runtime.run import Run, fields_of
+from runtime.run import Run, values_of
 from runtime.stages import inputs_of, title
 from sample import Sampler, answer, improve
 from train_reward import Models
@@ -117,7 +117,7 @@ class Kept:
 
 def evaluated(run: Run) -> dict:
     """Return what an evaluation's responses depend on: settings, and the very checkpoints."""
-    settings = {name: value for name, value in fields_of(run.config).items()
+    settings = {name: value for name, value in values_of(run.config).items()
                 if not name.startswith("run.")}
     paths = {name: path_of(run, name).stat() for name in inputs_of(run.config)}
     return {name: value for name, value in settings.items() if name not in ONLY_SPEED} | {
@@ -201,7 +201,7 @@ def sample_agreements(run: Run, data: Data, models: Models, judge: Judge, x: lis
     return found
 
 
-def judge_agreements(data: Data, models: Models, judge: Judge, fold: Fold) -> dict:
+def judge_agreements(data: Data, models: Models, judge: Judge, fold: Pairs) -> dict:
     """Measure how often reward models and labels agree with the judge on held-out pairs."""
     better = judge.grades(fold.y_w) - judge.grades(fold.y_l)
     s = measure.fold_scores(data, models.rp, models.rpit, fold)
@@ -224,7 +224,7 @@ def stage_costs(run: Run, stages) -> dict[str, tuple[float, float]]:
             for name, content in contents.items()}
 
 
-def once_each(fold: Fold, number: int) -> Fold:
+def once_each(fold: Fold, number: int) -> Pairs:
     """Return the first pair of each prompt, `number` of them: answers to one prompt are no
     independent trials, and some data sets have many pairs on one. (A fold begins with one pair of
     each group that the split keeps together.)"""
@@ -255,9 +255,9 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
     if judge.hidden:
         accuracies |= judge_agreements(data, models, judge, fold)
         accuracies |= sample_agreements(run, data, models, judge, x)
+    prices = price_list(data, models, x, run.config.data) if judge.hidden else {}
     costs["evaluation"] = kept.spent()
     peak = ranks.all_sum(torch.tensor(operations.peak(run.device))).item()
-    prices = price_list(data, models, x, run.config.data.total) if judge.hidden else {}
     return {"name": run.config.run.name, "seed": run.config.run.seed,
             "eval_seed": setting.seed, "split": setting.split,
             "prompts": len(x), "judge": judge.name, "rows": table.rows, "reward": accuracies,

@@ -11,6 +11,7 @@ from corpus import bills
 from data import Data
 from evaluation.measure import gap_scores, mean_interval, rp_scores
 from evaluation.show import prompt_text
+from runtime.config import DataSection
 from train_reward import Models
 
 
@@ -26,12 +27,18 @@ def changed(question: str, order: str) -> dict[str, str]:
             "no full stop": plain.removesuffix(".")}
 
 
-def price_list(data: Data, models: Models, x: list, order: str) -> dict:
+def price_list(data: Data, models: Models, x: list, config: DataSection) -> dict:
     """Return of each change the right price, and what R_P and R_PIT pay (mean, low, high: 95 %
     interval over questions `x`, token ids); R_PIT's for a draft whose total is wrong."""
     questions = [prompt_text(data, ids) for ids in x]
-    texts = [changed(question, order) for question in questions]
+    texts = [changed(question, config.total) for question in questions]
     y = {change: [data.response(text[change]) for text in texts] for change in texts[0]}
+    fits = [max(map(len, ids)) < config.max_response for ids in zip(*y.values())]
+    x, questions, texts = ([one for one, fit in zip(column, fits) if fit]
+                           for column in (x, questions, texts))
+    y = {change: [one for one, fit in zip(ids, fits) if fit] for change, ids in y.items()}
+    if not x:
+        return {}
     draft, found = y["wrong total"], {}
     scores = {change: {"R_P": rp_scores(data, models.rp, x, ids),
                        "R_PIT": gap_scores(data, models.rpit, x, ids, draft)}

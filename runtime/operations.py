@@ -2,7 +2,8 @@
 
 A trunk's forward pass takes 2 operations for each weight and position, and 4 T S C of each head for
 T tokens that look at S. The backward pass takes twice as many again, of frozen weights as many.
-Left out: norms, adapters, optimisers, and what causal attention need not compute.
+Causal attention is counted in full, and what is done again after an interruption again. Left out:
+norms, adapters, optimisers.
 """
 
 import time
@@ -19,8 +20,9 @@ def total() -> float:
 
 def watch(gpt):
     """Count a GPT's operations from now on."""
-    gpt.register_forward_hook(count_trunk, with_kwargs=True)
-    gpt.head.register_forward_hook(count_head)
+    if count_trunk not in gpt._forward_hooks.values():  # a copy of a watched one has them
+        gpt.register_forward_hook(count_trunk, with_kwargs=True)
+        gpt.head.register_forward_hook(count_head)
     return gpt
 
 

@@ -26,7 +26,7 @@ from runtime.ranks import all_sum, barrier, rank, ranks, step_together, together
 from runtime.settings import UserError, to_toml
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
-FORMAT = 4  # of checkpoints; 2 had splits by the whole prompt, 3 other names
+FORMAT = 4  # of checkpoints; 3 had other names, and splits that knew no first turns
 
 
 def optimizer_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, count: torch.Tensor,
@@ -62,7 +62,7 @@ def optimizer_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, cou
     return norm.item()
 
 
-def fields_of(config: Config) -> dict:
+def values_of(config: Config) -> dict:
     """Return all fields of a config, by their names "section.key"."""
     return {f"{section}.{key}": value for section, keys in dataclasses.asdict(config).items()
             for key, value in keys.items()}
@@ -122,7 +122,7 @@ class Run:
         the stage yields; they are kept in the checkpoint, and one that was made with other values
         is refused with the fields that differ. `make()` returns a dict of tensors and plain values.
         """
-        inputs = {key: value for key, value in fields_of(self.config).items()
+        inputs = {key: value for key, value in values_of(self.config).items()
                   if {key, key.partition(".")[0]} & {*sections, "run.seed"}
                   and key not in ONLY_SPEED} | {"format": FORMAT}
         for path in dict.fromkeys((self.folder / f"{name}.pt", self.base / f"{name}.pt")):
@@ -173,7 +173,9 @@ class Run:
             return None
         content = files.load(path)
         made = content["inputs"]
-        known = fields_of(type(self.config)()) | made  # an option that is newer than the file
+        sections = {key.partition(".")[0] for key in made}
+        known = {key: value for key, value in values_of(type(self.config)()).items()
+                 if key.partition(".")[0] in sections} | made  # an option newer than the file
         differ = [key for key in inputs | made if inputs.get(key) != known.get(key)]
         if not differ:
             return content

@@ -319,7 +319,7 @@ def test_a_sample_does_not_depend_on_when_the_other_rows_end(sample):
         assert one == whole[:len(one)]
 
 
-def test_by_portions_is_the_whole():
+def test_by_micro_batches_is_the_whole():
     rows = pad_rows(PROMPTS * 3, [[2, 5], [1, 1, 1], [4], [9, 8, 7, 6]] * 3)
     parts = []
 
@@ -373,7 +373,7 @@ def test_states_at_some_places_are_those_of_all():
     torch.testing.assert_close(model(rows.tokens, at=at), hidden[at])
 
 
-def test_portions_are_all_rows_once_within_the_size_and_of_similar_length():
+def test_micro_batches_are_all_rows_once_within_the_size_and_of_similar_length():
     rows = pad_rows([[1] * n for n in (3, 9, 1, 4, 4, 20, 2, 5)])
     parts = [chosen.tolist() for chosen in micro_batches(rows.length, 12)]
     assert parts == [[5], [1], [7, 3], [4, 0, 6], [2]]  # the longest has more than 12 alone

@@ -121,7 +121,7 @@ def test_the_difference_is_of_two_pointwise_scores(bills_run, models):
         assert found[i].item() == pytest.approx((own - other).item(), abs=1e-4)
 
 
-def test_the_spread_is_that_of_the_anchors_samples(bills_run, models, monkeypatch):
+def test_the_scale_is_that_of_the_anchors_samples(bills_run, models, monkeypatch):
     run, data = bills_run
     logged, raw, read = {}, torch.arange(32.0) % 4, []  # mean 1.5, variance 1.25
     monkeypatch.setattr(run, "log", lambda name, line: logged.update(line))

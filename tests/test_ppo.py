@@ -234,7 +234,7 @@ def test_rollout_holds_what_the_update_needs():
     torch.testing.assert_close(r.returns, (advantages + r.values) * r.mask, atol=1e-4, rtol=1e-4)
 
 
-def test_scores_are_in_spreads_and_a_response_without_eos_gets_no_eos_score():
+def test_scores_are_normalised_and_a_response_without_eos_gets_no_eos_score():
     section = PPOSection(no_eos_score=-7.0)
     _, r = roll(*toy(60), section)
     responses = r.rows.responses()

@@ -282,6 +282,30 @@ def test_supervised_models_learn_the_preferred_response(bills_run, monkeypatch):
         assert loss.item() == pytest.approx(nll.item(), rel=1e-4)
 
 
+def test_the_size_of_a_pair_is_what_its_model_reads(bills_run, monkeypatch):
+    """Check it up to the templates, which add the same to each pair."""
+    run, data = bills_run
+    trainings = {}
+    monkeypatch.setattr(train_reward, "train", lambda run, data, model, training:
+                        trainings.update({training.name: training}))
+    gpt = train_reward.new_gpt(run, data)
+    train_reward.train_sft(run, data)
+    for train in (train_reward.train_pit_sft, train_reward.train_rp, train_reward.train_rpit):
+        train(run, data, gpt)
+    fold = data.folds["reward"]
+    pairs, sides = fold[range(9)], (fold.x, fold.y_w, fold.y_l)
+    x, w, l = pairs.x, pairs.y_w, pairs.y_l
+    policy, given_l, given_w = (data.policy_rows(x, w), data.pit_rows(x, l, w),
+                                data.pit_rows(x, w, w))
+    read = {"sft": policy.length, "pit_sft": given_l.length,
+            "rp": policy.length + torch.tensor([len(y) for y in l]),
+            "rpit": given_l.length + given_w.length + 2 * torch.tensor([len(y) for y in l])}
+    for name, training in trainings.items():
+        size = sum(times * side.lengths[:9] for times, side in zip(training.size, sides))
+        assert len(set((read[name].numpy() - size).tolist())) == 1, name
+    assert trainings.keys() == read.keys()
+
+
 def test_learning_rate_warms_up_and_falls_to_a_twentieth():
     fit = FitSection(steps=12, warmup=4, lr=2.0)
     rates = [train_reward.learning_rate(fit, step) for step in (0, 1, 3, 4, 8, 12)]

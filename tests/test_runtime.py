@@ -465,6 +465,26 @@ def test_a_stage_of_other_values_is_refused_with_the_fields_that_differ(tmp_path
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("lacking, fields, refused", [
+    ("sft.clip", {}, False), ("sft.clip", {"sft__clip": 0.5}, True), ("model.", {}, True)])
+def test_a_field_that_is_newer_than_a_checkpoint_has_its_default(tmp_path, lacking, fields,
+                                                                 refused):
+    """Check that a section on which the stage did not depend is no such field."""
+    calls = []
+    run = tiny_run(tmp_path)
+    content = run.stage("sft", ("sft", "model"), make(calls))
+    content["inputs"] = {key: value for key, value in content["inputs"].items()
+                         if not key.startswith(lacking)}
+    files.save(run.folder / "sft.pt", content)
+    run = tiny_run(tmp_path, **fields)
+    if refused:
+        with pytest.raises(UserError, match=f"of .*{lacking}"):
+            run.stage("sft", ("sft", "model"), make(calls))
+    else:
+        run.stage("sft", ("sft", "model"), make(calls))
+    assert len(calls) == 1
+
+
 def test_a_base_folder_is_used_where_it_fits(tmp_path):
     calls = []
     base = tiny_run(tmp_path, run__name="base")
@@ -548,7 +568,7 @@ def test_generators_of_two_purposes_are_independent(tmp_path):
 # ----------------------------------------------------------------------------- the optimiser step
 
 
-def test_descend_divides_by_the_count_and_clips_by_hand():
+def test_optimizer_step_divides_by_the_count_and_clips_by_hand():
     # summed gradients (6, 8) and (0, 0) over 2 things: mean (3, 4), norm 5. Unclipped and with
     # lr 1 the weights fall by (3, 4); clipped to 1, by (0.6, 0.8).
     for clip, fall in ((10.0, [3.0, 4.0]), (1.0, [0.6, 0.8])):
