@@ -55,8 +55,8 @@ class Data:
     vocab: int                     # rows of the embedding
     turns: dict[str, Template]     # of a prompt, by their role
     opening: dict[str, Template]   # the same of a turn that begins its prompt
-    policy: Template               # what M_P and R_P read before y
-    pit: Template                  # what M_PIT and R_PIT read before y
+    policy_prompt: Template        # what M_P and R_P read before y
+    pit_prompt: Template           # what M_PIT and R_PIT read before y
     feedback: Template             # of Self-Refine, what the policy reads before its feedback
     rewrite: Template              # and before its second answer
     folds: dict[str, Fold]
@@ -71,7 +71,7 @@ class Data:
 
     def response(self, text: str) -> list[int]:
         """Encode a response, without its end."""
-        return self.tokenizer.encode([text], self.policy.spaced[""])[0]
+        return self.tokenizer.encode([text], self.policy_prompt.spaced[""])[0]
 
     def add_eos(self, ids: list[int]) -> list[int]:
         """Return a response with its end."""
@@ -79,12 +79,12 @@ class Data:
 
     def policy_rows(self, x: list, y: list) -> Rows:
         """Put x and y with its end as M_P and R_P read them."""
-        return pad_rows([self.policy(ids) for ids in x],
+        return pad_rows([self.policy_prompt(ids) for ids in x],
                         [self.add_eos(ids) for ids in y], self.device)
 
     def pit_rows(self, x: list, y_ref: list, y: list) -> Rows:
         """Put x, y_ref and y with its end as M_PIT and R_PIT read them."""
-        return pad_rows([self.pit(*pair) for pair in zip(x, y_ref)],
+        return pad_rows([self.pit_prompt(*pair) for pair in zip(x, y_ref)],
                         [self.add_eos(ids) for ids in y], self.device)
 
     def strip_eos(self, ids: list[int]) -> list[int]:
@@ -103,7 +103,7 @@ def load_data(run: Run) -> Data:
     checks.refuse_short_context([policy, pit, feedback, rewrite], config)
     return Data(tokenizer=tokenizer, vocab=config.model.vocab or tokenizer.vocab,
                 turns=turn_templates(config, tokenizer),
-                opening=opening_templates(config, tokenizer), policy=policy, pit=pit,
+                opening=opening_templates(config, tokenizer), policy_prompt=policy, pit_prompt=pit,
                 feedback=feedback, rewrite=rewrite,
                 folds={name: Fold(**columns_of(content, name)) for name in FOLDS},
                 counts=content["counts"], device=run.device)

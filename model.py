@@ -26,8 +26,8 @@ from runtime.config import ModelSection
 class Rows:
     """Prompts with their responses, padded on the right."""
     tokens: torch.Tensor      # [B, T] prompt, response, padding
-    prompt: torch.Tensor      # [B] tokens of the prompt
-    length: torch.Tensor      # [B] tokens of prompt and response; the end is part of the response
+    prompt: torch.Tensor      # [B] how many tokens the prompt has
+    length: torch.Tensor      # [B] how many both have; the end is part of the response
 
     @property
     def mask(self):

@@ -4,8 +4,9 @@ One code path serves Eq. 3 (RLHF) and Eqs. 4 and 5 (PIT's stages): they maximise
 
     E[ r - beta KL(pi || pi_ref) ],   y ~ pi(. | prompt)
 
-and differ only in how the prompt is made (x, or x and y_ref) and what r is (R_P or r_gap). An
-iteration: roll out, score, rewards with KL, advantages (GAE), clipped updates, the next beta.
+and differ only in how the prompt is made (x, or x and y_ref) and what r is: R_P or r_gap,
+normalised by task.scale (ppo.no_eos_score for a response that does not end). An iteration: roll
+out, score, rewards with KL, advantages (GAE), clipped updates, the next beta.
 
 Symbols, all on one grid [B, T] of tokens, right-padded; a mask marks the response's tokens:
 
@@ -101,10 +102,11 @@ def value_loss(values, old_values, returns, mask, clip: float):
     return 0.5 * (squares * mask).sum()
 
 
-def kl_coefficient(beta: float, kl: float, target: float, power: float, most: float) -> float:
-    """Return beta, times (kl / target)^power where the KL (nats a response) is above its target; at
-    most `most` times beta, so that after one wild iteration the KL does not drown the score."""
-    return beta * min(max(1.0, kl / target) ** power, most)
+def kl_coefficient(base: float, kl: float, target: float, power: float, most: float) -> float:
+    """Return beta: the base, times (kl / target)^power where the KL (nats per response) is above
+    its target, but at most `most` times the base, so that after one wild iteration the KL does not
+    drown the score. It starts from the base each time and does not compound."""
+    return base * min(max(1.0, kl / target) ** power, most)
 
 
 @dataclass
@@ -151,7 +153,7 @@ class Task:
     draw: Callable[[int, int], Prompts]    # iteration, an even number -> as many prompts
     score: Callable[[Prompts, Rows], torch.Tensor]         # -> [B], raw
     observe: Callable[..., dict]           # iteration, prompts, rollout -> more figures to log
-    scale: tuple[float, float] = (0.0, 1.0)  # mean and std of raw scores before training
+    scale: tuple[float, float] = (0.0, 1.0)  # mean, std of raw scores before PIT's first stage
 
 
 class Critic(nn.Module):
@@ -226,7 +228,7 @@ def estimate_advantages(rollout: Rollout, ppo: PPOSection) -> Rollout:
 def add_gradients(learner: Learner, batch: Rollout, ppo: PPOSection, train_policy: bool):
     """Add the gradients of both summed losses, one micro-batch after another; return sums, and the
     largest |log rho|."""
-    sums, farthest = torch.zeros(4), 0.0  # policy loss, clipped tokens, value loss, tokens
+    sums, farthest = torch.zeros(4), 0.0  # policy loss, clipped, value loss; tokens, which divide
     for chosen in micro_batches(batch.rows.length, learner.policy.config.micro_batch):
         part = batch[chosen]
         if train_policy:
@@ -298,7 +300,7 @@ def train(run: Run, data: Data, task: Task, learner: Learner) -> None:
                                for purpose in ("", "minibatches "))
         # 1. Prompts: x (Eq. 3), or x with a draft y_ref (Eqs. 4 and 5).
         prompts = task.draw(iteration, ppo.batch)
-        # 2. Sample y ~ pi(. | prompt) and score it; KL, values, advantages.
+        # 2. Sample y ~ pi(. | prompt), score it: each rank its share. Advantages: of all rows.
         uniforms = random_numbers(len(prompts.ids), run.config.data.max_response, sampling)
         share = roll_out(learner, task, shard_fields(prompts), uniforms, ppo, eos)
         rollout = estimate_advantages(gather_fields(share), ppo)

@@ -2,20 +2,19 @@
 
 R_P(x, y) learns with Bradley and Terry's loss; R_PIT(x, y, y_ref) = r_gap, how much better y is
 than y_ref, with Eq. 2. Both read one sequence: the prompt template (x, or x and y_ref), then y,
-with hidden states h_t. Each token of y has a score
+with hidden states h_t after token t is read. Each token of y has a score (biases left out here)
 
     s_t = w . h_t  +  (g . h_t) log pi(y_t | before)
 
-whose second part is how likely the trunk's own language-model head finds the token, weighed by the
-state: what the state before y_t expected is hard to look up once y_t is read, and a small trunk
-has no layers to spare for it. The score of y is the sum of s_t (`pool` "sum": a small trunk finds
-local mistakes, but learns only slowly to carry them to the end), or s_t of the last token ("last",
-the usual way). Beside either loss the trunk keeps its supervised loss, y_w given x, or given x and
-y_l (`lm_coef`; GRM, arXiv 2406.10216), so that it goes on knowing which token is right while the
-head learns to use that.
+whose second part lets the head use how likely the trunk's own language model found the token: a
+small trunk that has read y_t has no layers to spare for looking that up. The score of y is the sum
+of s_t (`pool` "sum": a small trunk finds local mistakes, but learns only slowly to carry them to
+the end), or s_t of the last token ("last", the usual way). Beside either loss the trunk keeps its
+supervised loss, y_w given x, or given x and y_l (`lm_coef`; GRM, arXiv 2406.10216), so that it goes
+on knowing which token is right while the head learns to use that.
 
-Training uses faster/branches.py, which computes a prompt once for both of its responses. Left out:
-nothing makes a gap zero at y = y_ref, nor antisymmetric; only differences enter Eq. 2.
+r_gap has no zero: a copy need not score 0, nor swapping y and y_ref flip the sign, since only
+differences enter Eq. 2.
 """
 
 import torch
@@ -26,17 +25,17 @@ from model import GPT, Rows, on_grid, pad_rows, scalars
 from runtime.batching import by_micro_batches
 from runtime.config import Comparison, RewardSection
 
-PAIRS = ("wl", "ww", "ll", "lw")  # candidate, then reference: "wl" is r_gap(x, y_w, y_l)
+ORDERED = ("wl", "ww", "ll", "lw")  # candidate, reference: "wl" is r_gap(x, y_w, y_l)
 
 
 def pair_loss(better, worse):
-    """Return -log sigmoid(better - worse), summed over pairs [B] (Bradley and Terry)."""
+    """Return -log sigmoid(better - worse), summed over comparisons [B] (Bradley and Terry)."""
     return -F.logsigmoid(better - worse).sum()
 
 
 def gap_loss(r: dict, terms: list[Comparison]):
-    """Return Eq. 2, summed over triples: r has a score [B] for each of PAIRS; a term such as
-    "wl>ww" asks that r^{w,l} exceed r^{w,w}."""
+    """Return Eq. 2, summed over triples: r has a score [B] for each of ORDERED; a term such as
+    "wl>ww" asks that r^{w,l} exceed r^{w,w}. The paper's five are config.COMPARISONS."""
     return sum(pair_loss(*(r[side] for side in term.split(">"))) for term in terms)
 
 
@@ -84,8 +83,9 @@ def score(model: RewardModel, rows: Rows):
 
 
 def two_scores(model: RewardModel, prompts: list, a: list, b: list):
-    """Return, of two responses to each prompt (lists of token ids), the scores of a and of b, [B]
-    each, and the language-model loss of a, [B], a token. Gradients flow, unlike in `score`."""
+    """Return, of two responses to each prompt (lists of token ids), the scores [B] of a and of b,
+    and the mean language-model loss [B] of a's tokens. Gradients flow, unlike in `score`. Training
+    calls faster.branches.two_scores, which returns the same."""
     rows = pad_rows(prompts + prompts, a + b, model.head.weight.device)
     scores, logp = model(rows)                                                      # [2B, T]
     of_a, of_b = POOLS[model.config.pool](scores, rows).chunk(2)

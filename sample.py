@@ -65,12 +65,12 @@ def generate(sampler: Sampler, policy: GPT, prompts: list[list[int]]) -> list[li
 
 def answer(sampler: Sampler, policy: GPT, x: list) -> list[list[int]]:
     """Sample y_0 ~ M_P(. | x) for each x."""
-    return generate(sampler, policy, [sampler.data.policy(ids) for ids in x])
+    return generate(sampler, policy, [sampler.data.policy_prompt(ids) for ids in x])
 
 
 def improve(sampler: Sampler, policy: GPT, x: list, y_ref: list) -> list[list[int]]:
     """Sample y ~ M_PIT(. | x, y_ref) for each x and y_ref."""
-    return generate(sampler, policy, [sampler.data.pit(*pair) for pair in zip(x, y_ref)])
+    return generate(sampler, policy, [sampler.data.pit_prompt(*pair) for pair in zip(x, y_ref)])
 
 
 def encoded(run: Run, data: Data, prompt: str) -> list[int]:

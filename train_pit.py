@@ -51,7 +51,7 @@ def draw_pairs(run: Run, data: Data, name: str, iteration: int, number: int) -> 
 def draw_prompts(run: Run, data: Data, name: str, iteration: int, number: int) -> Prompts:
     """Make the prompts of Eq. 3: the policy reads x."""
     x = draw_pairs(run, data, name, iteration, number).x
-    ids = [data.policy(one) for one in x]
+    ids = [data.policy_prompt(one) for one in x]
     return Prompts(ids, x, [[]] * number, [""] * number)
 
 
@@ -59,18 +59,18 @@ def draw_data_references(run: Run, data: Data, name: str, iteration: int, number
     """Make the prompts of Eq. 4: PIT reads x with y_l, and x with y_w."""
     pairs = draw_pairs(run, data, name, iteration, number // 2)
     x, y_ref = pairs.x * 2, pairs.y_l + pairs.y_w
-    ids = [data.pit(*pair) for pair in zip(x, y_ref)]
+    ids = [data.pit_prompt(*pair) for pair in zip(x, y_ref)]
     source = ["y_l"] * len(pairs) + ["y_w"] * len(pairs)
     return Prompts(ids, x, y_ref, source)
 
 
 def draw_policy_references(run: Run, data: Data, name: str, policy: GPT, iteration: int,
                            number: int) -> Prompts:
-    """Make the prompts of Eq. 5: PIT reads x with a response that M_P^RL gives now."""
+    """Make the prompts of Eq. 5: PIT reads x with a new sample of M_P^RL, which is finished."""
     x = draw_pairs(run, data, name, iteration, number).x
     y_ref = answer(Sampler(run, data, run.config.ppo.temperature,
                            run.generator(f"{name} references {iteration}")), policy, x)
-    ids = [data.pit(*pair) for pair in zip(x, y_ref)]
+    ids = [data.pit_prompt(*pair) for pair in zip(x, y_ref)]
     return Prompts(ids, x, y_ref, ["M_P^RL"] * number)
 
 

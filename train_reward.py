@@ -68,7 +68,7 @@ def rp_loss(model: RewardModel, data: Data, pairs: Pairs):
     """Return R_P's loss, -log sigmoid(R_P(x, y_w) - R_P(x, y_l)), with the language-model loss of
     y_w given x."""
     y_w, y_l = ([data.add_eos(y) for y in side] for side in (pairs.y_w, pairs.y_l))
-    r_w, r_l, lm = two_scores(model, [data.policy(x) for x in pairs.x], y_w, y_l)
+    r_w, r_l, lm = two_scores(model, [data.policy_prompt(x) for x in pairs.x], y_w, y_l)
     loss = pair_loss(r_w, r_l) + model.config.lm_coef * lm.sum()
     return loss, torch.tensor(len(pairs)), (r_w > r_l).sum()
 
@@ -78,10 +78,10 @@ def rpit_loss(model: RewardModel, data: Data, pairs: Pairs):
     ordered pairs are no improvements."""
     y_w, y_l = ([data.add_eos(y) for y in side] for side in (pairs.y_w, pairs.y_l))
     # 1. Both responses, after x with y_l and after x with y_w.
-    given_l = [data.pit(*pair) for pair in zip(pairs.x, pairs.y_l)]
-    given_w = [data.pit(*pair) for pair in zip(pairs.x, pairs.y_w)]
+    given_l = [data.pit_prompt(*pair) for pair in zip(pairs.x, pairs.y_l)]
+    given_w = [data.pit_prompt(*pair) for pair in zip(pairs.x, pairs.y_w)]
     r_w, r_l, lm = two_scores(model, given_l + given_w, y_w + y_w, y_l + y_l)
-    # 2. r_gap of the four ordered pairs.
+    # 2. r_gap of the four ordered pairs: r_w is wl, then ww; r_l is ll, then lw.
     (wl, ww), (ll, lw) = r_w.chunk(2), r_l.chunk(2)
     r = {"wl": wl, "ww": ww, "ll": ll, "lw": lw}
     # 3. Eq. 2.
@@ -127,7 +127,7 @@ def train(run: Run, data: Data, model, training: Training) -> dict:
             loss, count, right = training.loss(model, data, fold[own[part.tolist()]])
             loss.backward()
             sums += torch.tensor([loss.item(), float(count), float(right)])
-        # 2. A step of AdamW.
+        # 2. A step of AdamW, on the sums divided by the count.
         rate = optimizer.param_groups[0]["lr"] = learning_rate(fit, step - 1)
         norm = optimizer_step(model, optimizer, sums[1], fit.clip, name)
         # 3. What to look at: means since the last line of the log.

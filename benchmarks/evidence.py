@@ -412,14 +412,15 @@ def training_tokens(lab: Lab) -> dict[str, dict]:
     data, length, found = lab.base().data, mean_length, {}
     sft, pairs, rl = (data.folds[name] for name in ("sft", "reward", "rl"))
     taught, both = refiner_examples(lab.base().run, data), length(pairs.y_w) + length(pairs.y_l)
-    rows = {"sft": length(map(data.policy, sft.x)) + length(sft.y_w),
-            "pit_sft": length(map(data.pit, sft.x, sft.y_l)) + length(sft.y_w),
-            "rp": length(map(data.policy, pairs.x)) + both,
-            "rpit": 2 * both + sum(length(map(data.pit, pairs.x, y_ref))
+    rows = {"sft": length(map(data.policy_prompt, sft.x)) + length(sft.y_w),
+            "pit_sft": length(map(data.pit_prompt, sft.x, sft.y_l)) + length(sft.y_w),
+            "rp": length(map(data.policy_prompt, pairs.x)) + both,
+            "rpit": 2 * both + sum(length(map(data.pit_prompt, pairs.x, y_ref))
                                    for y_ref in (pairs.y_w, pairs.y_l)),
             "refiner": length(taught.x) + length(taught.y_w)}
     y_0 = length(lab.responses("test", 1.0).of("M_P^RL"))  # about as long as on the RL fold
-    x, empty = length(map(data.policy, rl.x)), length(data.pit(ids, []) for ids in rl.x)
+    x = length(map(data.policy_prompt, rl.x))
+    empty = length(data.pit_prompt(ids, []) for ids in rl.x)
     references = {"data": (length(rl.y_w) + length(rl.y_l)) / 2, "policy": y_0}
     for name, (run, stage, section) in lab.trainings().items():
         fit = getattr(lab.config, section)

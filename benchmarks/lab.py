@@ -265,7 +265,7 @@ class Responses:
                          read=mean_length(prompts))
 
     def answers(self, name: str, policy: GPT, purpose: str = "") -> list:
-        prompts = [self.data.policy(ids) for ids in self.x]
+        prompts = [self.data.policy_prompt(ids) for ids in self.x]
         return self.sampled(name, policy, prompts, purpose=purpose)
 
     def of(self, policy: str) -> list:
@@ -277,7 +277,7 @@ class Responses:
         policy = self.models.policies["M_P^RL"]
         tries = [self.of("M_P^RL")] + [self.answers(f"M_P^RL, try {k}", policy)
                                        for k in range(2, number + 1)]
-        x = mean_length(map(self.data.policy, self.x))
+        x = mean_length(map(self.data.policy_prompt, self.x))
         return self.keep(f"best of {number}", lambda: best_by(
             self.data, self.models, self.x, tries), *tries,
             read=sum(x + mean_length(y) + 1 for y in tries))
@@ -286,7 +286,7 @@ class Responses:
                  purpose: str = "") -> list:
         """Return y_times of a policy that improves what `start` answers."""
         y_ref = self.improved(name, policy, times - 1, start) if times > 1 else self.of(start)
-        prompts = [self.data.pit(*pair) for pair in zip(self.x, y_ref)]
+        prompts = [self.data.pit_prompt(*pair) for pair in zip(self.x, y_ref)]
         return self.sampled(f"{name} {times} over {start}", policy, prompts, y_ref,
                             purpose=purpose)
 

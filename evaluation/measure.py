@@ -56,14 +56,15 @@ def pair_scores(model: RewardModel, data: Data, prompts: list, a: list, b: list)
 
 def pointwise_scores(data: Data, model: RewardModel, fold: Fold) -> np.ndarray:
     """Return a pointwise reward model's scores [2, n] of a fold's y_w and y_l."""
-    return pair_scores(model, data, [data.policy(ids) for ids in fold.x], fold.y_w[:], fold.y_l[:])
+    prompts = [data.policy_prompt(ids) for ids in fold.x]
+    return pair_scores(model, data, prompts, fold.y_w[:], fold.y_l[:])
 
 
 def fold_scores(data: Data, rp: RewardModel, rpit: RewardModel, fold: Fold) -> dict:
     """Return scores of a fold's pairs: R_P's of "w" and "l", R_PIT's of the four ordered pairs."""
     x, y_w, y_l = fold.x[:], fold.y_w[:], fold.y_l[:]
-    given = {"l": [data.pit(*pair) for pair in zip(x, y_l)],
-             "w": [data.pit(*pair) for pair in zip(x, y_w)]}
+    given = {"l": [data.pit_prompt(*pair) for pair in zip(x, y_l)],
+             "w": [data.pit_prompt(*pair) for pair in zip(x, y_w)]}
     scores = dict(zip("wl", pointwise_scores(data, rp, fold)))
     for y_ref, prompts in given.items():
         w, l = pair_scores(rpit, data, prompts, y_w, y_l)
@@ -80,7 +81,7 @@ def pointwise_agreement(data: Data, model: RewardModel, fold: Fold) -> dict:
 def gap_agreement(data: Data, rpit: RewardModel, fold: Fold) -> dict:
     """Measure how often r^{w,l} > r^{l,w} in a fold's triples."""
     x, y_w, y_l = fold.x[:], fold.y_w[:], fold.y_l[:]
-    given_l, given_w = ([data.pit(*pair) for pair in zip(x, y_ref)] for y_ref in (y_l, y_w))
+    given_l, given_w = ([data.pit_prompt(*pair) for pair in zip(x, y_ref)] for y_ref in (y_l, y_w))
     (wl, _), (_, lw) = (pair_scores(rpit, data, given, y_w, y_l) for given in (given_l, given_w))
     return share_right(list(wl > lw))
 

@@ -49,7 +49,7 @@ def self_refine(sampler: Sampler, policy: GPT, x: list, y_ref: list) -> list:
 def with_rubric(data: Data, aspects) -> Data:
     """Return the data with Self-Refine's templates for a rubric of these aspects."""
     def template(text):
-        return Template(text, data.tokenizer, data.policy.start, first=True)
+        return Template(text, data.tokenizer, data.policy_prompt.start, first=True)
 
     return dataclasses.replace(data, feedback=template(rubric.feedback_template(aspects)),
                                rewrite=template(rubric.rewrite_template(aspects)))
@@ -70,7 +70,7 @@ def refiner_examples(run: Run, data: Data) -> Fold:
         except ValueError:  # the draft has a character that the tokenizer does not know
             continue
         notes, rewrite = encode([rubric.notes(question, draft, aspects), rewrite])
-        reads += [data.policy(x), asked(aspects).feedback(x, y_ref),
+        reads += [data.policy_prompt(x), asked(aspects).feedback(x, y_ref),
                   asked(aspects).rewrite(x, y_ref, notes)]
         writes += [y_w, notes, rewrite]
     fits = [len(ids) < limit for ids in writes]

@@ -137,7 +137,8 @@ def test_the_refiner_is_taught_answers_notes_and_rewrites(tmp_path):
     examples = rivals.refiner_examples(run, data)
     show = data.tokenizer.show
     reads = [(show(x), data.tokenizer.decode(y)) for x, y in zip(examples.x, examples.y_w)]
-    answers = [(show(data.policy(x)), data.tokenizer.decode(y)) for x, y in zip(fold.x, fold.y_w)]
+    answers = [(show(data.policy_prompt(x)), data.tokenizer.decode(y))
+               for x, y in zip(fold.x, fold.y_w)]
     assert [pair for pair in reads if "<|draft|>" not in pair[0]] == answers
     notes = [pair for pair in reads if pair[0].endswith("<|assistant|>") and "<|draft|>" in pair[0]]
     rewrites = [pair for pair in reads if pair[0].endswith("<|better|>")]
@@ -253,7 +254,7 @@ def test_tokens_of_a_training_are_those_that_its_model_reads_and_its_samples(mad
     base, config = lab.base(), lab.config
     data, fit = base.data, config.sft
     fold = data.folds["sft"]
-    rows = [len(data.policy(x)) + len(y) for x, y in zip(fold.x, fold.y_w)]
+    rows = [len(data.policy_prompt(x)) + len(y) for x, y in zip(fold.x, fold.y_w)]
     assert found["sft"]["learned"] == pytest.approx(fit.steps * fit.batch * np.mean(rows))
     lengths = [row["length"] for row in log_of(base.run, "rlhf")]
     assert len(lengths) == config.rlhf.iterations

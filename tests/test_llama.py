@@ -303,8 +303,8 @@ def test_exported_templates_make_the_prompts_of_the_run(bills_run, tmp_path):
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     x, y_ref = "How much is tea?", "It is 3 in all."
     turn, encoded = templates["user"].replace("{x}", x), data.tokenizer.encode([y_ref])[0]
-    for name, ids in (("policy", data.policy(data.prompt(x))),
-                      ("pit", data.pit(data.prompt(x), encoded))):
+    for name, ids in (("policy", data.policy_prompt(data.prompt(x))),
+                      ("pit", data.pit_prompt(data.prompt(x), encoded))):
         text = templates[name].replace("{x}", turn).replace("{y_ref}", y_ref)
         assert theirs(text)["input_ids"] == ids
 
@@ -352,8 +352,8 @@ def test_conversations_are_read_as_transformers_reads_them(tmp_path, form, whose
         x = left(turns) if len(turns) == 1 else left(TURNS, len(left(turns)))
         assert x == left(turns)
         turns = "".join(templates[role].replace("{x}", text) for role, text in turns)
-        encoded = data.tokenizer.encode([y_ref], data.pit.spaced["{y_ref}"])[0]
-        for name, ids in (("policy", data.policy(x)), ("pit", data.pit(x, encoded))):
+        encoded = data.tokenizer.encode([y_ref], data.pit_prompt.spaced["{y_ref}"])[0]
+        for name, ids in (("policy", data.policy_prompt(x)), ("pit", data.pit_prompt(x, encoded))):
             text = templates[name].replace("{x}", turns).replace("{y_ref}", y_ref)
             assert theirs(text)["input_ids"] == ids, text
     assert max((x for fold in data.folds.values() for x in fold.x), key=len) == left(TURNS)

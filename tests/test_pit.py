@@ -75,7 +75,7 @@ def test_rlhf_reads_the_prompt_alone(bills_run):
     run, data = bills_run
     prompts = train_pit.draw_prompts(run, data, "rlhf", 1, 6)
     assert prompts.x == train_pit.draw_pairs(run, data, "rlhf", 1, 6).x
-    assert prompts.ids == [data.policy(x) for x in prompts.x]
+    assert prompts.ids == [data.policy_prompt(x) for x in prompts.x]
     assert prompts.y_ref == [[]] * 6 and prompts.source == [""] * 6
 
 
@@ -87,7 +87,7 @@ def test_stage_0_reads_each_prompt_with_y_l_and_with_y_w(bills_run):
                                                              prompts.source))
     assert seen == Counter((tuple(pairs.x[i]), tuple(getattr(pairs, s)[i]), s)
                            for i in range(3) for s in ("y_l", "y_w"))
-    assert prompts.ids == [data.pit(x, y) for x, y in zip(prompts.x, prompts.y_ref)]
+    assert prompts.ids == [data.pit_prompt(x, y) for x, y in zip(prompts.x, prompts.y_ref)]
 
 
 def test_stage_1_reads_responses_that_the_policy_gives_now(bills_run, models):
@@ -97,7 +97,7 @@ def test_stage_1_reads_responses_that_the_policy_gives_now(bills_run, models):
     first, again = draw(1, 6), draw(1 + len(data.folds["rl"]), 6)
     assert set(map(tuple, first.y_ref)).isdisjoint(map(tuple, again.y_ref))  # drawn afresh
     assert first.source == ["M_P^RL"] * 6
-    assert first.ids == [data.pit(x, y) for x, y in zip(first.x, first.y_ref)]
+    assert first.ids == [data.pit_prompt(x, y) for x, y in zip(first.x, first.y_ref)]
     assert draw(1, 6).y_ref == first.y_ref  # by numbers of the iteration
 
 
@@ -296,7 +296,7 @@ def test_responses_are_those_of_each_prompt_without_their_end(bills_run, models)
     assert together == [sample.answer(greedy, policy, [ids])[0] for ids in x]
     assert all(data.tokenizer.eos not in y and len(y) <= 40 for y in together)
     better = sample.improve(greedy, policy, x, together)
-    rows = sample.sample(policy, [data.pit(*pair) for pair in zip(x, together)],
+    rows = sample.sample(policy, [data.pit_prompt(*pair) for pair in zip(x, together)],
                          torch.zeros(8, 40), 0, data.tokenizer.eos)
     assert better == [data.strip_eos(ids) for ids in rows.responses()]
 

@@ -14,12 +14,13 @@ from data import Pairs
 from evaluation import measure
 from faster import branches as faster
 from model import pad_rows, token_logprobs
-from reward import PAIRS, POOLS, RewardModel, gap_loss, pair_loss, score, two_scores
+from reward import ORDERED, POOLS, RewardModel, gap_loss, pair_loss, score, two_scores
 from runtime.config import FitSection, RewardSection
 from train_reward import Training, rp_loss, rpit_loss
 
 TERMS = RewardSection().terms
-PLAIN = SimpleNamespace(policy=lambda x: x, pit=lambda x, y_ref: x + y_ref, add_eos=lambda y: y)
+PLAIN = SimpleNamespace(policy_prompt=lambda x: x, pit_prompt=lambda x, y_ref: x + y_ref,
+                        add_eos=lambda y: y)
 
 
 def random_lists(count: int, seed: int) -> list[list[int]]:
@@ -97,7 +98,7 @@ def test_pair_loss_by_hand():
 @pytest.mark.parametrize("left_out", [None, *TERMS])
 def test_gap_loss_is_equation_2_with_each_term_left_out(left_out):
     torch.manual_seed(0)
-    r = {pair: torch.randn(3, dtype=torch.double) for pair in PAIRS}
+    r = {pair: torch.randn(3, dtype=torch.double) for pair in ORDERED}
     wl, ww, ll, lw = (r[pair] for pair in ("wl", "ww", "ll", "lw"))
     differences = {"wl>ww": wl - ww, "wl>ll": wl - ll, "wl>lw": wl - lw, "ww>lw": ww - lw,
                    "ll>lw": ll - lw}
@@ -168,7 +169,7 @@ def test_rpit_loss_is_equation_2_and_lm_coef_zero_leaves_it_pure():
     sides = {"w": y_w, "l": y_l}
     pairs = Pairs(x=x, y_w=y_w, y_l=y_l)
     r = {pair: score(model, pad_rows([p + ref for p, ref in zip(x, sides[pair[1]])],
-                                     sides[pair[0]])) for pair in PAIRS}
+                                     sides[pair[0]])) for pair in ORDERED}
     for terms in (TERMS[1:], ["wl>lw"], TERMS):
         model.config.terms = terms
         pure, count, right = rpit_loss(model, PLAIN, pairs)
@@ -206,10 +207,10 @@ def test_a_pointwise_model_overfits_ten_pairs(pool):
 def test_a_gap_model_overfits_ten_triples():
     model = reward_model(lm_coef=0.1)
     x, y_w, y_l = (random_lists(10, seed) for seed in (13, 14, 15))
-    marked = SimpleNamespace(pit=lambda x, y_ref: x + [0] + y_ref, add_eos=lambda y: y)
+    marked = SimpleNamespace(pit_prompt=lambda x, y_ref: x + [0] + y_ref, add_eos=lambda y: y)
     fit(model, lambda: rpit_loss(model, marked, Pairs(x=x, y_w=y_w, y_l=y_l)), 60)
     sides, r = {"w": y_w, "l": y_l}, {}
-    for pair in PAIRS:
+    for pair in ORDERED:
         refs = [p + [0] + ref for p, ref in zip(x, sides[pair[1]])]
         r[pair] = score(model, pad_rows(refs, sides[pair[0]]))
     for term in TERMS:  # Eq. 1 holds for every triple
@@ -221,10 +222,10 @@ def test_rows_hold_what_each_model_reads(bills_run):
     fold, eos = data.folds["reward"], data.tokenizer.eos
     x, y_w, y_l = fold.x[3], fold.y_w[3], fold.y_l[3]
     rows = data.policy_rows([x], [y_w])
-    assert rows.tokens[0].tolist() == data.policy(x) + y_w + [eos]
+    assert rows.tokens[0].tolist() == data.policy_prompt(x) + y_w + [eos]
     assert rows.responses() == [y_w + [eos]]
     rows = data.pit_rows([x], [y_l], [y_w])
-    assert rows.tokens[0].tolist() == data.pit(x, y_l) + y_w + [eos]
+    assert rows.tokens[0].tolist() == data.pit_prompt(x, y_l) + y_w + [eos]
     assert rows.responses() == [y_w + [eos]]
 
 
@@ -275,7 +276,7 @@ def test_supervised_models_learn_the_preferred_response(bills_run, monkeypatch):
     train_reward.train_pit_sft(run, data, gpt)
     y = fold.y_w[5] + [data.tokenizer.eos]
     for prompt, (used, (loss, count, _)) in zip(
-            (data.policy(fold.x[5]), data.pit(fold.x[5], fold.y_l[5])), seen):
+            (data.policy_prompt(fold.x[5]), data.pit_prompt(fold.x[5], fold.y_l[5])), seen):
         logits = gpt.logits(gpt(torch.tensor([prompt + y])))[0, len(prompt) - 1:-1]
         nll = torch.nn.functional.cross_entropy(logits, torch.tensor(y), reduction="sum")
         assert used is fold and count == len(y)
