@@ -1,8 +1,8 @@
 """Answer a prompt and improve the answer: y_0 ~ M_P^RL(. | x), y_i ~ M_PIT^RL(. | x, y_{i-1}).
 
-    python sample.py --config configs/synthetic.toml --prompt "How much is tea, a pen and a hat?"
-    python sample.py --config configs/synthetic.toml --prompt "..." --ref "a response to improve"
-    python sample.py --config configs/synthetic.toml              # asks for prompts
+    python sample.py --config configs/quick.toml --prompt "How much is tea, a pen and a hat?"
+    python sample.py --config configs/quick.toml --prompt "..." --ref "a response to improve"
+    python sample.py --config configs/quick.toml              # asks for prompts
 
 Each step shows its r_gap, which only ranks rewrites of the same draft: compare it with that of a
 copy, beside it. --stop ends with the last step that R_PIT finds better than a copy.

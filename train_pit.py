@@ -1,6 +1,6 @@
 """Train PIT from nothing to the report; whatever is there already is used as it is.
 
-    python train_pit.py --config configs/synthetic.toml
+    python train_pit.py --config configs/quick.toml
 
 In order: all of train_reward.py, then with one PPO (ppo.py)
 

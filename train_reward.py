@@ -1,6 +1,6 @@
 """Train the reward models R_P and R_PIT and the supervised models that they start from.
 
-    python train_reward.py --config configs/synthetic.toml
+    python train_reward.py --config configs/quick.toml
 
 In order, each reused if it is there: the data, M_P^SFT (y_w given x), M_PIT^SFT (y_w given x and
 y_l; from M_P^SFT), R_P (Bradley-Terry; from M_P^SFT), R_PIT (Eq. 2; from M_PIT^SFT).

@@ -1,6 +1,6 @@
 """Run one config with several seeds and print their reports as one table.
 
-    python benchmarks/seeds.py --config configs/synthetic.toml --seeds 1 2 3 \\
+    python benchmarks/seeds.py --config configs/quick.toml --seeds 1 2 3 \\
         --eval.equal_budget=true
 
 Each seed has its own data, models and run folder (runs/<name>-seed<n>; finished stages are used

@@ -1,6 +1,6 @@
 """Write a policy of a finished run as a Hugging Face folder, adapters merged into its weights.
 
-    python -m pretrained.export --config configs/synthetic.toml --to DIR
+    python -m pretrained.export --config configs/quick.toml --to DIR
 """
 
 from pathlib import Path

@@ -259,13 +259,13 @@ def test_eval_writes_the_same_report_again(trained):
 
 
 ON_PAGES = [words for page in PAGES for words in commands(page)
-            if words[0].startswith(("train_", "sample")) and "configs/synthetic.toml" in words]
+            if words[0].startswith(("train_", "sample")) and "configs/quick.toml" in words]
 
 
 @pytest.mark.parametrize("words", ON_PAGES, ids=" ".join)
 def test_the_commands_of_the_pages_run(trained, words):
     """Run them with the smallest config."""
-    words = [TINY if word == "configs/synthetic.toml" else word for word in words]
+    words = [TINY if word == "configs/quick.toml" else word for word in words]
     succeed(*words, trained[1], stdin=f"{PROMPT}\n\n")
 
 
