@@ -118,7 +118,7 @@ def respond(run: Run, data: Data, models: Models, args) -> None:
         lambda: sys.stdin.readline().strip(), "")
     for prompt in prompts:
         try:
-            for doubt in familiar.doubts(encoded(run, data, prompt), prompt):
+            for doubt in familiar.doubts(encoded(run, data, prompt), prompt, args.ref):
                 print(f"warning: {doubt}", file=sys.stderr)
             show_improvements(sampler, models, prompt, args)
         except UserError as error:
@@ -139,8 +139,8 @@ def main() -> None:
         ("--seed", {"type": int, "help": "of the samples; else run.seed"}))
     if not 0 <= args.temperature < float("inf") or args.iters < 0:
         raise UserError("--temperature and --iters must be numbers from 0")
-    if args.ref is not None and args.prompt is None:
-        raise UserError("--ref needs the --prompt that it responds to")
+    if args.prompt == "" or args.ref is not None and args.prompt is None:
+        raise UserError("--prompt must not be empty; --ref needs the --prompt that it responds to")
     config.run.ranks = 1
     run = Run(config, trains=False)
     data = load_data(run)

@@ -20,8 +20,9 @@ class Familiar:
 
     def __init__(self, data: Data):
         self.tokenizer = data.tokenizer
-        self.known = np.unique(np.concatenate([
-            neighbours(data.folds[name].x[:ENOUGH]) for name in ("sft", "reward", "rl")]))
+        trained = [ids for name in ("sft", "reward", "rl") for ids in data.folds[name].x[:ENOUGH]]
+        self.known, lengths = np.unique(neighbours(trained)), [len(ids) for ids in trained]
+        self.shortest, self.longest = min(lengths), max(lengths)
         shares = [self.share_new(x) for name in ("valid", "test")
                   for x in data.folds[name].x[:ENOUGH]]
         self.usual = float(np.quantile(shares, USUAL))
@@ -32,19 +33,21 @@ class Familiar:
         place = np.searchsorted(self.known, found).clip(max=len(self.known) - 1)
         return float((self.known[place] != found).mean())
 
-    def doubts(self, x: list[int], text: str):
+    def doubts(self, x: list[int], text: str, response: str | None = None):
         """Yield a warning for each reason to expect no good answer to the prompt `text`, encoded as
-        x."""
-        unknown = self.tokenizer.unknown(text)
+        x, or no good rewrite of a response to it."""
+        unknown = self.tokenizer.unknown(text + (response or ""))
         if unknown:
-            yield (f"characters {unknown!r} of the prompt are none that this tokenizer knows: the "
-                   "models do not see them")
+            yield f"the models never saw the characters {unknown!r}, and do not see them here"
         share = self.share_new(x)
         if share > self.usual:
             yield (f"this prompt is unlike the data that the models were trained on: {share:.0%} "
-                   "of its neighbouring pieces stand together in no training prompt; of "
-                   f"{USUAL:.0%} of the held-out prompts at most {self.usual:.0%} do; the answers "
-                   "may be noise")
+                   "of its neighbouring pieces are together in no training prompt (of "
+                   f"{USUAL:.0%} of the held-out prompts at most {self.usual:.0%}); the answers may "
+                   "be noise")
+        elif not self.shortest <= len(x) <= self.longest:
+            yield (f"this prompt has {len(x)} tokens, those that the models were trained on "
+                   f"{self.shortest} to {self.longest}; the answers may be wrong")
 
 
 def neighbours(prompts: list[list[int]]) -> np.ndarray:

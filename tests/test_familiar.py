@@ -33,6 +33,8 @@ def test_the_share_of_new_neighbours_by_hand():
     said, = familiar.doubts([4], "")
     assert "100% of its neighbouring pieces" in said
     assert "99% of the held-out prompts at most 49%" in said
+    said, = familiar.doubts([1, 2, 3, 1, 2], "")  # longer than any, of known neighbours
+    assert "has 5 tokens, those that the models were trained on 1 to 3" in said
 
 
 def test_one_odd_held_out_prompt_excuses_nothing():
@@ -52,7 +54,7 @@ def test_only_what_is_unlike_the_data_is_told(bills_run, monkeypatch, capsys):
                           ("Write a poem", ["unlike the data"]), ("tea", ["unlike the data"]),
                           ("How much is tea and a ☕?", ["'☕'", "unlike the data"])):
         sample.respond(run, data, None, SimpleNamespace(
-            prompt=prompt, seed=None, temperature=1.0))
+            prompt=prompt, ref=None, seed=None, temperature=1.0))
         said = capsys.readouterr().err.splitlines()
         assert [line[:9] for line in said] == ["warning: "] * len(words)
         assert all(word in line for word, line in zip(words, said)), said
