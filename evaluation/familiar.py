@@ -43,8 +43,8 @@ class Familiar:
         if share > self.usual:
             yield (f"this prompt is unlike the data that the models were trained on: {share:.0%} "
                    "of its neighbouring pieces are together in no training prompt (of "
-                   f"{USUAL:.0%} of the held-out prompts at most {self.usual:.0%}); the answers may "
-                   "be noise")
+                   f"{USUAL:.0%} of the held-out prompts at most {self.usual:.0%}); the answers "
+                   "may be noise")
         elif not self.shortest <= len(x) <= self.longest:
             yield (f"this prompt has {len(x)} tokens, those that the models were trained on "
                    f"{self.shortest} to {self.longest}; the answers may be wrong")
