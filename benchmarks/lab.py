@@ -211,9 +211,9 @@ def rl_samples(config, sections) -> dict[str, int]:
     sampled for them: where the policy gives a stage of PIT its references, these too."""
     stages = {name: getattr(config, name) for name in sections if name in RL}
     scored = sum(stage.iterations for stage in stages.values())
-    drawn = sum(stage.iterations for name, stage in stages.items()
-                if name != "rlhf" and stage.reference == "policy")
-    return {"scored": scored * config.ppo.batch, "sampled": (scored + drawn) * config.ppo.batch}
+    sampled = sum(stage.iterations if name == "rlhf" else stage.batches()
+                  for name, stage in stages.items())
+    return {"scored": scored * config.ppo.batch, "sampled": sampled * config.ppo.batch}
 
 
 def mean_length(lists) -> float:

@@ -30,15 +30,17 @@ def changed(question: str, order: str) -> dict[str, str]:
 def price_list(data: Data, models: Models, x: list, config: DataSection) -> dict:
     """Return of each change the right price, and what R_P and R_PIT pay (mean, low, high: 95 %
     interval over questions `x`, token ids); R_PIT's for a draft whose total is wrong."""
-    questions = [prompt_text(data, ids) for ids in x]
-    texts = [changed(question, config.total) for question in questions]
-    y = {change: [data.response(text[change]) for text in texts] for change in texts[0]}
-    fits = [max(map(len, ids)) < config.max_response for ids in zip(*y.values())]
-    x, questions, texts = ([one for one, fit in zip(column, fits) if fit]
-                           for column in (x, questions, texts))
-    y = {change: [one for one, fit in zip(ids, fits) if fit] for change, ids in y.items()}
-    if not x:
+    asked = []  # prompt, question, texts, and these as token ids, where all are short enough
+    for ids in x:
+        question = prompt_text(data, ids)
+        text = changed(question, config.total)
+        written = {change: data.response(answer) for change, answer in text.items()}
+        if max(map(len, written.values())) < config.max_response:
+            asked.append((ids, question, text, written))
+    if not asked:
         return {}
+    x, questions, texts, responses = zip(*asked)
+    y = {change: [written[change] for written in responses] for change in responses[0]}
     draft, found = y["wrong total"], {}
     scores = {change: {"R_P": rp_scores(data, models.rp, x, ids),
                        "R_PIT": gap_scores(data, models.rpit, x, ids, draft)}

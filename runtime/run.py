@@ -8,7 +8,6 @@ works on its rows, and `all_sum` adds up losses, counts and gradients. On a CPU 
 itself; under torchrun the ranks are torchrun's.
 """
 
-import dataclasses
 import sys
 import time
 import zlib
@@ -64,8 +63,7 @@ def optimizer_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, cou
 
 def values_of(config: Config) -> dict:
     """Return all fields of a config, by their names "section.key"."""
-    return {f"{section}.{key}": value for section, keys in dataclasses.asdict(config).items()
-            for key, value in keys.items()}
+    return {name: value for name, value, *_ in checks.fields_of(config)}
 
 
 class Run:
