@@ -6,26 +6,27 @@ One code path serves Eq. 3 (RLHF) and Eqs. 4 and 5 (PIT's stages): they maximise
 
 and differ only in how the prompt is made (x, or x and y_ref) and what r is: R_P or r_gap,
 normalised by task.scale (ppo.no_eos_score for a response that does not end). An iteration: roll
-out, score, rewards with KL, advantages (GAE), clipped updates, the next beta.
+out, score, rewards with KL, advantages, clipped updates, the next beta. Advantages are those of a
+critic (GAE) or of a group of responses to one prompt, which needs no critic (ppo.advantage).
 
 Symbols, all on one grid [B, T] of tokens, right-padded; a mask marks the response's tokens:
 
     logp[b, t]      log pi(token t | tokens before t), of the policy that sampled
     ref_logp[b, t]  the same of the anchor pi_ref (the supervised model)
-    values[b, t]    V of the state before token t, read at position t - 1
+    values[b, t]    V of the state before token t, read at position t - 1; 0 without a critic
     rewards[b, t]   -beta (logp - ref_logp), and the score at the last token
-    advantages      GAE's estimate from token t on; returns are advantages + V
+    advantages      how much better the score becomes by token t than was to be expected
+    returns         what V is to learn: GAE's advantages + V
     rho             pi_new / pi_old, 1 in the first minibatch of the first epoch
 
 Rollout, log-probabilities and update share one temperature, and there is no top-k, top-p or
 dropout: one behaviour distribution. Ranks share the prompts of an iteration and then the rows of
-each minibatch; the formulas know nothing of them. Left out: early stopping on KL, a trunk that
-policy and critic share.
+each minibatch. Left out: early stopping on KL, a trunk that policy and critic share.
 """
 
-import math
-from dataclasses import dataclass, replace
-from typing import Callable
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Callable
 
 import torch
 import torch.nn as nn
@@ -34,7 +35,7 @@ from data import Data
 from faster.sampling import sample
 from model import GPT, Rows, on_grid, scalars, token_logprobs
 from runtime.batching import by_micro_batches, micro_batches
-from runtime.checks import refuse_not_finite, troubles, warn_once
+from runtime.checks import refuse_not_finite
 from runtime.config import PPOSection, StageSection
 from runtime.ranks import all_sum, gather, gather_fields, random_numbers, shard, shard_fields
 from runtime.run import Run, optimizer_step
@@ -43,13 +44,6 @@ from runtime.run import Run, optimizer_step
 def kl_penalty(logp, ref_logp, mask):
     """Return log pi - log pi_ref of the response's tokens [B, T]; its mean over samples is KL."""
     return (logp - ref_logp) * mask
-
-
-def k3(logp, ref_logp, mask):
-    """Return the low-variance, never negative estimate of the KL, a token [B, T]
-    (Schulman, "Approximating KL divergence", joschu.net/blog/kl-approx.html)."""
-    log_ratio = (ref_logp - logp) * mask
-    return torch.expm1(log_ratio) - log_ratio
 
 
 def token_rewards(score, kl, mask, beta: float):
@@ -117,31 +111,54 @@ class Prompts:
     y_ref: list[list[int]]    # empty lists for RLHF
     source: list[str]         # of y_ref: "y_w", "y_l", "M_P^RL", or "" for RLHF
 
+    def repeated(self, times: int):
+        """Return each prompt `times` in a row."""
+        return Prompts(*([one for one in column for _ in range(times)]
+                         for column in vars(self).values()))
+
 
 @dataclass
 class Rollout:
-    """Prompts with sampled responses, and what an update needs of them."""
+    """Responses as they were sampled, and what is known of each token."""
     rows: Rows
     logp: torch.Tensor        # [B, T]
     kl: torch.Tensor          # [B, T]
     values: torch.Tensor      # [B, T]
     rewards: torch.Tensor     # [B, T]
-    advantages: torch.Tensor  # [B, T] whitened; 0 until all ranks' rows are there
-    returns: torch.Tensor     # [B, T]
     score: torch.Tensor       # [B] normalised
     ended: torch.Tensor       # [B] whether the response has its end
 
-    @property
-    def mask(self):
-        """[B, T] true at the responses' tokens."""
-        return self.rows.mask
+
+def critic_advantages(rollout: Rollout, ppo: PPOSection):
+    """Return advantages and returns [B, T] by a critic's values."""
+    return compute_gae(rollout.rewards, rollout.values, rollout.rows.mask, ppo.gamma, ppo.lam)
+
+
+def group_advantages(rollout: Rollout, ppo: PPOSection):
+    """Return advantages [B, T] whose baseline is the mean of the other responses to the same prompt
+    (RLOO, arXiv 2402.14740), ppo.group rows one after another; and zeros, there is no critic.
+
+    All tokens of a response get the same: its whole reward, with the KL, less the baseline. Nothing
+    is divided by the spread of a group (2503.20783)."""
+    total = rollout.rewards.sum(1).view(-1, ppo.group)
+    others = (total.sum(1, keepdim=True) - total) / (ppo.group - 1)
+    return (total - others).view(-1, 1) * rollout.rows.mask, rollout.values
+
+
+@dataclass
+class Samples:
+    """What an update learns from."""
+    rows: Rows
+    logp: torch.Tensor        # [B, T] of the policy that sampled
+    advantages: torch.Tensor  # [B, T] whitened: the rates assume variance 1
+    values: torch.Tensor      # [B, T]
+    returns: torch.Tensor     # [B, T]
 
     def __getitem__(self, chosen):
         """Take some of the rows, cut to the longest of them."""
         rows = self.rows[chosen]
-        grids = {name: getattr(self, name)[chosen, :rows.tokens.shape[1]] for name in (
-            "logp", "kl", "values", "rewards", "advantages", "returns")}
-        return Rollout(rows=rows, score=self.score[chosen], ended=self.ended[chosen], **grids)
+        return Samples(rows, *(grid[chosen, :rows.tokens.shape[1]] for grid in (
+            self.logp, self.advantages, self.values, self.returns)))
 
 
 @dataclass
@@ -152,7 +169,7 @@ class Task:
     anchor: GPT                                            # pi_ref, which never changes
     draw: Callable[[int, int], Prompts]    # iteration, an even number -> as many prompts
     score: Callable[[Prompts, Rows], torch.Tensor]         # -> [B], raw
-    observe: Callable[..., dict]           # iteration, prompts, rollout -> more figures to log
+    observe: Callable[..., dict]           # iteration, prompts, rollout -> figures, among them kl
     scale: tuple[float, float] = (0.0, 1.0)  # mean, std of raw scores before PIT's first stage
 
 
@@ -161,7 +178,7 @@ class Critic(nn.Module):
 
     def __init__(self, trunk: GPT):
         super().__init__()
-        self.trunk = trunk
+        self.trunk, self.config = trunk, trunk.config
         self.head = nn.Linear(trunk.config.width, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -173,21 +190,50 @@ class Critic(nn.Module):
 
 
 @dataclass
+class Network:
+    """One that PPO changes, and how."""
+    model: Any           # a GPT or a Critic
+    loss: Callable       # model, samples, ppo -> summed loss, figures, largest change of the output
+    lr: float            # of the first iteration
+    waits: int           # iterations before it learns
+    optimizer: torch.optim.Optimizer = field(init=False)
+
+    def __post_init__(self):
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=self.lr, eps=1e-5, fused=True)  # eps of OpenAI's baselines
+
+
+@dataclass
 class Learner:
-    """Everything that PPO changes."""
-    policy: GPT
-    critic: Critic
-    policy_optimizer: torch.optim.Optimizer
-    critic_optimizer: torch.optim.Optimizer
-    beta: float
+    """What learns in a stage, the policy and perhaps a critic, and from which advantages."""
+    policy: Network
+    critic: Network | None
+    advantages: Callable  # rollout, ppo -> advantages and returns
+    group: int           # responses to one prompt
+    beta: float          # coefficient of the KL
+
+    def networks(self) -> dict[str, Network]:
+        """Return the networks that there are, by their names."""
+        return {"policy": self.policy} | ({"critic": self.critic} if self.critic else {})
+
+    def values(self, rows: Rows):
+        """Return V [B, T], or 0 without a critic."""
+        zeros = torch.zeros_like(rows.tokens, dtype=torch.float)
+        return self.critic.model(rows) if self.critic else zeros
 
 
-def make_learner(policy: GPT, critic: Critic, ppo: PPOSection, stage: StageSection) -> Learner:
-    """Give a policy and a critic their optimisers (Adam's eps 1e-5, as in OpenAI's baselines)."""
-    of_policy, of_critic = (
-        torch.optim.Adam(model.parameters(), lr=lr * stage.lr_scale, eps=1e-5, fused=True)
-        for model, lr in ((policy, ppo.lr), (critic, ppo.critic_lr)))
-    return Learner(policy, critic, of_policy, of_critic, stage.beta)
+def critic_learner(policy: GPT, critic: Critic, ppo: PPOSection, stage: StageSection) -> Learner:
+    """Let a policy learn with a critic, which learns alone for some iterations."""
+    return Learner(
+        Network(policy, policy_objective, ppo.lr * stage.lr_scale, ppo.critic_warmup),
+        Network(critic, critic_objective, ppo.critic_lr * stage.lr_scale, 0),
+        critic_advantages, 1, stage.beta)
+
+
+def group_learner(policy: GPT, ppo: PPOSection, stage: StageSection) -> Learner:
+    """Let a policy learn without a critic."""
+    return Learner(Network(policy, policy_objective, ppo.lr * stage.lr_scale, 0), None,
+                   group_advantages, ppo.group, stage.beta)
 
 
 @torch.no_grad()
@@ -200,7 +246,8 @@ def roll_out(learner: Learner, task: Task, prompts: Prompts, uniforms, ppo: PPOS
     ppo.no_eos_score instead.
     """
     # 1. Sample y ~ pi(. | prompt).
-    rows = sample(learner.policy, prompts.ids, uniforms, ppo.temperature, eos)
+    policy = learner.policy.model
+    rows = sample(policy, prompts.ids, uniforms, ppo.temperature, eos)
     # 2. Score it: one number a response.
     ended = rows.tokens.gather(1, rows.length[:, None] - 1)[:, 0] == eos
     mean, std = task.scale
@@ -209,112 +256,87 @@ def roll_out(learner: Learner, task: Task, prompts: Prompts, uniforms, ppo: PPOS
     micro_batch = task.anchor.config.micro_batch
     logp, ref_logp = (
         by_micro_batches(lambda part: token_logprobs(one, part, ppo.temperature), rows, micro_batch)
-        for one in (learner.policy, task.anchor))
+        for one in (policy, task.anchor))
     kl = kl_penalty(logp, ref_logp, rows.mask)
-    values = by_micro_batches(learner.critic, rows, micro_batch)
+    values = by_micro_batches(learner.values, rows, micro_batch)
     rewards = token_rewards(score, kl, rows.mask, learner.beta)
-    nothing = torch.zeros_like(rewards)
-    return Rollout(rows, logp, kl, values, rewards, nothing, nothing, score, ended)
+    return Rollout(rows, logp, kl, values, rewards, score, ended)
 
 
-def estimate_advantages(rollout: Rollout, ppo: PPOSection) -> Rollout:
-    """Return the rollout with its advantages, whitened (the rates assume variance 1), and returns.
-    Another estimator goes here: it sees the rows of all ranks."""
-    advantages, returns = compute_gae(
-        rollout.rewards, rollout.values, rollout.mask, ppo.gamma, ppo.lam)
-    return replace(rollout, advantages=whiten(advantages, rollout.mask), returns=returns)
+def policy_objective(policy: GPT, samples: Samples, ppo: PPOSection):
+    """Return the policy's summed loss, with figures (sums, too) and the largest |log rho|."""
+    logp, mask = token_logprobs(policy, samples.rows, ppo.temperature), samples.rows.mask
+    loss, clipped = policy_loss(logp, samples.logp, samples.advantages, mask, ppo.clip)
+    return loss, {"policy_loss": loss, "clipped": clipped}, (logp - samples.logp).abs().max()
 
 
-def add_gradients(learner: Learner, batch: Rollout, ppo: PPOSection, train_policy: bool):
-    """Add the gradients of both summed losses, one micro-batch after another; return sums, and the
-    largest |log rho|."""
-    sums, farthest = torch.zeros(4), 0.0  # policy loss, clipped, value loss; tokens, which divide
-    for chosen in micro_batches(batch.rows.length, learner.policy.config.micro_batch):
-        part = batch[chosen]
-        if train_policy:
-            logp = token_logprobs(learner.policy, part.rows, ppo.temperature)
-            loss, clipped = policy_loss(logp, part.logp, part.advantages, part.mask, ppo.clip)
-            loss.backward()
-            sums[:2] += torch.tensor([loss.item(), clipped.item()])
-            farthest = max(farthest, (logp - part.logp).abs().max().item())
-        loss = value_loss(learner.critic(part.rows), part.values, part.returns, part.mask,
-                          ppo.clip)
+def critic_objective(critic: Critic, samples: Samples, ppo: PPOSection):
+    """Return the critic's summed loss, with figures and the largest change of V."""
+    values = critic(samples.rows)
+    loss = value_loss(values, samples.values, samples.returns, samples.rows.mask, ppo.clip)
+    return loss, {"value_loss": loss}, (values - samples.values).abs().max()
+
+
+def add_gradients(one: Network, samples: Samples, ppo: PPOSection) -> tuple[Counter, float]:
+    """Add the gradients of a summed loss, in micro-batches; return sums of tokens and figures, and
+    the largest change of the output since the rollout."""
+    sums, farthest = Counter(tokens=0), 0.0
+    for chosen in micro_batches(samples.rows.length, one.model.config.micro_batch):
+        part = samples[chosen]
+        loss, figures, change = one.loss(one.model, part, ppo)
         loss.backward()
-        sums[2:] += torch.tensor([loss.item(), part.mask.sum()])
+        figures["tokens"] = part.rows.mask.sum()
+        sums.update({name: figure.item() for name, figure in figures.items()})
+        farthest = max(farthest, change.item())
     return sums, farthest
 
 
-def update(learner: Learner, rollout: Rollout, ppo: PPOSection, train_policy: bool,
-           generator) -> dict:
-    """Go through epochs of minibatches of one rollout; return mean losses and figures, and of the
-    first minibatch the ratio rho, or its inverse, that is farthest from 1.
+def update(one: Network, samples: Samples, ppo: PPOSection, generator, name: str) -> dict:
+    """Go through epochs of minibatches; return means of the figures, and how far the output of the
+    first minibatch was from the rollout's: 0 but for rounding.
 
-    A minibatch is drawn from the whole rollout and then shared by the ranks, so that the update
-    does not depend on how many there are."""
-    totals, first = torch.zeros(4), None
+    A minibatch is drawn from all samples and then shared by the ranks: how many does not matter."""
+    totals, first = Counter(tokens=0), None
     for _ in range(ppo.epochs):
-        order = torch.randperm(len(rollout.score), generator=generator)
+        order = torch.randperm(len(samples.rows.length), generator=generator)
         for chosen in order.chunk(ppo.minibatches):
-            sums, farthest = add_gradients(learner, rollout[shard(chosen)], ppo, train_policy)
+            sums, farthest = add_gradients(one, samples[shard(chosen)], ppo)
             first = farthest if first is None else first
-            totals += sums
-            if train_policy:
-                optimizer_step(learner.policy, learner.policy_optimizer, sums[3], ppo.grad_clip,
-                               "PPO policy")
-            optimizer_step(learner.critic, learner.critic_optimizer, sums[3], ppo.grad_clip,
-                           "PPO critic")
-    means = all_sum(totals) / totals[3].clamp_min(1)
-    return {"policy_loss": means[0].item(), "clipped": means[1].item(),
-            "value_loss": means[2].item(), "first_ratio": math.exp(max(gather([first])))}
-
-
-def figures_of(rollout: Rollout, prompts: Prompts, strip_eos: Callable) -> dict:
-    """Return means over the responses: reward, KL in nats a response, lengths, degenerate ones."""
-    responses, mask = [strip_eos(ids) for ids in rollout.rows.responses()], rollout.mask
-    count, copied = len(responses), zip(responses, prompts.y_ref, prompts.source)
-    errors = (rollout.returns - rollout.values) ** 2 * mask
-    means = {
-        "reward": rollout.score.sum(), "kl": rollout.kl.sum(),
-        "k3": k3(rollout.logp, rollout.logp - rollout.kl, mask).sum(),
-        "eos_rate": rollout.ended.sum(), "length": sum(map(len, responses)),
-        "copies": sum(y == y_ref and source != "" for y, y_ref, source in copied),
-        "empty": sum(not y for y in responses)}
-    return {name: float(total) / count for name, total in means.items()} | {
-        "value_error": float(errors.sum()) / float(mask.sum())}
-
-
-def anneal(learner: Learner, ppo: PPOSection, stage: StageSection, iteration: int) -> None:
-    """Set both learning rates: they fall linearly towards a tenth over the stage."""
-    left = 1 - 0.9 * (iteration - 1) / stage.iterations
-    for optimizer, lr in ((learner.policy_optimizer, ppo.lr),
-                          (learner.critic_optimizer, ppo.critic_lr)):
-        optimizer.param_groups[0]["lr"] = lr * stage.lr_scale * left
+            totals.update(sums)
+            count = torch.tensor(sums["tokens"])
+            optimizer_step(one.model, one.optimizer, count, ppo.grad_clip, f"PPO {name}")
+    tokens, *figures = all_sum(torch.tensor(list(totals.values()))).tolist()
+    return {figure: total / tokens for figure, total in zip(list(totals)[1:], figures)} | {
+        f"{name}_change": max(gather([first]))}
 
 
 def train(run: Run, data: Data, task: Task, learner: Learner) -> None:
-    """Run PPO for the iterations of one stage; changes the learner. Raises NotFinite where a figure
-    of a rollout is not finite."""
+    """Run PPO for the iterations of one stage; changes the learner."""
     ppo, stage, eos = run.config.ppo, task.stage, data.tokenizer.eos
     for iteration in (bar := run.steps(task.name, stage.iterations, learner)):
-        sampling, shuffling = (run.generator(f"{task.name} {purpose}{iteration}")
-                               for purpose in ("", "minibatches "))
-        # 1. Prompts: x (Eq. 3), or x with a draft y_ref (Eqs. 4 and 5).
-        prompts = task.draw(iteration, ppo.batch)
-        # 2. Sample y ~ pi(. | prompt), score it: each rank its share. Advantages: of all rows.
-        uniforms = random_numbers(len(prompts.ids), run.config.data.max_response, sampling)
-        share = roll_out(learner, task, shard_fields(prompts), uniforms, ppo, eos)
-        rollout = estimate_advantages(gather_fields(share), ppo)
-        figures = figures_of(rollout, prompts, data.strip_eos) | {"beta": learner.beta}
+        # 1. Prompts: x (Eq. 3), or x with a draft y_ref (Eqs. 4 and 5); one for each group.
+        prompts = task.draw(iteration, ppo.batch // learner.group).repeated(learner.group)
+        # 2. Sample y ~ pi(. | prompt), score it: each rank its share. Look at it.
+        uniforms = random_numbers(len(prompts.ids), run.config.data.max_response,
+                                  run.generator(f"{task.name} {iteration}"))
+        rollout = gather_fields(
+            roll_out(learner, task, shard_fields(prompts), uniforms, ppo, eos))
+        figures = task.observe(iteration, prompts, rollout) | {"beta": learner.beta}
         refuse_not_finite(figures, f"{task.name}, iteration {iteration}")
-        warn_once(run.told, task.name, troubles(figures, stage.kl_target))
-        # 3. Clipped updates. In the first iterations only the critic learns.
-        anneal(learner, ppo, stage, iteration)
+        # 3. Advantages, of all ranks' rows.
+        advantages, returns = learner.advantages(rollout, ppo)
+        samples = Samples(rollout.rows, rollout.logp, whiten(advantages, rollout.rows.mask),
+                          rollout.values, returns)
+        # 4. Clipped updates, at rates that fall linearly to a tenth over the stage.
         run.last_good = None  # from here on the learner changes; what was saved before is good
-        figures |= update(learner, rollout, ppo, iteration > ppo.critic_warmup, shuffling)
-        # 4. The next iteration's coefficient: the wall around the target KL.
+        for name, one in learner.networks().items():
+            left = 1 - 0.9 * (iteration - 1) / stage.iterations
+            one.optimizer.param_groups[0]["lr"] = one.lr * left
+            if iteration > one.waits:
+                shuffling = run.generator(f"{task.name} minibatches {iteration}")
+                figures |= update(one, samples, ppo, shuffling, name)
+        # 5. The next iteration's coefficient: the wall around the target KL.
         learner.beta = kl_coefficient(stage.beta, figures["kl"], stage.kl_target, ppo.kl_power,
                                       ppo.kl_wall)
-        # 5. What to look at (docs/metrics.md).
-        figures |= task.observe(iteration, prompts, rollout)
         bar.set_postfix({k: figures[k] for k in ("reward", "kl", "gold") if k in figures})
         run.log("metrics.jsonl", {"stage": task.name, "step": iteration} | figures)

@@ -8,9 +8,8 @@ In order: all of train_reward.py, then with one PPO (ppo.py)
     stage 0   Eq. 4: maximise r_gap(x, y, y_ref), y_ref = y_l and y_w, anchored to M_PIT^SFT
     stage 1   Eq. 5: the same, y_ref ~ M_P^RL(. | x) drawn afresh; goes on from stage 0
 
-and the evaluation on held-out prompts: runs/<name>/report.md (of real data, by a judge that is
-trained for it: train_reward.train_judge). The paper leaves the RL algorithm, the steps and the KL
-open; here it is PPO, whose coefficient of the KL rises above a target in nats a response.
+and the evaluation on held-out prompts: runs/<name>/report.md. The paper leaves the RL algorithm and
+the KL open.
 """
 
 from dataclasses import replace
@@ -21,20 +20,19 @@ import numpy as np
 import ppo
 import reward
 from data import Data, Pairs, load_data
-from evaluation.show import observe, observe_scale
-from model import GPT, Rows, pad_rows
-from ppo import Critic, Prompts, Task
+from evaluation.watch import observe, observe_scale, raw_scores
+from model import GPT, Rows
+from ppo import Critic, Learner, Prompts, Task
 from pretrained.configure import command_line
 from report.evaluate import evaluate
 from report.page import write
 from reward import RewardModel
 from runtime.launch import guard
-from runtime.ranks import gather, shard, shard_fields
 from runtime.run import Run
 from runtime.stages import inputs_of, title
 from runtime.state import load_weights, weights_of
 from sample import Sampler, answer, responses_to
-from train_reward import Models, new_gpt, new_reward_model, train_judge, train_start
+from train_reward import Models, new_gpt, train_start
 
 
 def draw_pairs(run: Run, data: Data, name: str, iteration: int, number: int) -> Pairs:
@@ -51,8 +49,7 @@ def draw_pairs(run: Run, data: Data, name: str, iteration: int, number: int) -> 
 def draw_prompts(run: Run, data: Data, name: str, iteration: int, number: int) -> Prompts:
     """Make the prompts of Eq. 3: the policy reads x."""
     x = draw_pairs(run, data, name, iteration, number).x
-    ids = [data.policy_prompt(one) for one in x]
-    return Prompts(ids, x, [[]] * number, [""] * number)
+    return Prompts([data.policy_prompt(one) for one in x], x, [[]] * number, [""] * number)
 
 
 def draw_data_references(run: Run, data: Data, name: str, iteration: int, number: int) -> Prompts:
@@ -60,8 +57,7 @@ def draw_data_references(run: Run, data: Data, name: str, iteration: int, number
     pairs = draw_pairs(run, data, name, iteration, number // 2)
     x, y_ref = pairs.x * 2, pairs.y_l + pairs.y_w
     ids = [data.pit_prompt(*pair) for pair in zip(x, y_ref)]
-    source = ["y_l"] * len(pairs) + ["y_w"] * len(pairs)
-    return Prompts(ids, x, y_ref, source)
+    return Prompts(ids, x, y_ref, ["y_l"] * len(pairs) + ["y_w"] * len(pairs))
 
 
 def draw_policy_references(run: Run, data: Data, name: str, policy: GPT, iteration: int,
@@ -101,13 +97,6 @@ def measure_scale(run: Run, data: Data, task: Task) -> tuple[float, float]:
     return scale
 
 
-def raw_scores(run: Run, task: Task, prompts: Prompts, responses: list) -> np.ndarray:
-    """Return the task's scores of responses (token ids, with their ends)."""
-    own = shard_fields(prompts)
-    rows = pad_rows(own.ids, shard(responses), run.device)
-    return np.array(gather(task.score(own, rows).tolist()))
-
-
 def fresh_start(run: Run, data: Data, task: Task, model: RewardModel) -> dict:
     """Return what a first stage starts from, in the form of a stage's checkpoint: the anchor's
     weights, and a critic on the trunk of the reward model, which reads the same tokens."""
@@ -117,33 +106,33 @@ def fresh_start(run: Run, data: Data, task: Task, model: RewardModel) -> dict:
             "scale": measure_scale(run, data, task)}
 
 
+def learner_of(run: Run, data: Data, task: Task, start: dict) -> Learner:
+    """Make what learns in a stage, as ppo.advantage says."""
+    section, policy = run.config.ppo, run.placed(new_gpt(run, data), start["model"])
+    if section.advantage == "group":
+        return ppo.group_learner(policy, section, task.stage)
+    critic = run.placed(Critic(new_gpt(run, data)), start["critic"])
+    return ppo.critic_learner(policy, critic, section, task.stage)
+
+
 def train_stage(run: Run, data: Data, task: Task, start: dict) -> dict:
     """Run PPO from a fresh start or from another stage's checkpoint; return its own."""
-    policy = run.placed(new_gpt(run, data), start["model"])
-    critic = run.placed(Critic(new_gpt(run, data)), start["critic"])
-    learner = ppo.make_learner(policy, critic, run.config.ppo, task.stage)
+    learner = learner_of(run, data, task, start)
     ppo.train(run, data, replace(task, scale=start["scale"]), learner)
-    return {"model": weights_of(policy), "critic": weights_of(critic), "scale": start["scale"]}
+    found = {name: weights_of(one.model) for name, one in learner.networks().items()}
+    return {"model": found.pop("policy"), "scale": start["scale"]} | found
 
 
-def train_rlhf(run: Run, data: Data, name: str, sft: GPT, rp: RewardModel) -> dict:
-    """Train M_P^RL by Eq. 3."""
-    task = rlhf_task(run, data, name, sft, rp)
-    return train_stage(run, data, task, fresh_start(run, data, task, rp))
-
-
-def train_rlhf_more(run: Run, data: Data, sft: GPT, rp: RewardModel, before: dict) -> dict:
-    """Go on from M_P^RL's checkpoint, for as many more samples as PIT's stages take."""
-    budget = sum(getattr(run.config, name).batches() for name in run.config.pit.curriculum)
-    task = rlhf_task(run, data, "rlhf_more", sft, rp)
-    task = replace(task, stage=replace(task.stage, iterations=budget))
-    return train_stage(run, data, task, before)
-
-
-def rlhf_task(run: Run, data: Data, name: str, sft: GPT, rp: RewardModel) -> Task:
-    """Return what Eq. 3 asks of PPO."""
-    return Task(name, run.config.rlhf, sft, partial(draw_prompts, run, data, name),
-                partial(model_score, rp), partial(observe, run, data, name))
+def train_rlhf(run: Run, data: Data, name: str, sft: GPT, rp: RewardModel,
+               before: dict | None = None) -> dict:
+    """Train M_P^RL by Eq. 3; or go on from it, for as many more samples as PIT's stages take."""
+    stage = run.config.rlhf
+    if before:
+        stages = (getattr(run.config, one) for one in run.config.pit.curriculum)
+        stage = replace(stage, iterations=sum(one.batches(run.config.ppo) for one in stages))
+    task = Task(name, stage, sft, partial(draw_prompts, run, data, name),
+                partial(model_score, rp), partial(observe, run, data, name, stage.kl_target))
+    return train_stage(run, data, task, before or fresh_start(run, data, task, rp))
 
 
 def train_pit_stage(run: Run, data: Data, name: str, models: Models, before: dict | None) -> dict:
@@ -155,7 +144,7 @@ def train_pit_stage(run: Run, data: Data, name: str, models: Models, before: dic
     score = (partial(model_score, models.rpit) if run.config.pit.score == "gap" else
              partial(difference_score, data, models.rp))
     task = Task(name, stage, models.policies["M_PIT^SFT"], draw, score,
-                partial(observe, run, data, name))
+                partial(observe, run, data, name, stage.kl_target))
     return train_stage(run, data, task, before or fresh_start(run, data, task, models.rpit))
 
 
@@ -171,11 +160,8 @@ def train_all(run: Run, data: Data) -> Models:
         models.policies[title(name)] = run.placed(new_gpt(run, data), before["model"])
     if run.config.eval.equal_budget:
         content = run.stage("rlhf_more", inputs["rlhf_more"],
-                            lambda: train_rlhf_more(run, data, sft, rp, rlhf))
+                            lambda: train_rlhf(run, data, "rlhf_more", sft, rp, rlhf))
         models.policies[title("rlhf_more")] = run.placed(new_gpt(run, data), content["model"])
-    if run.config.data.files:
-        content = run.stage("judge", inputs["judge"], lambda: train_judge(run, data, sft))
-        models.judge = run.placed(new_reward_model(run, data), content["model"])
     return models
 
 

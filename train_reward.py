@@ -191,14 +191,6 @@ def train_rpit(run: Run, data: Data, pit_policy: GPT) -> dict:
         "rpit", run.config.rpit, data.folds["reward"], rpit_loss, (2, 3, 3), gap_agreement))
 
 
-def train_judge(run: Run, data: Data, policy: GPT) -> dict:
-    """Train the judge of real data, which no training asks: as R_P, but from the pairs of the RL
-    fold, from whose labels no other model learns; its head has another seed."""
-    training = Training("judge", run.config.judge, data.folds["rl"], rp_loss, (1, 1, 1),
-                        pointwise_agreement)
-    return train_reward_model(run, data, policy, training, run.config.run.seed + 1)
-
-
 def train_reward_model(run: Run, data: Data, start: GPT, training: Training,
                        seed: int | None = None) -> dict:
     """Train a reward model whose trunk starts from a supervised model."""

@@ -28,7 +28,8 @@ from script import ROOT
 from tables import fill_pages
 
 from evaluation.measure import fold_scores, pair_agreement
-from report.evaluate import Judge, stage_costs
+from report.evaluate import stage_costs
+from report.judge import Judge
 from report.rivals import refiner_examples
 from report.rubric import LACKING, NESTED, without
 from runtime import interrupt

@@ -15,7 +15,7 @@ import script  # noqa: F401  (the project's modules are found from here on)
 
 from data import Data, load_data
 from evaluation.measure import gap_scores, rp_scores
-from report.evaluate import Judge
+from report.judge import Judge
 from report.rivals import best_by, train_refiner, with_rubric
 from report.rubric import ASPECTS
 from evaluation.show import prompt_text
@@ -211,7 +211,7 @@ def rl_samples(config, sections) -> dict[str, int]:
     sampled for them: where the policy gives a stage of PIT its references, these too."""
     stages = {name: getattr(config, name) for name in sections if name in RL}
     scored = sum(stage.iterations for stage in stages.values())
-    sampled = sum(stage.iterations if name == "rlhf" else stage.batches()
+    sampled = sum(stage.iterations if name == "rlhf" else stage.batches(config.ppo)
                   for name, stage in stages.items())
     return {"scored": scored * config.ppo.batch, "sampled": sampled * config.ppo.batch}
 

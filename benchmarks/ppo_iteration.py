@@ -40,8 +40,8 @@ def run_ours() -> list[float]:
     """Return the seconds of each iteration."""
     policy = ours("W")
     model = reward.RewardModel(copy.deepcopy(policy), RewardSection(pool="last"))
-    learner = ppo.make_learner(policy, ppo.Critic(copy.deepcopy(policy)), PPOSection(),
-                               StageSection())
+    learner = ppo.critic_learner(policy, ppo.Critic(copy.deepcopy(policy)), PPOSection(),
+                                 StageSection())
     section = PPOSection(batch=ROWS, epochs=EPOCHS, minibatches=MINIBATCHES, no_eos_score=0.0)
     ids = make_prompts()
     prompts = ppo.Prompts(ids, ids, [[]] * ROWS, [""] * ROWS)
@@ -51,10 +51,14 @@ def run_ours() -> list[float]:
     for _ in range(ITERATIONS):
         start = time.perf_counter()
         uniforms = torch.rand(ROWS, NEW, generator=generator)
-        rollout = ppo.estimate_advantages(
-            ppo.roll_out(learner, task, prompts, uniforms, section, -1), section)
-        assert rollout.mask.sum() == ROWS * NEW
-        ppo.update(learner, rollout, section, True, generator)
+        rollout = ppo.roll_out(learner, task, prompts, uniforms, section, -1)
+        mask = rollout.rows.mask
+        assert mask.sum() == ROWS * NEW
+        advantages, returns = learner.advantages(rollout, section)
+        samples = ppo.Samples(rollout.rows, rollout.logp, ppo.whiten(advantages, mask),
+                              rollout.values, returns)
+        for name, one in learner.networks().items():
+            ppo.update(one, samples, section, generator, name)
         seconds.append(time.perf_counter() - start)
     return seconds
 

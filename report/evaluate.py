@@ -19,6 +19,7 @@ from corpus import bills
 from data import Data, Fold, Pairs
 from evaluation import measure
 from evaluation.show import prompt_text
+from report.judge import Judge, trained_judge
 from report.prices import price_list
 from report.rivals import best_of, self_refine
 from reward import score
@@ -28,30 +29,6 @@ from runtime.run import Run, values_of
 from runtime.stages import inputs_of, title
 from sample import Sampler, answer, improve
 from train_reward import Models
-
-
-class Judge:
-    """Grades of responses to the prompts `x`: the hidden judge's, or a reward model's scores."""
-
-    def __init__(self, data: Data, models: Models, x: list):
-        self.data, self.model, self.x = data, models.judge, x
-        self.hidden = models.judge is None
-        self.name = "hidden judge" if self.hidden else "a reward model held out from all training"
-        self.graded = []  # (responses, their grades)
-
-    def aspects(self, y: list) -> list[dict]:
-        return [bills.judge(prompt_text(self.data, x), self.data.tokenizer.decode(ids))
-                for x, ids in zip(self.x, y)]
-
-    def grades(self, y: list) -> np.ndarray:
-        """Grade responses, each list of them graded once; equal grades are ties."""
-        known = [grades for other, grades in self.graded if other is y]
-        if not known:
-            known = [np.array([sum(bills.WEIGHTS[k] * v for k, v in a.items())
-                               for a in self.aspects(y)]).round(9) if self.hidden else
-                     measure.rp_scores(self.data, self.model, self.x, y).round(4)]
-            self.graded.append((y, known[0]))
-        return known[0]
 
 
 class Table:
@@ -235,6 +212,7 @@ def once_each(fold: Fold, number: int) -> Pairs:
 
 def evaluate(run: Run, data: Data, models: Models) -> dict:
     """Return the content of report.json."""
+    models.judge = trained_judge(run, data, models)
     costs, setting, kept = stage_costs(run, inputs_of(run.config)), run.config.eval, Kept(run)
     groups = getattr(run.config.data, setting.split)
     fold = once_each(data.folds[setting.split], min(setting.prompts, groups))

@@ -50,6 +50,8 @@ def problems(config):
         (model.heads % model.kv_heads, "model.heads must be a multiple of model.kv_heads"),
         (config.ppo.batch % config.ppo.minibatches or config.ppo.batch % 2,
          f"ppo.batch must be even and a multiple of ppo.minibatches ({config.ppo.minibatches})"),
+        (config.ppo.advantage == "group" and config.ppo.batch % (2 * config.ppo.group),
+         f"ppo.batch must be a multiple of twice ppo.group ({config.ppo.group})"),
         (config.ppo.batch < rows,
          f"ppo.batch must be at least {rows}, a response a rank in each of ppo.minibatches"),
         (not (config.pit.curriculum and config.reward.terms and config.eval.temperatures),
@@ -153,7 +155,7 @@ def doubts(device: str, config, trains: bool):
         if fit.warmup >= fit.steps and not idle:
             yield (f"{name}.warmup = {fit.warmup} is not below {name}.steps = {fit.steps}: the "
                    "learning rate does no more than rise")
-    warmup = config.ppo.critic_warmup
+    warmup = config.ppo.critic_warmup * (config.ppo.advantage == "critic")
     for name in ("rlhf", *config.pit.curriculum):
         iterations = getattr(config, name).iterations
         if iterations <= warmup:

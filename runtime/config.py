@@ -130,6 +130,8 @@ class PPOSection:
     epochs: int = 1
     minibatches: int = 4
     lr: float = 2e-4
+    advantage: Literal["critic", "group"] = "critic"  # GAE by a critic, or leave-one-out of a group
+    group: int = field(default=4, metadata={"low": 2})  # responses to one prompt
     critic_lr: float = 1e-3
     critic_warmup: int = zero_or_more(4)  # iterations in which only the critic learns
     clip: float = 0.2
@@ -151,9 +153,10 @@ class StageSection:
     reference: Literal["data", "policy"] = "policy"  # source of y_ref: y_l and y_w, or M_P^RL
     lr_scale: float = 1.0
 
-    def batches(self) -> int:
+    def batches(self, ppo: PPOSection) -> int:
         """Count the batches of ppo.batch responses that a stage of PIT samples, as y and y_ref."""
-        return self.iterations * (1 + (self.reference == "policy"))
+        drafts = self.iterations * (self.reference == "policy")
+        return self.iterations + (drafts // ppo.group if ppo.advantage == "group" else drafts)
 
 
 @dataclass

@@ -4,6 +4,8 @@ A shard is torch's DTensor, made by FSDP2 (`fully_shard`). What is kept is whole
 that it can go on with any number of ranks, sharded or not.
 """
 
+from dataclasses import is_dataclass
+
 import torch
 
 
@@ -64,7 +66,8 @@ def load_weights(model: torch.nn.Module, content: dict) -> torch.nn.Module:
 
 def snapshot(state) -> dict:
     """Return the attributes of `state`: of models the weights, of optimisers the moments, of
-    others their values. Learning rates are left out: each step sets its own."""
+    dataclasses their attributes, of others their values; but no functions, and no learning rates,
+    which each step sets."""
     content = {}
     for name, value in vars(state).items():
         if isinstance(value, torch.nn.Module):
@@ -72,7 +75,9 @@ def snapshot(state) -> dict:
         elif isinstance(value, torch.optim.Optimizer):
             content[name] = {number: {key: gathered(t) for key, t in moments.items()}
                              for number, moments in value.state_dict()["state"].items()}
-        else:
+        elif is_dataclass(value):
+            content[name] = snapshot(value)
+        elif not callable(value):
             content[name] = value
     return content
 
@@ -89,5 +94,7 @@ def restore(state, content: dict) -> None:
             value.load_state_dict(value.state_dict() | {"state": {
                 number: {key: as_here(t, params[number]) for key, t in moments.items()}
                 for number, moments in content[name].items()}})
-        else:
+        elif is_dataclass(value):
+            restore(value, content[name])
+        elif not callable(value):
             setattr(state, name, content[name])

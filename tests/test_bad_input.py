@@ -86,6 +86,7 @@ def refused(tmp_path, monkeypatch, capsys):
     ("--model.kv_heads=3", "multiple of model.kv_heads"),
     ("--model.context=10", "model.context = 10 is too short for"),
     ("--ppo.batch=15", "ppo.batch must be even"),
+    ("--ppo.group=1", "ppo.group = 1 is out of range: it must be finite and 2 or more"),
     ("--data.things=[3]", "data.things needs two numbers"),
     ("--data.things=[4, 3]", "data.things needs two numbers"),
     ("--data.things=[1, 3]", "data.things = 1 is out of range: it must be finite and 2 or more"),
@@ -118,6 +119,11 @@ def test_each_rank_needs_a_prompt(refused):
         "--data.test=2", "--run.ranks=3", "--ppo.batch=6", "--ppo.minibatches=1")
     assert "at least 6, a response a rank in each of" in refused(
         "--run.ranks=3", "--ppo.batch=4", "--ppo.minibatches=2")
+
+
+def test_a_batch_has_whole_groups_of_either_reference(refused):
+    assert "must be a multiple of twice ppo.group (3)" in refused(
+        "--ppo.advantage=group", "--ppo.group=3", "--ppo.batch=8", "--ppo.minibatches=2")
 
 
 @pytest.mark.parametrize("content, said", [

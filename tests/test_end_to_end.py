@@ -134,9 +134,10 @@ def test_the_metrics_have_every_stage_and_only_finite_numbers(trained):
         else:
             assert set(line) == {
                 "stage", "step", "reward", "kl", "k3", "eos_rate", "length", "copies", "empty",
-                "value_error", "beta", "policy_loss", "clipped", "value_loss", "first_ratio",
-                "gold"} | ({"copies y_l", "copies y_w"} if line["stage"] == "stage0" else set())
-            assert line["first_ratio"] == pytest.approx(1, abs=1e-4)
+                "beta", "value_loss", "critic_change", "gold"} | (
+                {"copies y_l", "copies y_w"} if line["stage"] == "stage0" else set()) | (
+                {"policy_loss", "clipped", "policy_change"} if line["step"] > 1 else set())
+            assert line.get("policy_change", 0) == pytest.approx(0, abs=1e-4)
             assert 0 <= line["gold"] <= 1 and line["k3"] >= 0
     assert steps == FITS | STAGES
 

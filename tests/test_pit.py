@@ -21,7 +21,7 @@ from conftest import ROOT, command, read_lines
 from corpus import bills
 from corpus.tokens import Column
 from data import Fold, Pairs
-from evaluation import measure, show
+from evaluation import measure, show, watch
 from model import pad_rows
 from pretrained import configure
 from report import evaluate as report
@@ -214,10 +214,11 @@ def test_each_stage_starts_from_and_is_anchored_to_what_the_method_says(bills_ru
     seen = []
 
     def train(run, data, task, learner):
-        seen.append((task, copy.deepcopy(learner.policy), copy.deepcopy(learner.critic),
+        policy, critic = learner.policy.model, learner.critic.model
+        seen.append((task, copy.deepcopy(policy), copy.deepcopy(critic),
                      task.anchor, task.scale, task.stage, learner.beta))
-        learner.policy.embedding.weight.data += 1  # as if it had learnt
-        learner.critic.head.bias.data += 1
+        policy.embedding.weight.data += 1  # as if it had learnt
+        critic.head.bias.data += 1
         learner.beta = 0.7
     monkeypatch.setattr(ppo, "train", train)
     monkeypatch.setattr(train_pit, "measure_scale", lambda run, data, task: (
@@ -228,7 +229,7 @@ def test_each_stage_starts_from_and_is_anchored_to_what_the_method_says(bills_ru
     rlhf = train_pit.train_rlhf(run, data, "rlhf", sft, models.rp)
     zero = train_pit.train_pit_stage(run, data, "stage0", models, None)
     train_pit.train_pit_stage(run, data, "stage1", models, zero)
-    train_pit.train_rlhf_more(run, data, sft, models.rp, rlhf)
+    train_pit.train_rlhf(run, data, "rlhf_more", sft, models.rp, rlhf)
     task, policy, critic, anchor, spread, stage, beta = seen[0]  # Eq. 3
     assert same(policy, sft) and anchor is sft and spread == [1.0, 2.0]
     assert beta == run.config.rlhf.beta
@@ -248,6 +249,19 @@ def test_each_stage_starts_from_and_is_anchored_to_what_the_method_says(bills_ru
     assert stage == StageSection(iterations=64) and task.name == "rlhf_more"
     assert spread == [1.0, 2.0]
     assert same(sft, before[0]) and same(pit_sft, before[1])  # the models are left as they were
+
+
+def test_with_groups_a_stage_has_no_critic(bills_run, models, monkeypatch):
+    run, data = bills_run
+    seen = []
+    monkeypatch.setattr(run.config.ppo, "advantage", "group")
+    monkeypatch.setattr(ppo, "train", lambda run, data, task, learner: seen.append(learner))
+    monkeypatch.setattr(train_pit, "measure_scale", lambda run, data, task: [1.0, 2.0])
+    zero = train_pit.train_pit_stage(run, data, "stage0", models, None)
+    one = train_pit.train_pit_stage(run, data, "stage1", models, zero)
+    assert set(zero) == set(one) == {"model", "scale"}
+    assert [learner.critic for learner in seen] == [None, None]
+    assert {learner.group for learner in seen} == {run.config.ppo.group}
 
 
 @dataclasses.dataclass
@@ -315,12 +329,17 @@ def test_ranks_with_unequal_shares_sample_as_many_batches(bills_run, models, mon
 
 
 def test_copies_of_y_l_and_of_y_w_are_told_apart():
-    y_ref, source = [[1], [2, 3], [4], [5]], ["y_l", "y_l", "y_w", "y_w"]
-    prompts = ppo.Prompts([], [], y_ref, source)
-    assert show.copies_of_each(prompts, [[1], [2], [4], [5]]) == {"copies y_l": 0.5,
-                                                                  "copies y_w": 1.0}
-    assert show.copies_of_each(ppo.Prompts([], [], y_ref, ["M_P^RL"] * 4), y_ref) == {}
-    assert show.copies_of_each(ppo.Prompts([], [], [[]] * 4, [""] * 4), y_ref) == {}
+    zeros = torch.zeros(4, 2)
+    rollout = ppo.Rollout(pad_rows([[1]] * 4, [[2]] * 4), *[zeros] * 4, zeros[0], zeros[0])
+
+    def copies(y_ref, source, y):
+        figures = watch.figures_of(rollout, ppo.Prompts([], [], y_ref, source), y)
+        return {name: value for name, value in figures.items() if "copies" in name}
+    y_ref = [[1], [2, 3], [4], [5]]
+    assert copies(y_ref, ["y_l", "y_l", "y_w", "y_w"], [[1], [2], [4], [5]]) == {
+        "copies": 0.75, "copies y_l": 0.5, "copies y_w": 1.0}
+    assert copies(y_ref, ["M_P^RL"] * 4, y_ref) == {"copies": 1.0}
+    assert copies([[]] * 4, [""] * 4, [[]] * 4) == {"copies": 0.0}
 
 
 def test_new_words_are_marked_on_a_terminal(monkeypatch):

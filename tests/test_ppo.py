@@ -10,6 +10,7 @@ import torch
 
 import ppo
 from conftest import read_lines, tiny_gpt, tiny_run
+from evaluation.watch import figures_of, k3
 from faster.sampling import sample
 from model import pad_rows, token_logprobs
 from ppo import (
@@ -17,7 +18,6 @@ from ppo import (
     Prompts,
     Task,
     compute_gae,
-    k3,
     kl_coefficient,
     kl_penalty,
     policy_loss,
@@ -174,6 +174,11 @@ def critic_of(seed: int) -> Critic:
     return critic
 
 
+def look(iteration, prompts, rollout):
+    """Return what PPO needs to be told of a rollout, and more."""
+    return figures_of(rollout, prompts, rollout.rows.responses())
+
+
 def toy(count: int = 16):
     """Return a policy, an anchor, a critic that knows something, prompts, and a task: score is 2 x
     the share of token 3."""
@@ -185,16 +190,31 @@ def toy(count: int = 16):
         return torch.tensor([2 * r.count(3) / len(r) for r in rows.responses()])
 
     prompts = Prompts(ids, ids, [[]] * count, [""] * count)
-    task = Task("toy", StageSection(), anchor, lambda i, n: prompts, score, lambda *_: {})
+    task = Task("toy", StageSection(), anchor, lambda i, n: prompts, score, look)
     return policy, anchor, critic, prompts, task
 
 
 def roll(policy, anchor, critic, prompts, task, section, beta=0.3, max_new=6):
-    learner = ppo.make_learner(policy, critic, section, StageSection(beta=beta))
+    learner = ppo.critic_learner(policy, critic, section, StageSection(beta=beta))
     task = dataclasses.replace(task, anchor=anchor, scale=(0.5, 0.25))
     uniforms = torch.rand(len(prompts.ids), max_new, generator=torch.Generator().manual_seed(0))
     rollout = ppo.roll_out(learner, task, prompts, uniforms, section, EOS)
-    return learner, ppo.estimate_advantages(rollout, section)
+    return learner, rollout, samples_of(learner, rollout, section)
+
+
+def samples_of(learner, r, section):
+    """Return what an update learns from, as ppo.train makes it."""
+    advantages, returns = learner.advantages(r, section)
+    return ppo.Samples(r.rows, r.logp, whiten(advantages, r.rows.mask), r.values, returns)
+
+
+def update(learner, samples, section, names=("policy", "critic"), seed=0):
+    """Update networks, each with minibatches of the same order; return all their figures."""
+    figures = {}
+    for name in names:
+        figures |= ppo.update(getattr(learner, name), samples, section,
+                              torch.Generator().manual_seed(seed), name)
+    return figures
 
 
 def test_a_new_critic_values_everything_at_zero():
@@ -215,11 +235,12 @@ def test_a_value_is_read_before_its_token():
 def test_rollout_holds_what_the_update_needs():
     policy, anchor, critic, prompts, task = toy()
     section = PPOSection(temperature=0.7, gamma=0.9, lam=0.8)
-    _, r = roll(policy, anchor, critic, prompts, task, section)
+    _, r, samples = roll(policy, anchor, critic, prompts, task, section)
     numbers = torch.rand(16, 6, generator=torch.Generator().manual_seed(0))
     same = sample(policy, prompts.ids, numbers, 0.7, EOS)
     assert r.rows.responses() == same.responses()
-    logp, ref = torch.zeros(2, *r.mask.shape)
+    mask = r.rows.mask
+    logp, ref = torch.zeros(2, *mask.shape)
     for b, tokens in enumerate(r.rows.tokens.tolist()):
         for t in range(int(r.rows.prompt[b]), int(r.rows.length[b])):
             for model, table in ((policy, logp), (anchor, ref)):
@@ -228,15 +249,16 @@ def test_rollout_holds_what_the_update_needs():
     torch.testing.assert_close(r.logp, logp, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(r.kl, logp - ref, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(r.values, critic(r.rows))
-    rewards = token_rewards(r.score, logp - ref, r.mask, 0.3)
-    advantages, _ = compute_gae(rewards, r.values, r.mask, 0.9, 0.8)
-    torch.testing.assert_close(r.advantages, whiten(advantages, r.mask), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(r.returns, (advantages + r.values) * r.mask, atol=1e-4, rtol=1e-4)
+    rewards = token_rewards(r.score, logp - ref, mask, 0.3)
+    advantages, _ = compute_gae(rewards, r.values, mask, 0.9, 0.8)
+    torch.testing.assert_close(samples.advantages, whiten(advantages, mask), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(samples.returns, (advantages + r.values) * mask, atol=1e-4,
+                               rtol=1e-4)
 
 
 def test_scores_are_normalised_and_a_response_without_eos_gets_no_eos_score():
     section = PPOSection(no_eos_score=-7.0)
-    _, r = roll(*toy(60), section)
+    _, r, _ = roll(*toy(60), section)
     responses = r.rows.responses()
     assert 5 < r.ended.sum() < 55  # both kinds are there
     for response, score, ended in zip(responses, r.score.tolist(), r.ended.tolist()):
@@ -249,69 +271,62 @@ def test_figures_by_hand():
     rows = pad_rows([[1], [1], [1, 1]], [[4, 5, EOS], [EOS], [6, 7, 5]])
     zeros = torch.zeros(rows.mask.shape)
     kl = torch.where(rows.mask, 0.5, 0.0)  # 7 tokens: 3.5 in all
-    returns = torch.where(rows.mask, 3.0, 9.0)
-    rollout = ppo.Rollout(rows, zeros, kl, zeros + 1, zeros, zeros, returns,
+    rollout = ppo.Rollout(rows, zeros, kl, zeros + 1, zeros,
                           torch.tensor([1.0, 2.0, 6.0]), torch.tensor([True, True, False]))
-    strip_eos = lambda ids: ids[:-1] if ids[-1] == EOS else ids
-    prompts = Prompts([[1], [1], [1, 1]], [[1], [1], [1, 1]], [[4, 5], [4], [6, 7]], ["y_l"] * 3)
-    assert ppo.figures_of(rollout, prompts, strip_eos) == pytest.approx({
+    prompts = Prompts([[1], [1], [1, 1]], [[1], [1], [1, 1]], [[4, 5], [4], [6, 7]],
+                      ["y_l", "y_w", "y_l"])
+    assert figures_of(rollout, prompts, [[4, 5], [], [6, 7, 5]]) == pytest.approx({
         "reward": 3.0, "kl": 3.5 / 3, "k3": 7 * (math.exp(-0.5) - 1 + 0.5) / 3,
         "eos_rate": 2 / 3, "length": 5 / 3,
-        "copies": 1 / 3, "empty": 1 / 3, "value_error": 4.0})
+        "copies": 1 / 3, "empty": 1 / 3, "copies y_l": 0.5, "copies y_w": 0.0})
 
 
 # --------------------------------------------------------------------------------- the update
 
 
-def test_first_ratio_is_one_and_the_update_changes_policy_and_critic():
+def test_the_first_minibatch_finds_no_change_and_the_update_changes_policy_and_critic():
     policy, anchor, critic, prompts, task = toy()
     section = PPOSection(temperature=0.7, epochs=3, minibatches=2)
-    learner, rollout = roll(policy, anchor, critic, prompts, task, section)
+    learner, _, samples = roll(policy, anchor, critic, prompts, task, section)
     before = copy.deepcopy(policy.state_dict()), copy.deepcopy(critic.state_dict())
-    figures = ppo.update(learner, rollout, section, True, torch.Generator().manual_seed(0))
-    assert figures["first_ratio"] == pytest.approx(1, abs=1e-5)
+    figures = update(learner, samples, section)
+    assert figures["policy_change"] == pytest.approx(0, abs=1e-5)
+    assert figures["critic_change"] == pytest.approx(0, abs=1e-5)
     for model, old in zip((policy, critic), before):
         assert all(not torch.equal(new, old[name]) for name, new in model.state_dict().items())
-    for optimizer in (learner.policy_optimizer, learner.critic_optimizer):  # epochs x minibatches
-        assert {int(state["step"]) for state in optimizer.state.values()} == {6}
+    for one in learner.networks().values():  # epochs x minibatches
+        assert {int(state["step"]) for state in one.optimizer.state.values()} == {6}
 
 
 def test_a_later_policy_is_clipped():
     policy, anchor, critic, prompts, task = toy()
     section = PPOSection(lr=1e-2, critic_lr=1e-2, epochs=1, minibatches=1, clip=0.3)
-    learner, r = roll(policy, anchor, critic, prompts, task, section)
-    ppo.update(learner, r, section, True, torch.Generator().manual_seed(0))
+    learner, _, r = roll(policy, anchor, critic, prompts, task, section)
+    update(learner, r, section)
     with torch.no_grad():
-        logp = token_logprobs(policy, r.rows, 1.0)
+        logp, mask = token_logprobs(policy, r.rows, 1.0), r.rows.mask
         values = critic(r.rows)
-    loss, clipped = policy_loss(logp, r.logp, r.advantages, r.mask, 0.3)
-    value = value_loss(values, r.values, r.returns, r.mask, 0.3)
-    figures = ppo.update(learner, r, section, True, torch.Generator().manual_seed(0))
-    count = r.mask.sum().item()
+    loss, clipped = policy_loss(logp, r.logp, r.advantages, mask, 0.3)
+    value = value_loss(values, r.values, r.returns, mask, 0.3)
+    figures = update(learner, r, section)
+    count = mask.sum().item()
     assert figures == pytest.approx({
-        "policy_loss": loss.item() / count, "clipped": clipped.item() / count, "value_loss":
-        value.item() / count, "first_ratio": (logp - r.logp).abs().max().exp().item()}, rel=1e-4)
-    assert 0 < figures["clipped"] < 0.8 and figures["first_ratio"] > 1.3
+        "policy_loss": loss.item() / count, "clipped": clipped.item() / count,
+        "value_loss": value.item() / count, "policy_change": (logp - r.logp).abs().max().item(),
+        "critic_change": (values - r.values).abs().max().item()}, rel=1e-4)
+    assert 0 < figures["clipped"] < 0.8 and figures["policy_change"] > math.log(1.3)
 
 
 def test_learners_have_the_configured_rates():
     policy, _, critic, _, _ = toy()
-    learner = ppo.make_learner(policy, critic, PPOSection(lr=2e-3, critic_lr=3e-3),
-                               StageSection(lr_scale=0.5, beta=0.7))
-    groups = [optimizer.param_groups[0] for optimizer in (learner.policy_optimizer,
-                                                          learner.critic_optimizer)]
+    section, stage = PPOSection(lr=2e-3, critic_lr=3e-3), StageSection(lr_scale=0.5, beta=0.7)
+    learner = ppo.critic_learner(policy, critic, section, stage)
+    groups = [one.optimizer.param_groups[0] for one in learner.networks().values()]
     assert [group["lr"] for group in groups] == [1e-3, 1.5e-3] and learner.beta == 0.7
     assert {group["eps"] for group in groups} == {1e-5}
-
-
-def test_critic_warmup_leaves_the_policy_alone():
-    policy, anchor, critic, prompts, task = toy()
-    learner, rollout = roll(policy, anchor, critic, prompts, task, PPOSection())
-    before = copy.deepcopy(policy.state_dict()), copy.deepcopy(critic.state_dict())
-    figures = ppo.update(learner, rollout, PPOSection(), False, torch.Generator().manual_seed(0))
-    assert all(torch.equal(new, before[0][name]) for name, new in policy.state_dict().items())
-    assert not torch.equal(critic.head.weight, before[1]["head.weight"])
-    assert figures["policy_loss"] == 0 and figures["value_loss"] > 0
+    learner = ppo.group_learner(policy, section, stage)
+    assert list(learner.networks()) == ["policy"] and learner.beta == 0.7
+    assert learner.policy.optimizer.param_groups[0]["lr"] == 1e-3
 
 
 @pytest.mark.parametrize("micro_batch", [0, 20])
@@ -320,15 +335,16 @@ def test_first_step_follows_the_gradient_of_the_token_mean(micro_batch):
     policy, anchor, critic, prompts, task = toy()
     policy.config.micro_batch = micro_batch  # 20: gradients of many micro-batches add up
     section = PPOSection(epochs=1, minibatches=1, grad_clip=1e9)
-    learner, rollout = roll(policy, anchor, critic, prompts, task, section)
-    learner.policy_optimizer = torch.optim.SGD(policy.parameters(), lr=0.5)
-    learner.critic_optimizer = torch.optim.SGD(critic.parameters(), lr=0.5)
+    learner, _, rollout = roll(policy, anchor, critic, prompts, task, section)
+    for one in learner.networks().values():
+        one.optimizer = torch.optim.SGD(one.model.parameters(), lr=0.5)
     twin, critic_twin = copy.deepcopy(policy), copy.deepcopy(critic)
-    figures = ppo.update(learner, rollout, section, True, torch.Generator().manual_seed(0))
+    figures = update(learner, rollout, section)
     logp = token_logprobs(twin, rollout.rows, 1.0)
-    loss = -((logp - rollout.logp).exp() * rollout.advantages)[rollout.mask].mean()
+    mask = rollout.rows.mask
+    loss = -((logp - rollout.logp).exp() * rollout.advantages)[mask].mean()
     errors = critic_twin(rollout.rows) - rollout.returns
-    value = 0.5 * (errors[rollout.mask] ** 2).mean()
+    value = 0.5 * (errors[mask] ** 2).mean()
     for after, before, wanted in ((policy, twin, loss), (critic, critic_twin, value)):
         wanted.backward()
         for new, old in zip(after.parameters(), before.parameters()):
@@ -340,13 +356,12 @@ def test_first_step_follows_the_gradient_of_the_token_mean(micro_batch):
 # -------------------------------------------------------------------------------- whole stages
 
 
-DATA = SimpleNamespace(tokenizer=SimpleNamespace(eos=EOS),
-                       strip_eos=lambda ids: ids[:-1] if ids[-1] == EOS else ids)
+DATA = SimpleNamespace(tokenizer=SimpleNamespace(eos=EOS))
 
 
 def train(folder, policy, anchor, critic, task, stage, **fields):
     run = tiny_run(folder, ppo__batch=32, data__max_response=6, **fields)
-    learner = ppo.make_learner(policy, critic, run.config.ppo, stage)
+    learner = ppo.critic_learner(policy, critic, run.config.ppo, stage)
     ppo.train(run, DATA, dataclasses.replace(task, stage=stage, anchor=anchor), learner)
     history = read_lines(run.folder / "metrics.jsonl")
     assert [(line["stage"], line["step"]) for line in history] == [
@@ -366,7 +381,8 @@ def test_ppo_solves_a_toy(tmp_path):
     assert first["reward"] < 0.3 and last["reward"] > 1.2  # 2 is the supremum
     assert first["eos_rate"] < 0.7 and last["eos_rate"] > 0.9
     assert last["kl"] > 1 and last["k3"] > 1
-    assert all(figures["first_ratio"] == pytest.approx(1, abs=1e-4) for figures in history)
+    assert all(figures["critic_change"] == pytest.approx(0, abs=1e-4) for figures in history)
+    assert all(figures["policy_change"] == pytest.approx(0, abs=1e-4) for figures in history[4:])
 
 
 def test_without_a_score_the_policy_goes_to_its_anchor(tmp_path):
@@ -382,28 +398,28 @@ def test_without_a_score_the_policy_goes_to_its_anchor(tmp_path):
 def test_a_stage_warms_up_anneals_and_adapts(tmp_path, wall):
     policy, anchor, critic, _, task = toy(32)
     seen, start = [], policy.embedding.weight.clone()
-    task.observe = lambda *_: seen.append(policy.embedding.weight.clone()) or {"gold": 0.5}
+    task.observe = lambda *all: seen.append(policy.embedding.weight.clone()) or look(*all)
     stage = StageSection(iterations=4, beta=0.1, kl_target=1e-3, lr_scale=0.5)
     learner, history = train(tmp_path, policy, anchor, critic, task, stage, ppo__critic_warmup=2,
                              ppo__lr=1e-3, ppo__critic_lr=4e-3, ppo__kl_power=2.0,
                              ppo__kl_wall=wall)
-    assert [torch.equal(weight, start) for weight in seen] == [True, True, False, False]
+    assert [torch.equal(weight, start) for weight in seen] == [True, True, True, False]
+    assert ["policy_loss" in figures for figures in history] == [False, False, True, True]
     # in the last of 4 iterations 1 - 0.9 * 3 / 4 = 0.325 of the rate is left
-    assert learner.policy_optimizer.param_groups[0]["lr"] == pytest.approx(0.5e-3 * 0.325)
-    assert learner.critic_optimizer.param_groups[0]["lr"] == pytest.approx(2e-3 * 0.325)
+    assert learner.policy.optimizer.param_groups[0]["lr"] == pytest.approx(0.5e-3 * 0.325)
+    assert learner.critic.optimizer.param_groups[0]["lr"] == pytest.approx(2e-3 * 0.325)
     # above its target the KL of an iteration makes the beta of the next one
     after = [0.1 * min(max(1.0, h["kl"] / 1e-3) ** 2, wall) for h in history]
     assert [h["beta"] for h in history] + [learner.beta] == pytest.approx([0.1] + after)
     assert after[0] > 1 or wall == 2.0  # the policy is far from this anchor from the start
-    assert all(h["gold"] == 0.5 for h in history)
 
 
 def test_the_update_gets_whitened_advantages(tmp_path, monkeypatch):
     policy, anchor, critic, _, task = toy(32)
     seen = []
-    monkeypatch.setattr(ppo, "update", lambda learner, rollout, *_: seen.append(rollout) or {})
+    monkeypatch.setattr(ppo, "update", lambda one, samples, *_: seen.append(samples) or {})
     train(tmp_path, policy, anchor, critic, task, StageSection(iterations=1))
-    advantages = seen[0].advantages[seen[0].mask]
+    advantages = seen[0].advantages[seen[0].rows.mask]
     assert advantages.mean().item() == pytest.approx(0, abs=1e-5)
     assert advantages.square().mean().item() == pytest.approx(1, abs=1e-4)
 
@@ -412,6 +428,45 @@ def test_a_score_that_is_not_finite_stops_the_stage(tmp_path):
     policy, anchor, critic, _, task = toy(32)
     task.score = lambda prompts, rows: torch.full((len(rows.length),), math.nan)
     start = copy.deepcopy(policy.state_dict())
-    with pytest.raises(UserError, match="toy, iteration 1: reward, value_error not finite"):
+    with pytest.raises(UserError, match="toy, iteration 1: reward not finite"):
         train(tmp_path, policy, anchor, critic, task, StageSection(iterations=2))
     assert all(torch.equal(new, start[name]) for name, new in policy.state_dict().items())
+
+
+# ---------------------------------------------------------------------- advantages without a critic
+
+
+def test_group_advantages_by_hand():
+    # two groups of three, rewards of each row's tokens: 1 + 2, 0 + 0, 6; then 1, 1, 1
+    rows = pad_rows([[1]] * 6, [[4, 5], [4, 5], [5], [4], [5], [6]])
+    rewards = torch.zeros(rows.mask.shape)
+    rewards[0, 1:] = torch.tensor([1.0, 2.0])
+    rewards[2, 1], rewards[3:, 1] = 6.0, 1.0
+    zeros = torch.zeros_like(rewards)
+    rollout = ppo.Rollout(rows, zeros, zeros, zeros, rewards, zeros[:, 0], zeros[:, 0] == 0)
+    advantages, returns = ppo.group_advantages(rollout, PPOSection(group=3))
+    assert advantages.tolist() == [[0, 0, 0], [0, -4.5, -4.5], [0, 4.5, 0]] + [[0, 0, 0]] * 3
+    assert (returns == 0).all()
+
+
+def test_prompts_are_repeated_one_after_another():
+    prompts = Prompts([[1], [2]], [[3], [4]], [[5], [6]], ["y_l", "y_w"]).repeated(2)
+    assert prompts == Prompts([[1], [1], [2], [2]], [[3], [3], [4], [4]], [[5], [5], [6], [6]],
+                              ["y_l", "y_l", "y_w", "y_w"])
+
+
+def test_groups_solve_the_toy_without_a_critic(tmp_path):
+    policy, _, _, prompts, task = toy(32)
+    drawn = []
+
+    def draw(iteration, number):
+        drawn.append(number)
+        return Prompts(*(column[:number] for column in vars(prompts).values()))
+    run = tiny_run(tmp_path, ppo__batch=32, data__max_response=6, ppo__lr=1e-2, ppo__group=8,
+                   ppo__no_eos_score=-1.0, ppo__epochs=2, ppo__minibatches=2)
+    stage = StageSection(iterations=70, beta=0.02, kl_target=10.0)
+    task = dataclasses.replace(task, stage=stage, anchor=copy.deepcopy(policy), draw=draw)
+    ppo.train(run, DATA, task, ppo.group_learner(policy, run.config.ppo, stage))
+    history = read_lines(run.folder / "metrics.jsonl")
+    assert set(drawn) == {4} and "critic_change" not in history[-1]
+    assert history[0]["reward"] < 0.3 and history[-1]["reward"] > 1.2

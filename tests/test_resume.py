@@ -130,10 +130,10 @@ def test_a_half_done_iteration_is_not_taken_for_good(tmp_path):
 
 def test_what_is_kept_is_what_comes_back():
     def learner(seed):
-        learner = ppo.make_learner(tiny_gpt(seed=seed), ppo.Critic(tiny_gpt(seed=seed + 1)),
-                                   tiny_config("x").ppo, tiny_config("x").rlhf)
-        for model, optimizer in ((learner.policy, learner.policy_optimizer),
-                                 (learner.critic.trunk, learner.critic_optimizer)):
+        learner = ppo.critic_learner(tiny_gpt(seed=seed), ppo.Critic(tiny_gpt(seed=seed + 1)),
+                                     tiny_config("x").ppo, tiny_config("x").rlhf)
+        for model, optimizer in ((learner.policy.model, learner.policy.optimizer),
+                                 (learner.critic.model.trunk, learner.critic.optimizer)):
             model(torch.tensor([[1, 2, 3]])).square().sum().backward()
             optimizer.step()
         return learner
@@ -141,11 +141,11 @@ def test_what_is_kept_is_what_comes_back():
     one.beta = 0.5
     state.restore(other, state.snapshot(one))
     assert other.beta == 0.5
-    for a, b in zip([*one.policy.parameters(), *one.critic.parameters()],
-                    [*other.policy.parameters(), *other.critic.parameters()], strict=True):
-        assert torch.equal(a, b)
-    for name in ("policy_optimizer", "critic_optimizer"):
-        a, b = (getattr(x, name).state_dict()["state"] for x in (one, other))
+    for name in ("policy", "critic"):
+        networks = [getattr(learner, name) for learner in (one, other)]
+        for a, b in zip(*(network.model.parameters() for network in networks), strict=True):
+            assert torch.equal(a, b)
+        a, b = (network.optimizer.state_dict()["state"] for network in networks)
         assert a.keys() == b.keys() and all(torch.equal(a[i][key], b[i][key])
                                             for i in a for key in a[i])
 
