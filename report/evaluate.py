@@ -9,6 +9,7 @@ equal length beside.
 import itertools
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from evaluation import measure
 from evaluation.show import prompt_text
 from report.judge import Judge, trained_judge
 from report.prices import price_list
-from report.rivals import best_of, self_refine
+from report.rivals import best_of, refiner, self_refine
 from reward import score
 from runtime import files, operations, ranks
 from runtime.config import ONLY_SPEED
@@ -102,8 +103,9 @@ def evaluated(run: Run) -> dict:
 
 
 def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperature,
-                kept: Kept) -> dict:
-    """Add all rows at one temperature. Returns the responses that the examples are drawn from."""
+                kept: Kept, refining) -> dict:
+    """Add all rows at one temperature; `refining` is Self-Refine's policy with its data, if any.
+    Returns the responses that the examples are drawn from."""
     setting, policies = run.config.eval, models.policies
 
     def sampler_of(purpose: str) -> Sampler:
@@ -132,9 +134,9 @@ def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperatu
         more = answers("RLHF equal budget")
         table.add("RLHF equal budget", more, "M_P^RL", y_0, temperature)
     chains, refined = {}, []
-    if run.config.refine.rewrite:
-        own = sampler_of("Self-Refine")
-        refined = kept("Self-Refine", own, lambda: self_refine(own, policies["M_P^RL"], x, y_0))
+    if refining:
+        own = replace(sampler_of("Self-Refine"), data=refining[1])
+        refined = kept("Self-Refine", own, lambda: self_refine(own, refining[0], x, y_0))
         table.add("Self-Refine", refined, "M_P^RL", y_0, temperature, 1, y_0)
     for name in [n for n in ("M_PIT^SFT", *map(title, run.config.stages())) if n in policies]:
         y = y_0
@@ -188,9 +190,9 @@ def judge_agreements(data: Data, models: Models, judge: Judge, fold: Pairs) -> d
 
 
 def path_of(run: Run, stage: str) -> Path:
-    """Return the path of a finished stage's checkpoint, in the run or in its base."""
-    own, base = (folder / f"{stage}.pt" for folder in (run.folder, run.base))
-    return own if own.exists() else base
+    """Return the path of a finished stage's checkpoint, in the run or in one that it stands on."""
+    paths = [folder / f"{stage}.pt" for folder in run.folders]
+    return next((path for path in paths if path.exists()), paths[0])
 
 
 def stage_costs(run: Run, stages) -> dict[str, tuple[float, float]]:
@@ -212,7 +214,7 @@ def once_each(fold: Fold, number: int) -> Pairs:
 
 def evaluate(run: Run, data: Data, models: Models) -> dict:
     """Return the content of report.json."""
-    models.judge = trained_judge(run, data, models)
+    models.judge, refining = trained_judge(run, data, models), refiner(run, data, models)
     costs, setting, kept = stage_costs(run, inputs_of(run.config)), run.config.eval, Kept(run)
     groups = getattr(run.config.data, setting.split)
     fold = once_each(data.folds[setting.split], min(setting.prompts, groups))
@@ -221,7 +223,8 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
     table = Table(judge, run.config.data.max_response)
     responses = {}
     for temperature in tqdm(setting.temperatures, "  evaluation", disable=ranks.rank() != 0):
-        responses[temperature] = evaluate_at(run, data, models, table, x, temperature, kept)
+        responses[temperature] = evaluate_at(
+            run, data, models, table, x, temperature, kept, refining)
     y_0 = responses[setting.temperatures[0]]["chain"][0]
     for side in ("y_l", "y_w"):
         table.add(side, getattr(fold, side), "M_P^RL", y_0, None)

@@ -14,8 +14,9 @@ from evaluation.measure import rp_scores
 from evaluation.show import prompt_text
 from model import GPT, pad_rows
 from report import rubric
-from runtime.config import FitSection
+from runtime.checks import refuse_short_context
 from runtime.run import Run
+from runtime.stages import inputs_of
 from runtime.state import weights_of
 from sample import Sampler, answer, generate
 from train_reward import Models, Training, lm_loss, new_gpt, train
@@ -83,9 +84,23 @@ def refiner_loss(model: GPT, data: Data, pairs: Pairs):
     return lm_loss(model, pad_rows(pairs.x, [data.add_eos(y) for y in pairs.y_w], data.device))
 
 
-def train_refiner(run: Run, data: Data, name: str, policy: GPT, fit: FitSection) -> dict:
+def train_refiner(run: Run, data: Data, policy: GPT) -> dict:
     """Train M_P^SFT further, on a third each of answers, feedback and rewrites."""
+    fit = run.config.pit_sft
+    fit = dataclasses.replace(fit, steps=run.config.refine.lessons * fit.steps)
     model = run.placed(new_gpt(run, data), weights_of(policy))
     train(run, data, model, Training(
-        name, fit, refiner_examples(run, data), refiner_loss, (1, 1, 0)))
+        "refiner", fit, refiner_examples(run, data), refiner_loss, (1, 1, 0)))
     return {"model": weights_of(model)}
+
+
+def refiner(run: Run, data: Data, models: Models) -> tuple[GPT, Data] | None:
+    """Return Self-Refine's policy, and the data with its templates: one that is taught, or M_P^RL
+    with the templates of the config; None where there are neither."""
+    if not run.config.refine.lessons:
+        return (models.policies["M_P^RL"], data) if run.config.refine.rewrite else None
+    asked = with_rubric(data, rubric.ASPECTS)
+    refuse_short_context([asked.feedback, asked.rewrite], run.config)
+    content = run.stage("refiner", inputs_of(run.config)["refiner"], lambda: train_refiner(
+        run, data, models.policies["M_P^SFT"]))
+    return run.placed(new_gpt(run, data), content["model"]), asked

@@ -80,10 +80,13 @@ def problems(config):
         (bool(config.refine.feedback) != bool(config.refine.rewrite),
          "refine.feedback and refine.rewrite belong together"),
         (config.refine.rewrite and not all(
-            "{x}" in text and "{y_ref}" in text for text in vars(config.refine).values()),
+            "{x}" in text and "{y_ref}" in text
+            for text in (config.refine.feedback, config.refine.rewrite)),
          "refine.feedback and refine.rewrite need {x} and {y_ref}"),
         (config.refine.rewrite and "{feedback}" not in config.refine.rewrite,
          "refine.rewrite lacks {feedback}"),
+        (config.refine.lessons and (config.data.files or config.refine.rewrite),
+         "refine.lessons teaches from the judge of bills, with templates of its own"),
         (config.lora.rank and not model.init_from,
          "lora.rank adapts a trained model: name it in model.init_from, or set lora.rank = 0"),
         (config.lora.rank and config.run.shard,
@@ -207,7 +210,8 @@ def markers(templates: dict[str, str], pattern: str) -> list[str]:
 
 def odd_markers(config, tokenizer):
     """Yield a warning where the templates' markers are no single tokens of the tokenizer."""
-    texts = vars(config.template) | vars(config.refine)
+    texts = vars(config.template) | {
+        name: getattr(config.refine, name) for name in ("feedback", "rewrite")}
     odd = [marker for marker in markers(texts, r"<\|\w+\|>|</?s>")
            if len(tokenizer.fixed(marker)) != 1]
     if odd:

@@ -29,7 +29,8 @@ COMPARISONS, LAYERS = get_args(Comparison), get_args(Layer)
 class RunSection:
     name: str = "synthetic"     # the run's folder is <dir>/<name>
     dir: str = "runs"
-    base: str = ""              # a run folder whose finished stages are used where they fit
+    base: str = ""              # a run folder whose finished stages are used where they fit, or
+                                # those of its own base
     seed: int = zero_or_more(1)
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: cuda where there is one, or cpu
     ranks: int = zero_or_more(0)  # processes on a CPU, one thread each; 0: one a core, at most 8
@@ -122,6 +123,8 @@ class RefineSection:
     """Self-Refine, a rival by prompting: the policy reads `feedback`, then `rewrite`."""
     feedback: str = ""          # with {x} and {y_ref}; none: no such row in the report
     rewrite: str = ""           # with {x}, {y_ref} and {feedback}
+    lessons: int = zero_or_more(0)  # on bills: teach a policy of its own, for as many times
+                                # pit_sft.steps, to give feedback and to rewrite (report/rubric.py)
 
 
 @dataclass

@@ -22,7 +22,7 @@ from runtime.checks import NotFinite
 from runtime.config import ONLY_SPEED, Config
 from runtime.launch import choose_for, pick_device, start_ranks, usual_ranks
 from runtime.ranks import all_sum, barrier, rank, ranks, step_together, together
-from runtime.settings import UserError, to_toml
+from runtime.settings import UserError, fill, to_toml
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
 FORMAT = 4  # of checkpoints; 3 had other names, and splits that knew no first turns
@@ -66,6 +66,18 @@ def values_of(config: Config) -> dict:
     return {name: value for name, value, *_ in checks.fields_of(config)}
 
 
+def standing_on(folder: Path, base: str) -> list[Path]:
+    """Return a run's folder, the one of its run.base, of that one's run.base, and so on."""
+    folders = [folder]
+    while base and Path(base) not in folders:
+        folders.append(Path(base))
+        config = Config()
+        if (folders[-1] / "config.toml").exists():
+            fill(config, str(folders[-1] / "config.toml"), [])
+        base = config.run.base
+    return folders
+
+
 class Run:
     """A run folder with all that is in it; with `trains` false no stage may be missing."""
 
@@ -77,7 +89,7 @@ class Run:
         choose_for(self.device, config)
         checks.check_config(config, f"on {ranks()} ranks")  # torchrun may start others
         self.folder = Path(config.run.dir) / config.run.name
-        self.base = Path(config.run.base) if config.run.base else self.folder
+        self.folders = standing_on(self.folder, config.run.base)
         self.resumed = {"step": -1}     # what a stage that was cut off has left
         self.lines = defaultdict(list)  # of the logs, written by the current stage
         self.last_good = None           # step that was done, and what it changed
@@ -123,7 +135,7 @@ class Run:
         inputs = {key: value for key, value in values_of(self.config).items()
                   if {key, key.partition(".")[0]} & {*sections, "run.seed"}
                   and key not in ONLY_SPEED} | {"format": FORMAT}
-        for path in dict.fromkeys((self.folder / f"{name}.pt", self.base / f"{name}.pt")):
+        for path in [folder / f"{name}.pt" for folder in self.folders]:
             content = self.fitting(path, inputs)
             if content:
                 return content

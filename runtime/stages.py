@@ -16,7 +16,8 @@ def inputs_of(config) -> dict[str, tuple[str, ...]]:
         "pit_sft": BASE + ("sft", "pit_sft"), "rp": OF_R_P,
         "rpit": BASE + ("sft", "pit_sft", "reward", "rpit")}
     judge = {"judge": POINTWISE + ("judge",)} if config.data.files else {}
-    return supervised | rl_inputs(config) | judge
+    refiner = {"refiner": BASE + ("sft", "pit_sft", "refine")} if config.refine.lessons else {}
+    return supervised | rl_inputs(config) | judge | refiner
 
 
 def rl_inputs(config) -> dict[str, tuple[str, ...]]:

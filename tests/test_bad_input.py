@@ -86,6 +86,7 @@ def refused(tmp_path, monkeypatch, capsys):
     ("--model.kv_heads=3", "multiple of model.kv_heads"),
     ("--model.context=10", "model.context = 10 is too short for"),
     ("--ppo.batch=15", "ppo.batch must be even"),
+    ("--refine.rewrite=x", "refine.feedback and refine.rewrite belong together"),
     ("--ppo.group=1", "ppo.group = 1 is out of range: it must be finite and 2 or more"),
     ("--data.things=[3]", "data.things needs two numbers"),
     ("--data.things=[4, 3]", "data.things needs two numbers"),

@@ -496,6 +496,12 @@ def test_a_base_folder_is_used_where_it_fits(tmp_path):
     assert run.stage("rp", ("rp",), make(calls, beta=4.0))["beta"] == 4.0  # made anew, not refused
     assert run.stage("rp", ("rp",), make(calls))["beta"] == 4.0 and len(calls) == 3
     assert load(base.folder / "rp.pt")["beta"] == 2.0
+    run.write_config()
+    third = tiny_run(tmp_path, run__name="third", run__base=str(run.folder), rp__lr=0.5)
+    before = len(calls)
+    assert third.stage("sft", ("sft",), make(calls, beta=9.0))["beta"] == 1.0  # of the base's base
+    assert third.stage("rp", ("rp",), make(calls, beta=9.0))["beta"] == 4.0  # of its own base
+    assert len(calls) == before and third.folders == [third.folder, run.folder, base.folder]
 
 
 def test_weights_that_do_not_fit_are_refused_in_one_short_line(tmp_path):
