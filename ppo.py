@@ -130,8 +130,10 @@ class Rollout:
 
 
 def critic_advantages(rollout: Rollout, ppo: PPOSection):
-    """Return advantages and returns [B, T] by a critic's values."""
-    return compute_gae(rollout.rewards, rollout.values, rollout.rows.mask, ppo.gamma, ppo.lam)
+    """Return advantages and returns [B, T] by a critic's values, with a lambda of its own for each
+    (the critic's: VC-PPO, arXiv 2503.01491)."""
+    known = rollout.rewards, rollout.values, rollout.rows.mask, ppo.gamma
+    return compute_gae(*known, ppo.lam)[0], compute_gae(*known, ppo.critic_lam)[1]
 
 
 def group_advantages(rollout: Rollout, ppo: PPOSection):
@@ -167,7 +169,7 @@ class Task:
     name: str                                              # of the stage
     stage: StageSection
     anchor: GPT                                            # pi_ref, which never changes
-    draw: Callable[[int, int], Prompts]    # iteration, an even number -> as many prompts
+    draw: Callable[[GPT, int, int], Prompts]  # policy, iteration, an even number -> so many prompts
     score: Callable[[Prompts, Rows], torch.Tensor]         # -> [B], raw
     observe: Callable[..., dict]           # iteration, prompts, rollout -> figures, among them kl
     scale: tuple[float, float] = (0.0, 1.0)  # mean, std of raw scores before PIT's first stage
@@ -315,7 +317,8 @@ def train(run: Run, data: Data, task: Task, learner: Learner) -> None:
     ppo, stage, eos = run.config.ppo, task.stage, data.tokenizer.eos
     for iteration in (bar := run.steps(task.name, stage.iterations, learner)):
         # 1. Prompts: x (Eq. 3), or x with a draft y_ref (Eqs. 4 and 5); one for each group.
-        prompts = task.draw(iteration, ppo.batch // learner.group).repeated(learner.group)
+        count = ppo.batch // learner.group
+        prompts = task.draw(learner.policy.model, iteration, count).repeated(learner.group)
         # 2. Sample y ~ pi(. | prompt), score it: each rank its share. Look at it.
         uniforms = random_numbers(len(prompts.ids), run.config.data.max_response,
                                   run.generator(f"{task.name} {iteration}"))

@@ -15,7 +15,7 @@ import torch
 
 import reward
 from data import Data, load_data
-from evaluation.familiar import Familiar
+from evaluation.familiar import Familiar, encoded, encoded_response
 from evaluation.show import gold_note, marked
 from faster.sampling import sample
 from model import GPT
@@ -73,15 +73,6 @@ def improve(sampler: Sampler, policy: GPT, x: list, y_ref: list) -> list[list[in
     return generate(sampler, policy, [sampler.data.pit_prompt(*pair) for pair in zip(x, y_ref)])
 
 
-def encoded(run: Run, data: Data, prompt: str) -> list[int]:
-    """Encode a user's first turn. Raises UserError where it is too long."""
-    x = data.prompt(prompt)
-    if len(x) > run.config.data.max_prompt:
-        raise UserError(f"the prompt has {len(x)} tokens, but data.max_prompt is "
-                        f"{run.config.data.max_prompt}; shorten it")
-    return x
-
-
 def show_improvements(sampler: Sampler, models: Models, prompt: str, args) -> None:
     """Print x, y_0 (or the given response) and each improvement with its r_gap."""
     run, data = sampler.run, sampler.data
@@ -89,10 +80,7 @@ def show_improvements(sampler: Sampler, models: Models, prompt: str, args) -> No
     if args.ref is None:
         y = answer(sampler, models.policies["M_P^RL"], x)
     else:
-        y = [data.response(args.ref)]
-        if len(y[0]) >= run.config.data.max_response:
-            raise UserError(f"the response to improve has {len(y[0])} tokens, but "
-                            f"data.max_response is {run.config.data.max_response}; shorten it")
+        y = [encoded_response(run, data, args.ref)]
     text = data.tokenizer.decode(y[0])
     print(f"x    {prompt}\ny_0  {text}{gold_note(run, prompt, text)}")
     for i in range(1, args.iters + 1):

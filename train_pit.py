@@ -19,6 +19,8 @@ import numpy as np
 
 import ppo
 import reward
+from ablations import drafts
+from ablations.scores import other_score
 from data import Data, Pairs, load_data
 from evaluation.watch import observe, observe_scale, raw_scores
 from model import GPT, Rows
@@ -46,13 +48,15 @@ def draw_pairs(run: Run, data: Data, name: str, iteration: int, number: int) -> 
     return fold[order[start % size:start % size + number].tolist()]
 
 
-def draw_prompts(run: Run, data: Data, name: str, iteration: int, number: int) -> Prompts:
+def draw_prompts(run: Run, data: Data, name: str, policy: GPT, iteration: int,
+                 number: int) -> Prompts:
     """Make the prompts of Eq. 3: the policy reads x."""
     x = draw_pairs(run, data, name, iteration, number).x
     return Prompts([data.policy_prompt(one) for one in x], x, [[]] * number, [""] * number)
 
 
-def draw_data_references(run: Run, data: Data, name: str, iteration: int, number: int) -> Prompts:
+def draw_data_references(run: Run, data: Data, name: str, policy: GPT, iteration: int,
+                         number: int) -> Prompts:
     """Make the prompts of Eq. 4: PIT reads x with y_l, and x with y_w."""
     pairs = draw_pairs(run, data, name, iteration, number // 2)
     x, y_ref = pairs.x * 2, pairs.y_l + pairs.y_w
@@ -60,14 +64,23 @@ def draw_data_references(run: Run, data: Data, name: str, iteration: int, number
     return Prompts(ids, x, y_ref, ["y_l"] * len(pairs) + ["y_w"] * len(pairs))
 
 
-def draw_policy_references(run: Run, data: Data, name: str, policy: GPT, iteration: int,
-                           number: int) -> Prompts:
-    """Make the prompts of Eq. 5: PIT reads x with a new sample of M_P^RL, which is finished."""
-    x = draw_pairs(run, data, name, iteration, number).x
-    y_ref = answer(Sampler(run, data, run.config.ppo.temperature,
-                           run.generator(f"{name} references {iteration}")), policy, x)
+def draw_new_references(run: Run, data: Data, name: str, models: Models, policy: GPT,
+                        iteration: int, number: int) -> Prompts:
+    """Make the prompts of Eq. 5: PIT reads x with a new draft, by default a sample of M_P^RL."""
+    x, stage = draw_pairs(run, data, name, iteration, number).x, getattr(run.config, name)
+    sampler = Sampler(run, data, run.config.ppo.temperature,
+                      run.generator(f"{name} references {iteration}"))
+    y_ref = DRAFTS[stage.reference](sampler, models, policy, x, stage.best_of)
     ids = [data.pit_prompt(*pair) for pair in zip(x, y_ref)]
     return Prompts(ids, x, y_ref, ["M_P^RL"] * number)
+
+
+def policy_drafts(sampler: Sampler, models: Models, policy: GPT, x: list, number: int) -> list:
+    """Return samples of M_P^RL, which is finished."""
+    return answer(sampler, models.policies["M_P^RL"], x)
+
+
+DRAFTS = {"policy": policy_drafts, "best": drafts.best, "improved": drafts.improved}
 
 
 def model_score(model: RewardModel, prompts: Prompts, rows: Rows):
@@ -75,18 +88,11 @@ def model_score(model: RewardModel, prompts: Prompts, rows: Rows):
     return reward.score(model, rows)
 
 
-def difference_score(data: Data, rp: RewardModel, prompts: Prompts, rows: Rows):
-    """Return R_P(x, y) - R_P(x, y_ref), an ablation."""
-    y = [data.strip_eos(ids) for ids in rows.responses()]
-    return (reward.score(rp, data.policy_rows(prompts.x, y))
-            - reward.score(rp, data.policy_rows(prompts.x, prompts.y_ref)))
-
-
 def measure_scale(run: Run, data: Data, task: Task) -> tuple[float, float]:
     """Return mean and std of the raw score on the anchor's samples, before RL: r_gap has no natural
     zero or unit. The shift lets the critic, whose head starts at 0, begin near the returns."""
     section = run.config.ppo
-    prompts = task.draw(0, section.batch * max(1, min(4, 256 // section.batch)))
+    prompts = task.draw(task.anchor, 0, section.batch * max(1, min(4, 256 // section.batch)))
     sampler = Sampler(run, data, section.temperature, run.generator(f"{task.name} spread"))
     responses = responses_to(sampler, task.anchor, prompts.ids)
     scores = raw_scores(run, task, prompts, responses)
@@ -130,8 +136,9 @@ def train_rlhf(run: Run, data: Data, name: str, sft: GPT, rp: RewardModel,
     if before:
         stages = (getattr(run.config, one) for one in run.config.pit.curriculum)
         stage = replace(stage, iterations=sum(one.batches(run.config.ppo) for one in stages))
-    task = Task(name, stage, sft, partial(draw_prompts, run, data, name),
-                partial(model_score, rp), partial(observe, run, data, name, stage.kl_target))
+    score = other_score(data, rp, stage.score) if stage.score else partial(model_score, rp)
+    task = Task(name, stage, sft, partial(draw_prompts, run, data, name), score,
+                partial(observe, run, data, name, stage.kl_target))
     return train_stage(run, data, task, before or fresh_start(run, data, task, rp))
 
 
@@ -140,9 +147,10 @@ def train_pit_stage(run: Run, data: Data, name: str, models: Models, before: dic
     of the stage `before`; the first starts from M_PIT^SFT, the anchor throughout."""
     stage = getattr(run.config, name)
     draw = (partial(draw_data_references, run, data, name) if stage.reference == "data" else
-            partial(draw_policy_references, run, data, name, models.policies["M_P^RL"]))
-    score = (partial(model_score, models.rpit) if run.config.pit.score == "gap" else
-             partial(difference_score, data, models.rp))
+            partial(draw_new_references, run, data, name, models))
+    named = stage.score or run.config.pit.score
+    score = partial(model_score, models.rpit) if named == "gap" else other_score(
+        data, models.rp, named)
     task = Task(name, stage, models.policies["M_PIT^SFT"], draw, score,
                 partial(observe, run, data, name, stage.kl_target))
     return train_stage(run, data, task, before or fresh_start(run, data, task, models.rpit))

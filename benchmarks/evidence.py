@@ -38,7 +38,7 @@ from train_reward import Models, new_gpt, train_start
 
 SEEDS = [1, 2, 3]
 TEMPERATURES = (1.0, 0.5, 0.2)
-SETTINGS = list(product((0.5, 1.0, 2.0), (2.0, 4.0)))  # lr_scale and kl_target: six trials an arm
+SETTINGS = list(product((0.5, 1.0, 2.0), (1.5, 3.0)))  # lr_scale and kl_target: six trials an arm
 PARTS = {"rlhf": ("rlhf",), "pit": ("stage0", "stage1")}  # what is chosen, and the stages of each
 
 
@@ -51,10 +51,16 @@ class Arm:
 
 
 CRITIC = {"ppo.advantage": "critic", "ppo.critic_lr": 1e-4}
+JUDGE = "benchmarks/judge.py"  # called from the project's folder
 ARMS = {  # the first is what the others are compared with
     "group": Arm(),
     "critic": Arm(CRITIC),
-    "critic, lambda 1": Arm(CRITIC | {"ppo.lam": 1.0}),
+    "critic, lambda 1": Arm(CRITIC | {"ppo.lam": 1.0, "ppo.critic_lam": 1.0}),
+    "critic, lambda 1 for it alone": Arm(CRITIC | {"ppo.critic_lam": 1.0}),
+    "difference of R_P": Arm({"pit.score": "difference"}, ("pit",)),
+    "drafts: best of 4": Arm({"stage1.reference": "best"}, ("pit",)),
+    "drafts: half PIT's own": Arm({"stage1.reference": "improved"}, ("pit",)),
+    "the judge for r_gap": Arm({"pit.score": f"{JUDGE}:gain"}, ("pit",)),
 }
 FIRST = next(iter(ARMS))
 
@@ -176,7 +182,7 @@ def measure(args, arm: str, seed: int) -> dict:
 
 def slug(arm: str) -> str:
     """Return an arm's name as a part of a file's."""
-    return "-".join(arm.replace(",", "").replace("^", "").replace("'", "").split())
+    return "-".join("".join(c for c in arm if c not in ",:^'").split())
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Whether a prompt is like those that the models were trained on.
+"""Whether a prompt is like those that the models were trained on, and whether it fits.
 
 M_P^SFT's own likelihood of a prompt does not tell, since it learns to predict responses only: on
 bills (seed 1) "Write a poem" has -8.4 nats a piece, and a twentieth of the held-out questions have
@@ -10,6 +10,8 @@ import numpy as np
 
 from corpus.tokens import Column
 from data import Data
+from runtime.run import Run
+from runtime.settings import UserError
 
 ENOUGH = 10_000  # prompts of a fold
 USUAL = 0.99     # of the held-out prompts are like the data
@@ -58,3 +60,21 @@ def neighbours(prompts: list[list[int]]) -> np.ndarray:
     pieces = np.full(len(column.flat) + len(column) + 1, -1, np.int64)
     pieces[np.arange(len(column.flat)) + row + 1] = column.flat
     return pieces[:-1] << 32 | pieces[1:] & 0xffffffff
+
+
+def encoded(run: Run, data: Data, prompt: str) -> list[int]:
+    """Encode a user's first turn. Raises UserError where it is too long."""
+    x = data.prompt(prompt)
+    if len(x) > run.config.data.max_prompt:
+        raise UserError(f"the prompt has {len(x)} tokens, but data.max_prompt is "
+                        f"{run.config.data.max_prompt}; shorten it")
+    return x
+
+
+def encoded_response(run: Run, data: Data, response: str) -> list[int]:
+    """Encode a response that is to be improved. Raises UserError where it is too long."""
+    y = data.response(response)
+    if len(y) >= run.config.data.max_response:
+        raise UserError(f"the response to improve has {len(y)} tokens, but data.max_response is "
+                        f"{run.config.data.max_response}; shorten it")
+    return y

@@ -127,7 +127,8 @@ def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperatu
     if "pretrained" in policies:
         own = answers("pretrained", sampler_of("pretrained"))
         table.add("pretrained", own, "M_P^RL", y_0, temperature)
-    best = kept("best of n", sampler, lambda: best_of(sampler, models, x))
+    best = kept("best of n", sampler, lambda: best_of(
+        sampler, models, x, setting.best_of))
     table.add(f"best of {setting.best_of}", best, "M_P^RL", y_0, temperature)
     more = None
     if "RLHF equal budget" in policies:

@@ -22,10 +22,9 @@ from sample import Sampler, answer, generate
 from train_reward import Models, Training, lm_loss, new_gpt, train
 
 
-def best_of(sampler: Sampler, models: Models, x: list) -> list:
-    """Return the best by R_P of eval.best_of responses of M_P^RL."""
-    tries = [answer(sampler, models.policies["M_P^RL"], x)
-             for _ in range(sampler.run.config.eval.best_of)]
+def best_of(sampler: Sampler, models: Models, x: list, number: int) -> list:
+    """Return the best by R_P of so many responses of M_P^RL."""
+    tries = [answer(sampler, models.policies["M_P^RL"], x) for _ in range(number)]
     return best_by(sampler.data, models, x, tries)
 
 

@@ -85,6 +85,11 @@ def problems(config):
          "refine.feedback and refine.rewrite need {x} and {y_ref}"),
         (config.refine.rewrite and "{feedback}" not in config.refine.rewrite,
          "refine.rewrite lacks {feedback}"),
+        *(((named or section == "pit") and ".py:" not in named and not (
+            named in ("gap", "difference") and section != "rlhf"), f"{section}.score = {named!r}: "
+           "expected " + "'gap', 'difference' or " * (section != "rlhf") + "'file.py:function'")
+          for section in ("rlhf", "pit", *config.stages())
+          for named in [getattr(config, section).score]),
         (config.refine.lessons and (config.data.files or config.refine.rewrite),
          "refine.lessons teaches from the judge of bills, with templates of its own"),
         (config.lora.rank and not model.init_from,

@@ -139,7 +139,8 @@ class PPOSection:
     critic_warmup: int = zero_or_more(4)  # iterations in which only the critic learns
     clip: float = 0.2
     gamma: float = zero_or_more(1.0, most=1)
-    lam: float = zero_or_more(0.95, most=1)
+    lam: float = zero_or_more(0.95, most=1)         # of the policy's advantages
+    critic_lam: float = zero_or_more(0.95, most=1)  # of the returns that the critic learns
     temperature: float = 1.0    # of rollouts, old and new log-probabilities alike
     no_eos_score: float = any_number(-5.0)  # of a response without its end, in standard deviations
     grad_clip: float = 1.0
@@ -153,19 +154,26 @@ class StageSection:
     iterations: int = 50
     beta: float = zero_or_more(0.03)  # coefficient of the KL in the reward, below kl_target
     kl_target: float = 2.0      # nats a response; see ppo.kl_coefficient
-    reference: Literal["data", "policy"] = "policy"  # source of y_ref: y_l and y_w, or M_P^RL
+    reference: Literal["data", "policy", "best", "improved"] = "policy"  # source of y_ref: y_l and
+                                # y_w; M_P^RL; its best of `best_of` by R_P; half PIT's own rewrites
+    best_of: int = 4
+    score: str = ""             # "file.py:function", a reward of your own; "": R_P, or pit.score
+    score_file: str = ""        # checksum of that file; score sets it
     lr_scale: float = 1.0
 
     def batches(self, ppo: PPOSection) -> int:
         """Count the batches of ppo.batch responses that a stage of PIT samples, as y and y_ref."""
-        drafts = self.iterations * (self.reference == "policy")
-        return self.iterations + (drafts // ppo.group if ppo.advantage == "group" else drafts)
+        drafts = {"data": 0, "policy": 1, "best": self.best_of, "improved": 1.5}[self.reference]
+        return self.iterations + int(
+            self.iterations * drafts / (ppo.group if ppo.advantage == "group" else 1))
 
 
 @dataclass
 class PITSection:
     curriculum: list[str] = field(default_factory=lambda: ["stage0", "stage1"])  # see Config
-    score: Literal["gap", "difference"] = "gap"  # R_PIT(x, y, y_ref), or R_P(x, y) - R_P(x, y_ref)
+    score: str = "gap"  # R_PIT(x, y, y_ref), "difference": R_P(x, y) - R_P(x, y_ref), or a
+                        # "file.py:function" of your own
+    score_file: str = ""        # checksum of that file; score sets it
 
 
 @dataclass

@@ -22,7 +22,8 @@ def inputs_of(config) -> dict[str, tuple[str, ...]]:
 
 def rl_inputs(config) -> dict[str, tuple[str, ...]]:
     """Return the inputs of each stage of RL. A stage of PIT depends on those before it, too."""
-    inputs, before = {"rlhf": OF_R_P + ("ppo", "rlhf")}, SUPERVISED + ("ppo", "pit.score")
+    inputs, before = {"rlhf": OF_R_P + ("ppo", "rlhf")}, SUPERVISED + (
+        "ppo", "pit.score", "pit.score_file")
     for name in config.pit.curriculum:
         before += (name,) if getattr(config, name).reference == "data" else ("rlhf", name)
         inputs[name] = before

@@ -11,9 +11,9 @@ from conftest import ROOT
 LAYERS = [["runtime"], ["pretrained"], ["corpus"], ["model"], ["data", "reward"], ["faster"],
           ["ppo"],
           ["evaluation"], ["train_reward"], ["sample"], ["report", "pretrained.export"],
-          ["train_pit"]]
+          ["ablations"], ["train_pit"]]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-FOLDERS = ("runtime", "corpus", "pretrained", "faster", "evaluation", "report")
+FOLDERS = ("runtime", "corpus", "pretrained", "faster", "evaluation", "report", "ablations")
 FILES = [*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))]
 
 

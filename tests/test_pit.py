@@ -17,6 +17,8 @@ import torch
 import ppo
 import sample
 import train_pit
+from ablations import drafts
+from ablations.scores import difference_score, other_score
 from conftest import ROOT, command, read_lines
 from corpus import bills
 from corpus.tokens import Column
@@ -28,7 +30,7 @@ from report import evaluate as report
 from report import page
 from reward import RewardModel, score
 from runtime import stages
-from runtime.config import Config, StageSection
+from runtime.config import Config, PPOSection, StageSection
 from runtime.files import load
 from runtime.settings import UserError
 from sample import Models, Sampler
@@ -73,7 +75,7 @@ def test_the_fold_is_gone_through_before_a_pair_comes_again(bills_run):
 
 def test_rlhf_reads_the_prompt_alone(bills_run):
     run, data = bills_run
-    prompts = train_pit.draw_prompts(run, data, "rlhf", 1, 6)
+    prompts = train_pit.draw_prompts(run, data, "rlhf", None, 1, 6)
     assert prompts.x == train_pit.draw_pairs(run, data, "rlhf", 1, 6).x
     assert prompts.ids == [data.policy_prompt(x) for x in prompts.x]
     assert prompts.y_ref == [[]] * 6 and prompts.source == [""] * 6
@@ -81,7 +83,7 @@ def test_rlhf_reads_the_prompt_alone(bills_run):
 
 def test_stage_0_reads_each_prompt_with_y_l_and_with_y_w(bills_run):
     run, data = bills_run
-    prompts = train_pit.draw_data_references(run, data, "stage0", 2, 6)
+    prompts = train_pit.draw_data_references(run, data, "stage0", None, 2, 6)
     pairs = train_pit.draw_pairs(run, data, "stage0", 2, 3)
     seen = Counter((tuple(x), tuple(y), s) for x, y, s in zip(prompts.x, prompts.y_ref,
                                                              prompts.source))
@@ -92,8 +94,7 @@ def test_stage_0_reads_each_prompt_with_y_l_and_with_y_w(bills_run):
 
 def test_stage_1_reads_responses_that_the_policy_gives_now(bills_run, models):
     run, data = bills_run
-    draw = partial(train_pit.draw_policy_references, run, data, "stage1",
-                   models.policies["M_P^RL"])
+    draw = partial(train_pit.draw_new_references, run, data, "stage1", models, None)
     first, again = draw(1, 6), draw(1 + len(data.folds["rl"]), 6)
     assert set(map(tuple, first.y_ref)).isdisjoint(map(tuple, again.y_ref))  # drawn afresh
     assert first.source == ["M_P^RL"] * 6
@@ -101,9 +102,106 @@ def test_stage_1_reads_responses_that_the_policy_gives_now(bills_run, models):
     assert draw(1, 6).y_ref == first.y_ref  # by numbers of the iteration
 
 
+def sampler_of(run, data) -> Sampler:
+    return Sampler(run, data, 1.0, torch.Generator().manual_seed(0))
+
+
+def test_the_best_of_some_samples_may_be_the_draft(bills_run, models, monkeypatch):
+    run, data = bills_run
+    x = [data.folds["test"].x[i] for i in range(6)]
+    best = drafts.best(sampler_of(run, data), models, None, x, 3)
+    assert best == report.best_of(sampler_of(run, data), models, x, 3)
+    monkeypatch.setattr(run.config.stage1, "reference", "best")
+    monkeypatch.setattr(run.config.stage1, "best_of", 3)
+    prompts = train_pit.draw_new_references(run, data, "stage1", models, None, 1, 6)
+    sampler = Sampler(run, data, 1.0, run.generator("stage1 references 1"))
+    assert prompts.y_ref == drafts.best(sampler, models, None, prompts.x, 3)
+
+
+def test_half_of_the_drafts_may_be_the_policys_own_rewrites(bills_run, models, monkeypatch):
+    run, data = bills_run
+    policy = models.policies["M_PIT^SFT"]
+    monkeypatch.setattr(run.config.stage1, "reference", "improved")
+    prompts = train_pit.draw_new_references(run, data, "stage1", models, policy, 1, 6)
+    sampler = Sampler(run, data, 1.0, run.generator("stage1 references 1"))
+    y = sample.answer(sampler, models.policies["M_P^RL"], prompts.x)
+    assert prompts.y_ref[:3] == y[:3]
+    assert prompts.y_ref[3:] == sample.improve(sampler, policy, prompts.x[3:], y[3:]) != y[3:]
+
+
+OWN = '''
+def spare(x, y_ref, y):
+    assert all(isinstance(text, str) for text in x + y_ref + y)
+    return [len(before) - len(after) for before, after in zip(y_ref, y)]
+def short(x, y_ref, y):
+    return [1.0]
+def unknown(x, y_ref, y):
+    return [float("nan")] * len(y)
+def broken(x, y_ref, y):
+    return [1 / 0]
+'''
+
+
+@pytest.fixture
+def own_rows(bills_run, tmp_path):
+    """Return the path of a file of scores, prompts with two responses, and their texts."""
+    _, data = bills_run
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    x, y_ref = [data.folds["test"].x[i] for i in range(2)], [data.response("6 in all: tea 6."), []]
+    y = [data.response("6 in all."), data.response("You fool! 7 in all: tea 7.")]
+    ids = [data.pit_prompt(*pair) for pair in zip(x, y_ref)]
+    return path, ppo.Prompts(ids, x, y_ref, ["M_P^RL"] * 2), data.pit_rows(x, y_ref, y)
+
+
+def test_a_function_of_texts_may_be_the_score(bills_run, own_rows):
+    path, prompts, rows = own_rows
+    score = other_score(bills_run[1], None, f"{path}:spare")
+    assert score(prompts, rows).tolist() == [7.0, -26.0]
+
+
+@pytest.mark.parametrize("name, said", [
+    ("short", "own.py:short returned 1 numbers for 2 responses"),
+    ("unknown", "own.py:unknown returned nan for the response '6 in all.'; expected finite"),
+    ("broken", "own.py:broken failed: ZeroDivisionError"),
+    ("missing", "own.py:missing: cannot load it: AttributeError")])
+def test_a_function_that_gives_no_scores_is_named(bills_run, own_rows, name, said):
+    path, prompts, rows = own_rows
+    with pytest.raises(UserError, match=said):
+        other_score(bills_run[1], None, f"{path}:{name}")(prompts, rows)
+
+
+def test_a_stage_knows_which_function_it_was_trained_with(tmp_path):
+    path = tmp_path / "own.py"
+    fields = [f"--rlhf.score={path}:spare", f"--pit.score={path}:spare"]
+
+    def noted():
+        config = configure.load_config(str(ROOT / "configs" / "tiny.toml"), fields)
+        assert config.stage0.score_file == "" and config.rlhf.score_file == config.pit.score_file
+        return config.rlhf.score_file
+    path.write_text(OWN)
+    first = noted()
+    path.write_text(OWN + "# changed")
+    assert noted() != first
+    path.unlink()
+    with pytest.raises(UserError, match="rlhf.score = .*own.py:spare': cannot read .*own.py"):
+        noted()
+    for wrong in ("--rlhf.score=gap", "--stage1.score=best", "--pit.score="):
+        with pytest.raises(UserError, match="score = .*: expected .*'file.py:function'"):
+            configure.load_config(str(ROOT / "configs" / "tiny.toml"), [wrong])
+
+
+def test_batches_that_a_stage_samples():
+    critic, group = PPOSection(), PPOSection(advantage="group", group=4)
+    for reference, alone, shared in (("data", 8, 8), ("policy", 16, 10), ("best", 32, 14),
+                                     ("improved", 20, 11)):
+        stage = StageSection(iterations=8, reference=reference, best_of=3)
+        assert (stage.batches(critic), stage.batches(group)) == (alone, shared)
+
+
 def test_the_reward_model_reads_the_tokens_of_the_rollout(bills_run, models):
     run, data = bills_run
-    prompts = train_pit.draw_data_references(run, data, "stage0", 1, 4)
+    prompts = train_pit.draw_data_references(run, data, "stage0", None, 1, 4)
     rows = pad_rows(prompts.ids, [[5, 6, data.tokenizer.eos]] * 4)
     gap = score(models.rpit, rows)
     by_hand = measure.gap_scores(data, models.rpit, prompts.x, [[5, 6]] * 4, prompts.y_ref)
@@ -112,9 +210,9 @@ def test_the_reward_model_reads_the_tokens_of_the_rollout(bills_run, models):
 
 def test_the_difference_is_of_two_pointwise_scores(bills_run, models):
     run, data = bills_run
-    prompts = train_pit.draw_data_references(run, data, "stage0", 1, 4)
+    prompts = train_pit.draw_data_references(run, data, "stage0", None, 1, 4)
     rows = pad_rows(prompts.ids, [[5, 6, data.tokenizer.eos], [7]] * 2)
-    found = train_pit.difference_score(data, models.rp, prompts, rows)
+    found = difference_score(data, models.rp, prompts, rows)
     for i, y in enumerate([[5, 6], [7]] * 2):
         own, other = (measure.rp_scores(data, models.rp, [prompts.x[i]], [text])
                       for text in (y, prompts.y_ref[i]))
@@ -134,7 +232,7 @@ def test_the_scale_is_that_of_the_anchors_samples(bills_run, models, monkeypatch
     prompts, rows = read[0]
     numbers = torch.rand(32, 40, generator=run.generator("stage0 spread"))  # of four batches
     samples = sample.sample(anchor, prompts.ids, numbers, 1.0, data.tokenizer.eos)
-    assert torch.equal(rows.tokens, samples.tokens) and prompts.x == task.draw(0, 32).x
+    assert torch.equal(rows.tokens, samples.tokens) and prompts.x == task.draw(None, 0, 32).x
     copies = pad_rows(prompts.ids, [data.add_eos(ids) for ids in prompts.y_ref])
     assert torch.equal(read[1][1].tokens, copies.tokens)  # whose scores are twice as high here
     ended = [ids[-1] == data.tokenizer.eos for ids in samples.responses()]
@@ -238,11 +336,11 @@ def test_each_stage_starts_from_and_is_anchored_to_what_the_method_says(bills_ru
     task, policy, critic, anchor, spread, stage, beta = seen[1]  # Eq. 4
     assert same(policy, pit_sft) and anchor is pit_sft and spread == [3.0, 4.0]
     assert same(critic.trunk, models.rpit.trunk) and stage == run.config.stage0
-    assert set(task.draw(1, 4).source) == {"y_l", "y_w"} and task.name == "stage0"
+    assert set(task.draw(None, 1, 4).source) == {"y_l", "y_w"} and task.name == "stage0"
     task, policy, critic, anchor, spread, stage, beta = seen[2]  # Eq. 5, on from stage 0
     assert torch.equal(policy.embedding.weight, pit_sft.embedding.weight + 1) and beta == 0.2
     assert anchor is pit_sft and spread == [3.0, 4.0] and critic.head.bias.item() == 1
-    assert task.draw(1, 4).source == ["M_P^RL"] * 4 and stage == run.config.stage1
+    assert task.draw(None, 1, 4).source == ["M_P^RL"] * 4 and stage == run.config.stage1
     task, policy, critic, anchor, spread, stage, beta = seen[3]  # 50 of stage 0, 7 twice of 1
     assert torch.equal(policy.embedding.weight, sft.embedding.weight + 1)
     assert anchor is sft and beta == run.config.rlhf.beta and critic.head.bias.item() == 1
@@ -506,9 +604,8 @@ def test_best_of_takes_the_highest_r_p(bills_run, models):
     x = [data.folds["test"].x[i] for i in range(6)]
     policy = models.policies["M_P^RL"]
     best, again = (Sampler(run, data, 1.0, torch.Generator().manual_seed(0)) for _ in range(2))
-    best = report.best_of(best, models, x)
-    tries = [sample.answer(again, policy, x)
-             for _ in range(run.config.eval.best_of)]
+    best = report.best_of(best, models, x, 3)
+    tries = [sample.answer(again, policy, x) for _ in range(3)]
     scores = np.stack([measure.rp_scores(data, models.rp, x, y) for y in tries])
     for i, k in enumerate(scores.argmax(0).tolist()):
         assert best[i] == tries[k][i]

@@ -190,7 +190,7 @@ def toy(count: int = 16):
         return torch.tensor([2 * r.count(3) / len(r) for r in rows.responses()])
 
     prompts = Prompts(ids, ids, [[]] * count, [""] * count)
-    task = Task("toy", StageSection(), anchor, lambda i, n: prompts, score, look)
+    task = Task("toy", StageSection(), anchor, lambda policy, i, n: prompts, score, look)
     return policy, anchor, critic, prompts, task
 
 
@@ -234,7 +234,7 @@ def test_a_value_is_read_before_its_token():
 
 def test_rollout_holds_what_the_update_needs():
     policy, anchor, critic, prompts, task = toy()
-    section = PPOSection(temperature=0.7, gamma=0.9, lam=0.8)
+    section = PPOSection(temperature=0.7, gamma=0.9, lam=0.8, critic_lam=0.8)
     _, r, samples = roll(policy, anchor, critic, prompts, task, section)
     numbers = torch.rand(16, 6, generator=torch.Generator().manual_seed(0))
     same = sample(policy, prompts.ids, numbers, 0.7, EOS)
@@ -459,7 +459,7 @@ def test_groups_solve_the_toy_without_a_critic(tmp_path):
     policy, _, _, prompts, task = toy(32)
     drawn = []
 
-    def draw(iteration, number):
+    def draw(policy, iteration, number):
         drawn.append(number)
         return Prompts(*(column[:number] for column in vars(prompts).values()))
     run = tiny_run(tmp_path, ppo__batch=32, data__max_response=6, ppo__lr=1e-2, ppo__group=8,
@@ -470,3 +470,14 @@ def test_groups_solve_the_toy_without_a_critic(tmp_path):
     history = read_lines(run.folder / "metrics.jsonl")
     assert set(drawn) == {4} and "critic_change" not in history[-1]
     assert history[0]["reward"] < 0.3 and history[-1]["reward"] > 1.2
+
+
+def test_the_critic_may_learn_with_a_lambda_of_its_own():
+    policy, anchor, critic, prompts, task = toy()
+    section = PPOSection(lam=0.3, critic_lam=1.0)
+    learner, r, samples = roll(policy, anchor, critic, prompts, task, section)
+    mask = r.rows.mask
+    advantages, _ = compute_gae(r.rewards, r.values, mask, 1.0, 0.3)
+    torch.testing.assert_close(samples.advantages, whiten(advantages, mask))
+    left = r.rewards.flip(1).cumsum(1).flip(1) * mask  # the sum of what is left
+    torch.testing.assert_close(samples.returns, left, atol=1e-5, rtol=1e-5)

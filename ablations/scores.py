@@ -1,0 +1,71 @@
+"""Other scores for PPO than R_P and r_gap (rlhf.score, pit.score): the difference of R_P, or a
+reward of your own, a Python function of texts:
+
+    # brevity.py
+    def shorter(x, y_ref, y):
+        return [len(before) - len(after) for before, after in zip(y_ref, y)]
+
+    python train_pit.py --config configs/quick.toml --pit.score=brevity.py:shorter
+
+The lists have as many texts as there are responses; y_ref has empty texts in RLHF. The numbers are
+shifted and scaled as those of a reward model are (train_pit.measure_scale).
+"""
+
+import importlib.util
+import math
+from functools import partial
+from pathlib import Path
+
+import torch
+
+import reward
+from data import Data
+from evaluation.show import prompt_text
+from model import Rows
+from ppo import Prompts
+from reward import RewardModel
+from runtime.settings import UserError
+
+
+def difference_score(data: Data, rp: RewardModel, prompts: Prompts, rows: Rows):
+    """Return R_P(x, y) - R_P(x, y_ref)."""
+    y = [data.strip_eos(ids) for ids in rows.responses()]
+    return (reward.score(rp, data.policy_rows(prompts.x, y))
+            - reward.score(rp, data.policy_rows(prompts.x, prompts.y_ref)))
+
+
+def other_score(data: Data, rp: RewardModel, named: str):
+    """Return the score of a Task by its name in the config: "difference", or "file.py:function"."""
+    return partial(difference_score, data, rp) if named == "difference" else partial(
+        own_score, data, named, loaded(named))
+
+
+def loaded(where: str):
+    """Return a user's function. Raises UserError where there is none."""
+    file, _, name = where.rpartition(":")
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return getattr(module, name)
+    except Exception as error:  # whatever a user's file raises
+        raise UserError(f"{where}: cannot load it: {type(error).__name__}: {error}") from None
+
+
+def own_score(data: Data, where: str, function, prompts: Prompts, rows: Rows):
+    """Return a function's numbers [B] of the texts of x, y_ref and y. Raises UserError, naming the
+    function, where it fails or returns anything but finite numbers, one a response."""
+    decode = data.tokenizer.decode
+    y = [decode(data.strip_eos(ids)) for ids in rows.responses()]
+    x, y_ref = [prompt_text(data, ids) for ids in prompts.x], list(map(decode, prompts.y_ref))
+    try:
+        numbers = [float(number) for number in function(x, y_ref, y)]
+    except Exception as error:  # whatever a user's function raises
+        raise UserError(f"{where} failed: {type(error).__name__}: {error}") from error
+    if len(numbers) != len(y):
+        raise UserError(f"{where} returned {len(numbers)} numbers for {len(y)} responses")
+    wrong = [i for i, number in enumerate(numbers) if not math.isfinite(number)]
+    if wrong:
+        raise UserError(f"{where} returned {numbers[wrong[0]]} for the response {y[wrong[0]]!r}; "
+                        "expected finite numbers")
+    return torch.tensor(numbers, device=rows.tokens.device)
