@@ -35,7 +35,6 @@ from data import Data
 from faster.sampling import sample
 from model import GPT, Rows, on_grid, scalars, token_logprobs
 from runtime.batching import by_micro_batches, micro_batches
-from runtime.checks import refuse_not_finite
 from runtime.config import PPOSection, StageSection
 from runtime.ranks import all_sum, gather, gather_fields, random_numbers, shard, shard_fields
 from runtime.run import Run, optimizer_step
@@ -113,8 +112,8 @@ class Prompts:
 
     def repeated(self, times: int):
         """Return each prompt `times` in a row."""
-        return Prompts(*([one for one in column for _ in range(times)]
-                         for column in vars(self).values()))
+        return Prompts(**{name: [one for one in column for _ in range(times)]
+                          for name, column in vars(self).items()})
 
 
 @dataclass
@@ -148,7 +147,7 @@ def group_advantages(rollout: Rollout, ppo: PPOSection):
 
 
 @dataclass
-class Samples:
+class Experience:
     """What an update learns from."""
     rows: Rows
     logp: torch.Tensor        # [B, T] of the policy that sampled
@@ -159,7 +158,7 @@ class Samples:
     def __getitem__(self, chosen):
         """Take some of the rows, cut to the longest of them."""
         rows = self.rows[chosen]
-        return Samples(rows, *(grid[chosen, :rows.tokens.shape[1]] for grid in (
+        return Experience(rows, *(grid[chosen, :rows.tokens.shape[1]] for grid in (
             self.logp, self.advantages, self.values, self.returns)))
 
 
@@ -193,9 +192,9 @@ class Critic(nn.Module):
 
 @dataclass
 class Network:
-    """One that PPO changes, and how."""
+    """A model that PPO changes, with its loss and its optimiser."""
     model: Any           # a GPT or a Critic
-    loss: Callable       # model, samples, ppo -> summed loss, figures, largest change of the output
+    loss: Callable       # model, experience, ppo -> summed loss, figures, largest change of output
     lr: float            # of the first iteration
     waits: int           # iterations before it learns
     optimizer: torch.optim.Optimizer = field(init=False)
@@ -265,26 +264,26 @@ def roll_out(learner: Learner, task: Task, prompts: Prompts, uniforms, ppo: PPOS
     return Rollout(rows, logp, kl, values, rewards, score, ended)
 
 
-def policy_objective(policy: GPT, samples: Samples, ppo: PPOSection):
+def policy_objective(policy: GPT, experience: Experience, ppo: PPOSection):
     """Return the policy's summed loss, with figures (sums, too) and the largest |log rho|."""
-    logp, mask = token_logprobs(policy, samples.rows, ppo.temperature), samples.rows.mask
-    loss, clipped = policy_loss(logp, samples.logp, samples.advantages, mask, ppo.clip)
-    return loss, {"policy_loss": loss, "clipped": clipped}, (logp - samples.logp).abs().max()
+    logp, mask = token_logprobs(policy, experience.rows, ppo.temperature), experience.rows.mask
+    loss, clipped = policy_loss(logp, experience.logp, experience.advantages, mask, ppo.clip)
+    return loss, {"policy_loss": loss, "clipped": clipped}, (logp - experience.logp).abs().max()
 
 
-def critic_objective(critic: Critic, samples: Samples, ppo: PPOSection):
+def critic_objective(critic: Critic, experience: Experience, ppo: PPOSection):
     """Return the critic's summed loss, with figures and the largest change of V."""
-    values = critic(samples.rows)
-    loss = value_loss(values, samples.values, samples.returns, samples.rows.mask, ppo.clip)
-    return loss, {"value_loss": loss}, (values - samples.values).abs().max()
+    values = critic(experience.rows)
+    loss = value_loss(values, experience.values, experience.returns, experience.rows.mask, ppo.clip)
+    return loss, {"value_loss": loss}, (values - experience.values).abs().max()
 
 
-def add_gradients(one: Network, samples: Samples, ppo: PPOSection) -> tuple[Counter, float]:
+def add_gradients(one: Network, experience: Experience, ppo: PPOSection) -> tuple[Counter, float]:
     """Add the gradients of a summed loss, in micro-batches; return sums of tokens and figures, and
     the largest change of the output since the rollout."""
     sums, farthest = Counter(tokens=0), 0.0
-    for chosen in micro_batches(samples.rows.length, one.model.config.micro_batch):
-        part = samples[chosen]
+    for chosen in micro_batches(experience.rows.length, one.model.config.micro_batch):
+        part = experience[chosen]
         loss, figures, change = one.loss(one.model, part, ppo)
         loss.backward()
         figures["tokens"] = part.rows.mask.sum()
@@ -293,16 +292,14 @@ def add_gradients(one: Network, samples: Samples, ppo: PPOSection) -> tuple[Coun
     return sums, farthest
 
 
-def update(one: Network, samples: Samples, ppo: PPOSection, generator, name: str) -> dict:
-    """Go through epochs of minibatches; return means of the figures, and how far the output of the
-    first minibatch was from the rollout's: 0 but for rounding.
-
-    A minibatch is drawn from all samples and then shared by the ranks: how many does not matter."""
+def update(one: Network, experience: Experience, ppo: PPOSection, generator, name: str) -> dict:
+    """Go through epochs of minibatches, drawn from all ranks' rows and then shared; return means of
+    the figures, and the output's change at the first minibatch: 0 but for rounding."""
     totals, first = Counter(tokens=0), None
     for _ in range(ppo.epochs):
-        order = torch.randperm(len(samples.rows.length), generator=generator)
+        order = torch.randperm(len(experience.rows.length), generator=generator)
         for chosen in order.chunk(ppo.minibatches):
-            sums, farthest = add_gradients(one, samples[shard(chosen)], ppo)
+            sums, farthest = add_gradients(one, experience[shard(chosen)], ppo)
             first = farthest if first is None else first
             totals.update(sums)
             count = torch.tensor(sums["tokens"])
@@ -325,11 +322,10 @@ def train(run: Run, data: Data, task: Task, learner: Learner) -> None:
         rollout = gather_fields(
             roll_out(learner, task, shard_fields(prompts), uniforms, ppo, eos))
         figures = task.observe(iteration, prompts, rollout) | {"beta": learner.beta}
-        refuse_not_finite(figures, f"{task.name}, iteration {iteration}")
         # 3. Advantages, of all ranks' rows.
         advantages, returns = learner.advantages(rollout, ppo)
-        samples = Samples(rollout.rows, rollout.logp, whiten(advantages, rollout.rows.mask),
-                          rollout.values, returns)
+        experience = Experience(rollout.rows, rollout.logp, whiten(advantages, rollout.rows.mask),
+                                rollout.values, returns)
         # 4. Clipped updates, at rates that fall linearly to a tenth over the stage.
         run.last_good = None  # from here on the learner changes; what was saved before is good
         for name, one in learner.networks().items():
@@ -337,7 +333,7 @@ def train(run: Run, data: Data, task: Task, learner: Learner) -> None:
             one.optimizer.param_groups[0]["lr"] = one.lr * left
             if iteration > one.waits:
                 shuffling = run.generator(f"{task.name} minibatches {iteration}")
-                figures |= update(one, samples, ppo, shuffling, name)
+                figures |= update(one, experience, ppo, shuffling, name)
         # 5. The next iteration's coefficient: the wall around the target KL.
         learner.beta = kl_coefficient(stage.beta, figures["kl"], stage.kl_target, ppo.kl_power,
                                       ppo.kl_wall)

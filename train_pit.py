@@ -15,12 +15,11 @@ the KL open.
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
-
 import ppo
 import reward
 from ablations import drafts
-from ablations.scores import other_score
+from ablations.scores import loaded_scores, other_score
+from corpus.tokens import turn_by_turn
 from data import Data, Pairs, load_data
 from evaluation.watch import observe, observe_scale, raw_scores
 from model import GPT, Rows
@@ -28,6 +27,7 @@ from ppo import Critic, Learner, Prompts, Task
 from pretrained.configure import command_line
 from report.evaluate import evaluate
 from report.page import write
+from report.rivals import refiner_data
 from reward import RewardModel
 from runtime.launch import guard
 from runtime.run import Run
@@ -40,12 +40,8 @@ from train_reward import Models, new_gpt, train_start
 def draw_pairs(run: Run, data: Data, name: str, iteration: int, number: int) -> Pairs:
     """Draw `number` pairs of the RL fold for one iteration: we go through the fold in a random
     order, another one each time."""
-    fold, start = data.folds["rl"], iteration * number
-    size, name_seed = len(fold), sum(map(ord, name))
-    turns = range(start // size, (start + number - 1) // size + 1)
-    order = np.concatenate([np.random.default_rng([run.config.run.seed, name_seed, turn])
-                            .permutation(size) for turn in turns])
-    return fold[order[start % size:start % size + number].tolist()]
+    fold, seeds = data.folds["rl"], [run.config.run.seed, sum(map(ord, name))]
+    return fold[turn_by_turn(len(fold), seeds, iteration * number, number)]
 
 
 def draw_prompts(run: Run, data: Data, name: str, policy: GPT, iteration: int,
@@ -70,17 +66,15 @@ def draw_new_references(run: Run, data: Data, name: str, models: Models, policy:
     x, stage = draw_pairs(run, data, name, iteration, number).x, getattr(run.config, name)
     sampler = Sampler(run, data, run.config.ppo.temperature,
                       run.generator(f"{name} references {iteration}"))
-    y_ref = DRAFTS[stage.reference](sampler, models, policy, x, stage.best_of)
+    write = {"policy": policy_drafts, "best": drafts.best, "improved": drafts.improved}
+    y_ref, source = write[stage.reference](sampler, models, policy, x, stage.best_of)
     ids = [data.pit_prompt(*pair) for pair in zip(x, y_ref)]
-    return Prompts(ids, x, y_ref, ["M_P^RL"] * number)
+    return Prompts(ids, x, y_ref, source)
 
 
-def policy_drafts(sampler: Sampler, models: Models, policy: GPT, x: list, number: int) -> list:
-    """Return samples of M_P^RL, which is finished."""
-    return answer(sampler, models.policies["M_P^RL"], x)
-
-
-DRAFTS = {"policy": policy_drafts, "best": drafts.best, "improved": drafts.improved}
+def policy_drafts(sampler: Sampler, models: Models, policy: GPT, x: list, number: int):
+    """Return samples of M_P^RL, which is finished, and their source."""
+    return answer(sampler, models.policies["M_P^RL"], x), ["M_P^RL"] * len(x)
 
 
 def model_score(model: RewardModel, prompts: Prompts, rows: Rows):
@@ -104,12 +98,14 @@ def measure_scale(run: Run, data: Data, task: Task) -> tuple[float, float]:
 
 
 def fresh_start(run: Run, data: Data, task: Task, model: RewardModel) -> dict:
-    """Return what a first stage starts from, in the form of a stage's checkpoint: the anchor's
-    weights, and a critic on the trunk of the reward model, which reads the same tokens."""
-    critic = Critic(new_gpt(run, data))
-    load_weights(critic.trunk, weights_of(model.trunk))
-    return {"model": weights_of(task.anchor), "critic": weights_of(critic),
-            "scale": measure_scale(run, data, task)}
+    """Return what a first stage starts from, in the form of a stage's checkpoint; a critic starts
+    from the trunk of the reward model, which reads the same tokens."""
+    start = {"model": weights_of(task.anchor), "scale": measure_scale(run, data, task)}
+    if run.config.ppo.advantage == "critic":
+        critic = Critic(new_gpt(run, data))
+        load_weights(critic.trunk, weights_of(model.trunk))
+        start["critic"] = weights_of(critic)
+    return start
 
 
 def learner_of(run: Run, data: Data, task: Task, start: dict) -> Learner:
@@ -129,17 +125,26 @@ def train_stage(run: Run, data: Data, task: Task, start: dict) -> dict:
     return {"model": found.pop("policy"), "scale": start["scale"]} | found
 
 
-def train_rlhf(run: Run, data: Data, name: str, sft: GPT, rp: RewardModel,
-               before: dict | None = None) -> dict:
-    """Train M_P^RL by Eq. 3; or go on from it, for as many more samples as PIT's stages take."""
-    stage = run.config.rlhf
-    if before:
-        stages = (getattr(run.config, one) for one in run.config.pit.curriculum)
-        stage = replace(stage, iterations=sum(one.batches(run.config.ppo) for one in stages))
+def rlhf_task(run: Run, data: Data, name: str, models: Models) -> Task:
+    """Return what Eq. 3 asks of PPO."""
+    stage, rp = run.config.rlhf, models.rp
     score = other_score(data, rp, stage.score) if stage.score else partial(model_score, rp)
-    task = Task(name, stage, sft, partial(draw_prompts, run, data, name), score,
-                partial(observe, run, data, name, stage.kl_target))
-    return train_stage(run, data, task, before or fresh_start(run, data, task, rp))
+    return Task(name, stage, models.policies["M_P^SFT"], partial(draw_prompts, run, data, name),
+                score, partial(observe, run, data, name, stage.kl_target))
+
+
+def train_rlhf(run: Run, data: Data, models: Models) -> dict:
+    """Train M_P^RL by Eq. 3."""
+    task = rlhf_task(run, data, "rlhf", models)
+    return train_stage(run, data, task, fresh_start(run, data, task, models.rp))
+
+
+def train_rlhf_more(run: Run, data: Data, models: Models, before: dict) -> dict:
+    """Go on from M_P^RL's checkpoint, for as many more samples as PIT's stages take."""
+    config, task = run.config, rlhf_task(run, data, "rlhf_more", models)
+    budget = sum(getattr(config, name).batches(config.ppo) for name in config.pit.curriculum)
+    stage = replace(task.stage, iterations=budget)
+    return train_stage(run, data, replace(task, stage=stage), before)
 
 
 def train_pit_stage(run: Run, data: Data, name: str, models: Models, before: dict | None) -> dict:
@@ -148,9 +153,8 @@ def train_pit_stage(run: Run, data: Data, name: str, models: Models, before: dic
     stage = getattr(run.config, name)
     draw = (partial(draw_data_references, run, data, name) if stage.reference == "data" else
             partial(draw_new_references, run, data, name, models))
-    named = stage.score or run.config.pit.score
-    score = partial(model_score, models.rpit) if named == "gap" else other_score(
-        data, models.rp, named)
+    named, gap = run.config.pit.score, partial(model_score, models.rpit)
+    score = gap if named == "gap" else other_score(data, models.rp, named)
     task = Task(name, stage, models.policies["M_PIT^SFT"], draw, score,
                 partial(observe, run, data, name, stage.kl_target))
     return train_stage(run, data, task, before or fresh_start(run, data, task, models.rpit))
@@ -159,8 +163,7 @@ def train_pit_stage(run: Run, data: Data, name: str, models: Models, before: dic
 def train_all(run: Run, data: Data) -> Models:
     """Train or restore every model of the method, in order."""
     models, inputs, before = train_start(run, data), inputs_of(run.config), None
-    sft, rp = models.policies["M_P^SFT"], models.rp
-    rlhf = run.stage("rlhf", inputs["rlhf"], lambda: train_rlhf(run, data, "rlhf", sft, rp))
+    rlhf = run.stage("rlhf", inputs["rlhf"], lambda: train_rlhf(run, data, models))
     models.policies[title("rlhf")] = run.placed(new_gpt(run, data), rlhf["model"])
     for name in run.config.pit.curriculum:
         before = run.stage(name, inputs[name],
@@ -168,7 +171,7 @@ def train_all(run: Run, data: Data) -> Models:
         models.policies[title(name)] = run.placed(new_gpt(run, data), before["model"])
     if run.config.eval.equal_budget:
         content = run.stage("rlhf_more", inputs["rlhf_more"],
-                            lambda: train_rlhf(run, data, "rlhf_more", sft, rp, rlhf))
+                            lambda: train_rlhf_more(run, data, models, rlhf))
         models.policies[title("rlhf_more")] = run.placed(new_gpt(run, data), content["model"])
     return models
 
@@ -176,8 +179,10 @@ def train_all(run: Run, data: Data) -> Models:
 def main() -> None:
     """Train what is missing, evaluate, and write the report."""
     _, config = command_line(__doc__.splitlines()[0])
+    loaded_scores(config)
     run = Run(config)
     data = load_data(run)
+    refiner_data(run, data)
     with run.precision():
         models = train_all(run, data)
         run.write_config()

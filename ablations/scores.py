@@ -7,8 +7,9 @@ reward of your own, a Python function of texts:
 
     python train_pit.py --config configs/quick.toml --pit.score=brevity.py:shorter
 
-The lists have as many texts as there are responses; y_ref has empty texts in RLHF. The numbers are
-shifted and scaled as those of a reward model are (train_pit.measure_scale).
+The lists have as many texts as there are responses (of a rank, each calls it for its share), and
+any may be empty; in RLHF all of y_ref's are. The numbers are shifted and scaled as those of a
+reward model are (train_pit.measure_scale).
 """
 
 import importlib.util
@@ -24,6 +25,8 @@ from evaluation.show import prompt_text
 from model import Rows
 from ppo import Prompts
 from reward import RewardModel
+from runtime.config import Config
+from runtime.ranks import gather
 from runtime.settings import UserError
 
 
@@ -40,6 +43,11 @@ def other_score(data: Data, rp: RewardModel, named: str):
         own_score, data, named, loaded(named))
 
 
+def loaded_scores(config: Config) -> list:
+    """Load the config's functions, so that a mistake is told before anything is trained."""
+    return [loaded(named) for named in (config.rlhf.score, config.pit.score) if ":" in named]
+
+
 def loaded(where: str):
     """Return a user's function. Raises UserError where there is none."""
     file, _, name = where.rpartition(":")
@@ -53,19 +61,26 @@ def loaded(where: str):
 
 
 def own_score(data: Data, where: str, function, prompts: Prompts, rows: Rows):
-    """Return a function's numbers [B] of the texts of x, y_ref and y. Raises UserError, naming the
-    function, where it fails or returns anything but finite numbers, one a response."""
+    """Return a function's numbers [B] of the texts of x, y_ref and y. Raises UserError, on all
+    ranks, where it fails or returns anything but finite numbers, one a response."""
     decode = data.tokenizer.decode
     y = [decode(data.strip_eos(ids)) for ids in rows.responses()]
     x, y_ref = [prompt_text(data, ids) for ids in prompts.x], list(map(decode, prompts.y_ref))
+    numbers, wrong = asked(function, x, y_ref, y)
+    for problem in filter(None, gather([wrong])):
+        raise UserError(f"{where} {problem}")
+    return torch.tensor(numbers, device=rows.tokens.device)
+
+
+def asked(function, x: list[str], y_ref: list[str], y: list[str]) -> tuple[list[float], str]:
+    """Return a function's numbers, and what is wrong with them, or ""."""
     try:
         numbers = [float(number) for number in function(x, y_ref, y)]
     except Exception as error:  # whatever a user's function raises
-        raise UserError(f"{where} failed: {type(error).__name__}: {error}") from error
+        return [], f"failed: {type(error).__name__}: {error}"
     if len(numbers) != len(y):
-        raise UserError(f"{where} returned {len(numbers)} numbers for {len(y)} responses")
-    wrong = [i for i, number in enumerate(numbers) if not math.isfinite(number)]
-    if wrong:
-        raise UserError(f"{where} returned {numbers[wrong[0]]} for the response {y[wrong[0]]!r}; "
-                        "expected finite numbers")
-    return torch.tensor(numbers, device=rows.tokens.device)
+        return [], f"returned {len(numbers)} numbers for {len(y)} responses"
+    for number, response in zip(numbers, y):
+        if not math.isfinite(number):
+            return [], f"returned {number} for the response {response!r}; expected finite numbers"
+    return numbers, ""

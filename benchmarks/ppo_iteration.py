@@ -1,6 +1,6 @@
 """A PPO iteration on workload W against TRL's PPOTrainer: seconds, and the peak memory of each.
 
-    python benchmarks/ppo_iteration.py
+    python benchmarks/ppo_iteration.py                   # --peer groups: our own, without a critic
 
 64 prompts of 16 to 32 tokens, 32 new tokens each (none ends before), scores of a reward model, the
 reference's log-probabilities, values of a critic of its own, then 4 epochs of 4 minibatches. Each
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from statistics import median
 
 import torch
@@ -36,12 +37,13 @@ def make_prompts() -> list[list[int]]:
     return random_lists(random.Random(0), ROWS, 16, 32, VOCAB)
 
 
-def run_ours() -> list[float]:
-    """Return the seconds of each iteration."""
+def run_ours(groups: bool = False) -> list[float]:
+    """Return the seconds of each iteration, with a critic or with groups of four."""
     policy = ours("W")
     model = reward.RewardModel(copy.deepcopy(policy), RewardSection(pool="last"))
-    learner = ppo.critic_learner(policy, ppo.Critic(copy.deepcopy(policy)), PPOSection(),
-                                 StageSection())
+    learner = (ppo.group_learner(policy, PPOSection(), StageSection()) if groups else
+               ppo.critic_learner(policy, ppo.Critic(copy.deepcopy(policy)), PPOSection(),
+                                  StageSection()))
     section = PPOSection(batch=ROWS, epochs=EPOCHS, minibatches=MINIBATCHES, no_eos_score=0.0)
     ids = make_prompts()
     prompts = ppo.Prompts(ids, ids, [[]] * ROWS, [""] * ROWS)
@@ -55,10 +57,10 @@ def run_ours() -> list[float]:
         mask = rollout.rows.mask
         assert mask.sum() == ROWS * NEW
         advantages, returns = learner.advantages(rollout, section)
-        samples = ppo.Samples(rollout.rows, rollout.logp, ppo.whiten(advantages, mask),
-                              rollout.values, returns)
+        experience = ppo.Experience(rollout.rows, rollout.logp,
+                                    ppo.whiten(advantages, mask), rollout.values, returns)
         for name, one in learner.networks().items():
-            ppo.update(one, samples, section, generator, name)
+            ppo.update(one, experience, section, generator, name)
         seconds.append(time.perf_counter() - start)
     return seconds
 
@@ -98,7 +100,8 @@ def run_trl() -> list[float]:
     return [after - before for before, after in zip([start, *stamps], stamps)]
 
 
-SIDES = {"ours": run_ours, "trl": run_trl}
+SIDES = {"ours": run_ours, "trl": run_trl, "groups": partial(run_ours, groups=True)}
+PEERS = {"trl": "TRL PPOTrainer", "groups": "ours with groups of four"}
 
 
 def one_side(side: str) -> dict:
@@ -111,23 +114,25 @@ def one_side(side: str) -> dict:
 
 
 def main() -> None:
-    side = arguments(__doc__, ("--side", {"choices": SIDES, "help": "run only it, here"})).side
-    if side:
-        seconds = SIDES[side]()
+    args = arguments(__doc__, ("--side", {"choices": SIDES, "help": "run only it, here"}),
+                     ("--peer", {"choices": PEERS, "default": "trl"}))
+    if args.side:
+        seconds = SIDES[args.side]()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({"seconds": seconds[1:], "peak_mb": peak}))
         return
-    runs = [(side, one_side(side)) for _ in range(ROUNDS) for side in SIDES]
+    sides = "ours", args.peer
+    runs = [(side, one_side(side)) for _ in range(ROUNDS) for side in sides]
     seconds, memory = {}, {}
-    for side in SIDES:
+    for side in sides:
         seconds[side] = median(s for name, run in runs if name == side for s in run["seconds"])
         memory[side] = median(run["peak_mb"] for name, run in runs if name == side)
     read = sum(map(len, make_prompts())) + ROWS * NEW
     passes = 5 + 2 * 3 * EPOCHS  # sampling, four scorings; forward and backward of two models
     least = passes * read * forward_flops("W") / gemm_peak()
-    report_peer("PPO iteration W", "TRL PPOTrainer", seconds["ours"], seconds["trl"], least,
-                ours_mb=memory["ours"], peer_mb=memory["trl"],
-                memory=memory["ours"] / memory["trl"])
+    report_peer("PPO iteration W", PEERS[args.peer], seconds["ours"], seconds[args.peer], least,
+                ours_mb=memory["ours"], peer_mb=memory[args.peer],
+                memory=memory["ours"] / memory[args.peer])
 
 
 if __name__ == "__main__":

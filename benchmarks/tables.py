@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from statistics import mean, stdev
 
+import evidence
 from script import ROOT, arguments
 
 from runtime.files import write_whole
@@ -23,13 +24,14 @@ RL, PIT = "M_P^RL", "PIT"
 
 
 def read_results(folder: Path) -> dict[str, list[dict]]:
-    """Return the results of each arm, by seeds; the arm with the most files first."""
-    found: dict[str, list[dict]] = {}
-    for path in sorted(folder.glob("*.json")):
+    """Return the results of each arm, by seeds, in the order of evidence.ARMS."""
+    found: dict[str, list[dict]] = {arm: [] for arm in evidence.ARMS}
+    for path in folder.glob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
-        if "rows" in content:
-            found.setdefault(content["arm"], []).append(content)
-    return {arm: sorted(seeds, key=lambda one: one["seed"]) for arm, seeds in found.items()}
+        if "rows" in content and content["arm"] in found:
+            found[content["arm"]].append(content)
+    return {arm: sorted(seeds, key=lambda one: one["seed"])
+            for arm, seeds in found.items() if seeds}
 
 
 def half_width(values: list[float]) -> float:
@@ -77,36 +79,41 @@ def gold_table(arms: dict[str, list[dict]]) -> str:
 
 def difference_table(arms: dict[str, list[dict]]) -> str:
     """Return each arm's gold less the first arm's, of the seeds that both have."""
-    first = {one["seed"]: one for one in next(iter(arms.values()))}
+    first = {one["seed"]: one for one in arms.get(evidence.FIRST, [])}
     lines = []
-    for arm, seeds in list(arms.items())[1:]:
+    for arm, seeds in arms.items():
         pairs = [(one, first[one["seed"]]) for one in seeds if one["seed"] in first]
-        lines.append([arm, *(cell([best(a, system)["gold"] - best(b, system)["gold"]
-                                   for a, b in pairs], "+.3f") for system in (RL, PIT)),
-                      ", ".join(str(a["seed"]) for a, _ in pairs)])
+        if arm != evidence.FIRST and pairs:
+            lines.append([arm, *(cell([best(a, system)["gold"] - best(b, system)["gold"]
+                                       for a, b in pairs], "+.3f") for system in (RL, PIT)),
+                          ", ".join(str(a["seed"]) for a, _ in pairs)])
     return markdown(["arm", "M_P^RL", "PIT", "seeds"], lines)
 
 
-def aspect_table(arms: dict[str, list[dict]]) -> str:
-    """Return totals and courtesy of each arm, at T = 0.5: the mean, and the seeds."""
-    def shown(seeds, system, aspect):
-        values = [row_of(one, system, 0.5)["aspects"][aspect] for one in seeds]
-        return f"{mean(values):.2f} ({', '.join(f'{value:.2f}' for value in values)})"
+def aspect_of(seeds: list[dict], system: str, aspect: str) -> str:
+    """Return the mean share of an aspect at T = 0.5, and each seed's."""
+    values = [row_of(one, system, 0.5)["aspects"][aspect] for one in seeds]
+    return f"{mean(values):.2f} ({', '.join(f'{value:.2f}' for value in values)})"
 
+
+def aspect_table(arms: dict[str, list[dict]]) -> str:
+    """Return totals and courtesy of each arm."""
     return markdown(
         ["arm", "right totals, M_P^RL", "PIT", "courtesy, M_P^RL", "PIT"],
-        [[arm, *(shown(seeds, system, aspect) for aspect in ("total", "courtesy")
+        [[arm, *(aspect_of(seeds, system, aspect) for aspect in ("total", "courtesy")
                  for system in (RL, PIT))] for arm, seeds in arms.items()])
+
+
+def spent(seeds: list[dict], what: str, stage: str) -> str:
+    """Return the mean sum of seconds or operations of the stages whose names begin so."""
+    sums = [sum(value for name, value in one[what].items() if name.startswith(stage))
+            for one in seeds]
+    return f"{mean(sums):.4g}"
 
 
 def cost_table(arms: dict[str, list[dict]]) -> str:
     """Return the seconds and the operations of RLHF, and of PIT's stages, on the machine of the
     results."""
-    def spent(seeds, what, stage):
-        sums = [sum(value for name, value in one[what].items() if name.startswith(stage))
-                for one in seeds]
-        return f"{mean(sums):.4g}"
-
     return markdown(
         ["arm", "seconds of RLHF", "of PIT's stages", "TFLOP of RLHF", "of PIT's stages"],
         [[arm, *(spent(seeds, what, stage) for what in ("seconds", "tflop")
@@ -126,18 +133,21 @@ def choice_table(folder: Path) -> str:
     return markdown(["arm", "policy", "(lr_scale, kl_target): gold"], lines)
 
 
+def tables(results: Path) -> dict[str, str]:
+    """Return all tables by their names."""
+    arms = read_results(results)
+    return {"gold": gold_table(arms), "difference": difference_table(arms),
+            "aspects": aspect_table(arms), "cost": cost_table(arms),
+            "choices": choice_table(results)}
+
+
 def filled(page: str, results: Path) -> str:
     """Return the page with each table between `<!-- table: name -->` and `<!-- end -->`."""
-    arms = read_results(results)
-    makers = {"gold": gold_table, "difference": difference_table, "aspects": aspect_table,
-              "cost": cost_table}
-
-    def table(match):
-        made = ("Not made yet." if not arms else
-                choice_table(results) if match[1] == "choices" else makers[match[1]](arms))
-        return f"<!-- table: {match[1]} -->\n\n{made}\n\n<!-- end -->"
-
-    return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", table, page, flags=re.DOTALL)
+    for name, table in tables(results).items():
+        made = f"<!-- table: {name} -->\n\n{table}\n\n<!-- end -->"
+        page = re.sub(rf"<!-- table: {name} -->.*?<!-- end -->", made.replace("\\", r"\\"), page,
+                      flags=re.DOTALL)
+    return page
 
 
 def main() -> None:

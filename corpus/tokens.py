@@ -126,3 +126,12 @@ def batches(lengths: np.ndarray, size: int, steps: int, rng: np.random.Generator
                 return
             made += 1
             yield ready[i]
+
+
+def turn_by_turn(size: int, seeds: list[int], start: int, number: int) -> list[int]:
+    """Return `number` indices, from the one at `start` on, of a walk that goes through `size` items
+    again and again, in another random order each time."""
+    turns = range(start // size, (start + number - 1) // size + 1)
+    order = np.concatenate([np.random.default_rng([*seeds, turn]).permutation(size)
+                            for turn in turns])
+    return order[start % size:start % size + number].tolist()

@@ -44,9 +44,9 @@ class Familiar:
         share = self.share_new(x)
         if share > self.usual:
             yield (f"this prompt is unlike the data that the models were trained on: {share:.0%} "
-                   "of its neighbouring pieces are together in no training prompt (of "
-                   f"{USUAL:.0%} of the held-out prompts at most {self.usual:.0%}); the answers "
-                   "may be noise")
+                   "of its neighbouring pieces are together in none of the training prompts that "
+                   f"we looked at (of {USUAL:.0%} of the held-out prompts at most "
+                   f"{self.usual:.0%}); the answers may be noise")
         elif not self.shortest <= len(x) <= self.longest:
             yield (f"this prompt has {len(x)} tokens, those that the models were trained on "
                    f"{self.shortest} to {self.longest}; the answers may be wrong")

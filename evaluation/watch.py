@@ -40,9 +40,11 @@ def figures_of(rollout: Rollout, prompts: Prompts, responses: list[list[int]]) -
 def observe(run: Run, data: Data, name: str, kl_target: float, iteration: int, prompts: Prompts,
             rollout: Rollout) -> dict:
     """Return the figures of a rollout, with the gold quality where there is a judge, log one of its
-    samples, and warn of what experience calls trouble."""
+    samples, and warn of what experience calls trouble. Raises NotFinite where a figure is not
+    finite."""
     responses = [data.strip_eos(ids) for ids in rollout.rows.responses()]
     figures = figures_of(rollout, prompts, responses)
+    checks.refuse_not_finite(figures, f"{name}, iteration {iteration}")
     checks.warn_once(run.told, name, checks.troubles(figures, kl_target))
     texts = [data.tokenizer.decode(ids) for ids in responses]
     i = -(iteration % 2)  # the first row and the last in turn: in stage 0 these have y_l and y_w

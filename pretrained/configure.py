@@ -28,7 +28,7 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
 def note_score_files(config: Config) -> None:
     """Note the checksum of each file with a reward of the user's own, so that no stage is taken for
     one of another function. Raises UserError where it cannot be read."""
-    for name in ("rlhf", "pit", *config.stages()):
+    for name in ("rlhf", "pit"):
         section = getattr(config, name)
         file, colon, _ = section.score.rpartition(":")
         try:

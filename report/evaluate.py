@@ -10,7 +10,6 @@ import itertools
 import random
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -95,7 +94,7 @@ class Kept:
 
 def evaluated(run: Run) -> dict:
     """Return what an evaluation's responses depend on: settings, and the very checkpoints."""
-    paths = {name: path_of(run, name).stat() for name in inputs_of(run.config)}
+    paths = {name: run.used[name].stat() for name in inputs_of(run.config)}
     return {name: value for name, value in values_of(run.config).items()
             if not name.startswith("run.") and name not in ONLY_SPEED} | {
         "run.seed": run.config.run.seed, "run.amp": run.config.run.amp} | {
@@ -190,15 +189,9 @@ def judge_agreements(data: Data, models: Models, judge: Judge, fold: Pairs) -> d
                 np.ones(len(fold)), np.zeros(len(fold)), better)}
 
 
-def path_of(run: Run, stage: str) -> Path:
-    """Return the path of a finished stage's checkpoint, in the run or in one that it stands on."""
-    paths = [folder / f"{stage}.pt" for folder in run.folders]
-    return next((path for path in paths if path.exists()), paths[0])
-
-
 def stage_costs(run: Run, stages) -> dict[str, tuple[float, float]]:
     """Return the seconds and the operations that finished stages took."""
-    contents = {name: files.load(path_of(run, name)) for name in stages}
+    contents = {name: files.load(run.used[name]) for name in stages}
     return {name: (content["seconds"], content["operations"])
             for name, content in contents.items()}
 
@@ -215,7 +208,8 @@ def once_each(fold: Fold, number: int) -> Pairs:
 
 def evaluate(run: Run, data: Data, models: Models) -> dict:
     """Return the content of report.json."""
-    models.judge, refining = trained_judge(run, data, models), refiner(run, data, models)
+    models = replace(models, judge=trained_judge(run, data, models))
+    refining = refiner(run, data, models)
     costs, setting, kept = stage_costs(run, inputs_of(run.config)), run.config.eval, Kept(run)
     groups = getattr(run.config.data, setting.split)
     fold = once_each(data.folds[setting.split], min(setting.prompts, groups))

@@ -23,7 +23,7 @@ from train_reward import Models, Training, lm_loss, new_gpt, train
 
 
 def best_of(sampler: Sampler, models: Models, x: list, number: int) -> list:
-    """Return the best by R_P of so many responses of M_P^RL."""
+    """Return the best by R_P of `number` responses of M_P^RL."""
     tries = [answer(sampler, models.policies["M_P^RL"], x) for _ in range(number)]
     return best_by(sampler.data, models, x, tries)
 
@@ -93,13 +93,21 @@ def train_refiner(run: Run, data: Data, policy: GPT) -> dict:
     return {"model": weights_of(model)}
 
 
+def refiner_data(run: Run, data: Data) -> Data:
+    """Return the data with the templates that a taught policy reads. Raises UserError where
+    model.context is too short for them."""
+    if not run.config.refine.lessons:
+        return data
+    found = with_rubric(data, rubric.ASPECTS)
+    refuse_short_context([found.feedback, found.rewrite], run.config)
+    return found
+
+
 def refiner(run: Run, data: Data, models: Models) -> tuple[GPT, Data] | None:
     """Return Self-Refine's policy, and the data with its templates: one that is taught, or M_P^RL
     with the templates of the config; None where there are neither."""
     if not run.config.refine.lessons:
         return (models.policies["M_P^RL"], data) if run.config.refine.rewrite else None
-    asked = with_rubric(data, rubric.ASPECTS)
-    refuse_short_context([asked.feedback, asked.rewrite], run.config)
     content = run.stage("refiner", inputs_of(run.config)["refiner"], lambda: train_refiner(
         run, data, models.policies["M_P^SFT"]))
-    return run.placed(new_gpt(run, data), content["model"]), asked
+    return run.placed(new_gpt(run, data), content["model"]), refiner_data(run, data)

@@ -43,6 +43,9 @@ def problems(config):
                     " and above 0" * (0 < low < 1) + f" and {low} or more" * (low in (0, 1, 2))
                     + f" and {high} at most" * (high < sys.float_info.max))
     model, rows = config.model, config.ppo.minibatches * config.run.ranks  # 0: they will fit
+    halves = any(getattr(config, name).reference == "improved" for name in config.pit.curriculum
+                 if name in config.stages())
+    model_ranks = config.run.ranks * (1 + halves)
     triple = 2 * config.data.max_prompt + 6 * config.data.max_response  # positions that it takes
     for wrong, message in [
         ((model.head_width % 2 if model.head_width else model.width % (2 * model.heads)),
@@ -85,11 +88,16 @@ def problems(config):
          "refine.feedback and refine.rewrite need {x} and {y_ref}"),
         (config.refine.rewrite and "{feedback}" not in config.refine.rewrite,
          "refine.rewrite lacks {feedback}"),
-        *(((named or section == "pit") and ".py:" not in named and not (
-            named in ("gap", "difference") and section != "rlhf"), f"{section}.score = {named!r}: "
-           "expected " + "'gap', 'difference' or " * (section != "rlhf") + "'file.py:function'")
-          for section in ("rlhf", "pit", *config.stages())
-          for named in [getattr(config, section).score]),
+        (config.rlhf.score and ".py:" not in config.rlhf.score,
+         f"rlhf.score = {config.rlhf.score!r}: expected 'file.py:function'"),
+        (config.pit.score not in ("gap", "difference") and ".py:" not in config.pit.score,
+         f"pit.score = {config.pit.score!r}: expected 'gap', 'difference' or 'file.py:function'"),
+        *((getattr(config, name).score, f"{name}.score: the stages of PIT share pit.score")
+          for name in config.stages()),
+        (config.ppo.prompts() < model_ranks,
+         f"ppo.batch must have at least {model_ranks} prompts, one for each rank"
+         + " of either half" * halves + ": ppo.batch / ppo.group" * (
+             config.ppo.advantage == "group")),
         (config.refine.lessons and (config.data.files or config.refine.rewrite),
          "refine.lessons teaches from the judge of bills, with templates of its own"),
         (config.lora.rank and not model.init_from,

@@ -148,6 +148,11 @@ class PPOSection:
     kl_wall: float = field(default=16.0, metadata={"low": 1})  # times beta, the most it rises to
 
 
+    def prompts(self) -> int:
+        """Count the prompts of an iteration."""
+        return self.batch // self.group if self.advantage == "group" else self.batch
+
+
 @dataclass
 class StageSection:
     """One run of PPO."""
@@ -157,15 +162,14 @@ class StageSection:
     reference: Literal["data", "policy", "best", "improved"] = "policy"  # source of y_ref: y_l and
                                 # y_w; M_P^RL; its best of `best_of` by R_P; half PIT's own rewrites
     best_of: int = 4
-    score: str = ""             # "file.py:function", a reward of your own; "": R_P, or pit.score
+    score: str = ""             # of rlhf: a "file.py:function" of your own in the place of R_P
     score_file: str = ""        # checksum of that file; score sets it
     lr_scale: float = 1.0
 
     def batches(self, ppo: PPOSection) -> int:
         """Count the batches of ppo.batch responses that a stage of PIT samples, as y and y_ref."""
         drafts = {"data": 0, "policy": 1, "best": self.best_of, "improved": 1.5}[self.reference]
-        return self.iterations + int(
-            self.iterations * drafts / (ppo.group if ppo.advantage == "group" else 1))
+        return self.iterations + int(self.iterations * drafts * ppo.prompts() / ppo.batch)
 
 
 @dataclass

@@ -90,7 +90,7 @@ def usual_ranks(config, device: torch.device) -> int:
         return 1
     fits = [getattr(config, name).batch for name in checks.FITS]
     return max(1, min(8, torch.get_num_threads(), allotted_cores(),
-                      config.ppo.batch // config.ppo.minibatches, *fits,
+                      config.ppo.batch // config.ppo.minibatches, config.ppo.prompts() // 2, *fits,
                       config.eval.prompts, config.data.test, config.data.valid))
 
 

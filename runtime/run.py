@@ -25,7 +25,7 @@ from runtime.ranks import all_sum, barrier, rank, ranks, step_together, together
 from runtime.settings import UserError, fill, to_toml
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
-FORMAT = 4  # of checkpoints; 3 had other names, and splits that knew no first turns
+FORMAT = 5  # of checkpoints; 4 had other parts of stages, and one lambda for policy and critic
 
 
 def optimizer_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, count: torch.Tensor,
@@ -90,6 +90,7 @@ class Run:
         checks.check_config(config, f"on {ranks()} ranks")  # torchrun may start others
         self.folder = Path(config.run.dir) / config.run.name
         self.folders = standing_on(self.folder, config.run.base)
+        self.used = {}                  # the file of each stage
         self.resumed = {"step": -1}     # what a stage that was cut off has left
         self.lines = defaultdict(list)  # of the logs, written by the current stage
         self.last_good = None           # step that was done, and what it changed
@@ -135,15 +136,20 @@ class Run:
         inputs = {key: value for key, value in values_of(self.config).items()
                   if {key, key.partition(".")[0]} & {*sections, "run.seed"}
                   and key not in ONLY_SPEED} | {"format": FORMAT}
+        notes = []
         for path in [folder / f"{name}.pt" for folder in self.folders]:
-            content = self.fitting(path, inputs)
+            content, note = self.fitting(path, inputs)
             if content:
+                self.used[name] = path
                 return content
+            notes += [note] * bool(note)
         if not self.trains:
             raise UserError(f"{(self.folder / name).absolute()}.pt: no such checkpoint; run "
                             "train_pit.py first, or name the --run.base that it was made on")
-        partial = self.folder / f"{name}.part.pt"
-        self.resumed = self.fitting(partial, inputs) or {
+        for note in notes if rank() == 0 else []:
+            print(f"{note}: it is made anew in {self.folder}", file=sys.stderr)
+        partial, self.used[name] = self.folder / f"{name}.part.pt", self.folder / f"{name}.pt"
+        self.resumed = self.fitting(partial, inputs)[0] or {
             "step": -1, "seconds": 0.0, "operations": 0.0, "lines": {}}
         barrier()  # no rank makes what another one has found
         self.write_config()
@@ -176,11 +182,11 @@ class Run:
                 + ranks() * (operations.total() - self.counted)})
         self.saved = time.perf_counter()
 
-    def fitting(self, path: Path, inputs: dict) -> dict | None:
-        """Return a checkpoint, if it is there and was made with these inputs. Raises UserError for
-        one of this run that was made with others."""
+    def fitting(self, path: Path, inputs: dict) -> tuple[dict | None, str]:
+        """Return a checkpoint, if it is there and was made with these inputs, and else why it does
+        not fit. Raises UserError for one of this run that was made with others."""
         if not path.exists():
-            return None
+            return None, ""
         content = files.load(path)
         made = content["inputs"]
         sections = {key.partition(".")[0] for key in made}
@@ -188,13 +194,11 @@ class Run:
                  if key.partition(".")[0] in sections} | made  # an option newer than the file
         differ = [key for key in inputs | made if inputs.get(key) != known.get(key)]
         if not differ:
-            return content
+            return content, ""
         note = f"{path} was made with other values (or none) of {', '.join(differ)}"
         if path.parent == self.folder:
             raise UserError(f"{note}; choose another --run.name, or delete it")
-        if rank() == 0:
-            print(f"{note}: it is made anew in {self.folder}", file=sys.stderr)
-        return None
+        return None, note
 
     def write_config(self) -> None:
         """Keep the resolved config, once no finished stage has refused it."""

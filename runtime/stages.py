@@ -30,7 +30,7 @@ def rl_inputs(config) -> dict[str, tuple[str, ...]]:
     if config.eval.equal_budget:
         inputs["rlhf_more"] = inputs["rlhf"] + tuple(
             f"{name}.{what}" for name in config.pit.curriculum
-            for what in ("iterations", "reference"))
+            for what in ("iterations", "reference", "best_of"))
     return inputs
 
 

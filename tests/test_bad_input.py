@@ -122,6 +122,14 @@ def test_each_rank_needs_a_prompt(refused):
         "--run.ranks=3", "--ppo.batch=4", "--ppo.minibatches=2")
 
 
+def test_each_rank_has_a_prompt_of_each_half(refused):
+    few = "--ppo.batch=8", "--ppo.minibatches=1", "--run.ranks=3"
+    assert "ppo.batch must have at least 3 prompts, one for each rank: ppo.batch / ppo.group" in (
+        refused("--ppo.advantage=group", *few))
+    assert "at least 10 prompts, one for each rank of either half" in refused(
+        "--stage1.reference=improved", "--ppo.batch=8", "--ppo.minibatches=1", "--run.ranks=5")
+
+
 def test_a_batch_has_whole_groups_of_either_reference(refused):
     assert "must be a multiple of twice ppo.group (3)" in refused(
         "--ppo.advantage=group", "--ppo.group=3", "--ppo.batch=8", "--ppo.minibatches=2")

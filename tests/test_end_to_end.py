@@ -195,7 +195,7 @@ def test_seconds_are_those_of_the_stages_that_a_report_stands_on(tmp_path):
         path.parent.mkdir(exist_ok=True)
         save(path, {"inputs": {}, "seconds": seconds, "operations": 10.0 * seconds})
     (base / "foreign.pt").write_text("no checkpoint")
-    run = SimpleNamespace(folders=[folder, base])
+    run = SimpleNamespace(used={"data": base / "data.pt", "sft": folder / "sft.pt"})
     assert stage_costs(run, ["data", "sft"]) == {"data": (1, 10), "sft": (3, 30)}
     config = load_config(str(ROOT / TINY), ["--pit.curriculum=['stage1']"])
     assert list(inputs_of(config)) == [

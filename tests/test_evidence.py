@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT, read_lines, tiny_run
 from corpus import bills
 from data import load_data
+from pretrained.configure import load_config
 from report import rivals, rubric
 from runtime.run import NotFinite
 from runtime.settings import UserError
@@ -21,6 +22,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import evidence  # noqa: E402
 import tables  # noqa: E402
+
+ARMS = evidence.ARMS  # `made` has others
 
 
 def test_intervals_are_students():
@@ -159,7 +162,7 @@ def test_stages_are_made_once_where_nothing_changes(made):
 
 def test_results_of_another_config_are_refused(made, monkeypatch):
     folder, _, _ = made
-    with pytest.raises(UserError, match="first-1.json: was made with other values of sft.lr; "):
+    with pytest.raises(UserError, match="-first.json: was made with other values of sft.lr; "):
         called(folder, monkeypatch, "--arms", "first", "--seeds", "1", "--sft.lr=0.5")
 
 
@@ -170,10 +173,12 @@ def test_the_other_arms_go_on_where_one_fails(made, monkeypatch, tmp_path):
         return {"seed": seed}
 
     monkeypatch.setattr(evidence, "measure", failing)
+    monkeypatch.setattr(evidence, "choose", lambda args, arm, seed: {"fields": {}})
     with pytest.raises(UserError, match="^first: not finite$"):
         called(tmp_path, monkeypatch, "--seeds", "1")
     assert sorted(path.name for path in (tmp_path / "results").glob("*.json")) == [
-        "PITs-own-1.json", "groups-of-two-1.json"]
+        "PITs-own-1.json", "choices-PITs-own.json", "choices-first.json",
+        "choices-groups-of-two.json", "groups-of-two-1.json"]
 
 
 def test_tables_go_between_their_marks_and_leave_the_text(made):
@@ -189,7 +194,8 @@ def test_tables_go_between_their_marks_and_leave_the_text(made):
     assert tables.filled(filled, results) == filled
 
 
-def test_differences_are_taken_seed_by_seed():
+def test_differences_are_taken_seed_by_seed(monkeypatch):
+    monkeypatch.setattr(evidence, "FIRST", "a")
     def seed(number, rl, pit):
         systems = (("M_P^RL", "M_P^SFT", 0, rl), ("PIT stage 1", "M_P^RL", 1, pit))
         rows = [{"system": system, "against": against, "iteration": iteration, "temperature": t,
@@ -200,5 +206,30 @@ def test_differences_are_taken_seed_by_seed():
     one, two = [seed(1, 0.5, 0.7), seed(2, 0.6, 0.9)], [seed(2, 0.7, 0.8), seed(1, 0.5, 0.7)]
     assert tables.best(one[0], "M_P^RL")["gold"] == pytest.approx(0.55)  # at T = 0.5
     assert tables.best(one[0], "PIT")["gold"] == pytest.approx(0.8)      # at T = 1
-    last = tables.difference_table({"a": one, "b": two}).splitlines()[-1]
-    assert last == "| b | +0.050 ± 0.635 | -0.050 ± 0.635 | 2, 1 |"
+    foreign = [seed(4, 0.1, 0.2)]  # no seed in common
+    lines = tables.difference_table({"c": foreign, "a": one, "b": two}).splitlines()
+    assert lines[2:] == ["| b | +0.050 ± 0.635 | -0.050 ± 0.635 | 2, 1 |"]
+
+
+def test_a_setting_that_diverges_is_left_out(monkeypatch):
+    def trained_to(part, args, name, seed, fields, base=""):
+        if name.endswith("-2.0-1.5"):
+            raise NotFinite("not finite")
+        return SimpleNamespace(run=SimpleNamespace(folder=name))
+    monkeypatch.setattr(evidence, "trained_to", trained_to)
+    monkeypatch.setattr(evidence, "ARMS", ARMS)
+    monkeypatch.setattr(evidence, "FIRST", "group")
+    monkeypatch.setattr(evidence, "SETTINGS", [(1.0, 1.5), (2.0, 1.5)])
+    monkeypatch.setattr(evidence, "on_validation", lambda trained, part: {"1.0": 0.5})
+    found = evidence.choose(SimpleNamespace(name="quick"), "group", 1)
+    assert found["tried"] == {part: {"(1.0, 1.5)": 0.5} for part in ("rlhf", "pit")}
+    assert found["folder"] == "quick-group-1-pit-1.0-1.5"
+
+
+def test_no_two_arms_are_alike(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    asked = [load_config("configs/quick.toml", evidence.as_arguments(arm.fields))
+             for arm in ARMS.values()]
+    assert len({(c.ppo.advantage, c.ppo.lam, c.ppo.critic_lam, c.pit.score, c.stage1.reference)
+                for c in asked}) == len(ARMS)
+    assert asked[0].ppo.advantage == "group" and asked[1].ppo.advantage == "critic"

@@ -17,7 +17,7 @@ import torch
 import ppo
 import sample
 import train_pit
-from ablations import drafts
+from ablations import drafts, scores
 from ablations.scores import difference_score, other_score
 from conftest import ROOT, command, read_lines
 from corpus import bills
@@ -102,6 +102,19 @@ def test_stage_1_reads_responses_that_the_policy_gives_now(bills_run, models):
     assert draw(1, 6).y_ref == first.y_ref  # by numbers of the iteration
 
 
+def test_a_rollout_that_is_not_finite_is_refused_before_it_is_logged(bills_run, monkeypatch):
+    run, data = bills_run
+    rows = pad_rows([[1]] * 2, [[2], [3]])
+    zeros, logged = torch.zeros(rows.tokens.shape), []
+    monkeypatch.setattr(run, "log", lambda *line: logged.append(line))
+    prompts = train_pit.draw_prompts(run, data, "rlhf", None, 1, 2)
+    score = torch.tensor([1.0, float("nan")])
+    rollout = ppo.Rollout(rows, zeros, zeros, zeros, zeros, score, score > 0)
+    with pytest.raises(UserError, match="rlhf, iteration 7: reward not finite"):
+        watch.observe(run, data, "rlhf", 2.0, 7, prompts, rollout)
+    assert not logged
+
+
 def sampler_of(run, data) -> Sampler:
     return Sampler(run, data, 1.0, torch.Generator().manual_seed(0))
 
@@ -109,13 +122,14 @@ def sampler_of(run, data) -> Sampler:
 def test_the_best_of_some_samples_may_be_the_draft(bills_run, models, monkeypatch):
     run, data = bills_run
     x = [data.folds["test"].x[i] for i in range(6)]
-    best = drafts.best(sampler_of(run, data), models, None, x, 3)
+    best, source = drafts.best(sampler_of(run, data), models, None, x, 3)
     assert best == report.best_of(sampler_of(run, data), models, x, 3)
+    assert source == ["best of M_P^RL"] * 6
     monkeypatch.setattr(run.config.stage1, "reference", "best")
     monkeypatch.setattr(run.config.stage1, "best_of", 3)
     prompts = train_pit.draw_new_references(run, data, "stage1", models, None, 1, 6)
     sampler = Sampler(run, data, 1.0, run.generator("stage1 references 1"))
-    assert prompts.y_ref == drafts.best(sampler, models, None, prompts.x, 3)
+    assert prompts.y_ref == drafts.best(sampler, models, None, prompts.x, 3)[0]
 
 
 def test_half_of_the_drafts_may_be_the_policys_own_rewrites(bills_run, models, monkeypatch):
@@ -127,6 +141,7 @@ def test_half_of_the_drafts_may_be_the_policys_own_rewrites(bills_run, models, m
     y = sample.answer(sampler, models.policies["M_P^RL"], prompts.x)
     assert prompts.y_ref[:3] == y[:3]
     assert prompts.y_ref[3:] == sample.improve(sampler, policy, prompts.x[3:], y[3:]) != y[3:]
+    assert prompts.source == ["M_P^RL"] * 3 + ["PIT"] * 3
 
 
 OWN = '''
@@ -171,13 +186,30 @@ def test_a_function_that_gives_no_scores_is_named(bills_run, own_rows, name, sai
         other_score(bills_run[1], None, f"{path}:{name}")(prompts, rows)
 
 
+def test_what_is_wrong_on_one_rank_is_told_by_all(bills_run, own_rows, monkeypatch):
+    path, prompts, rows = own_rows
+    monkeypatch.setattr(scores, "gather", lambda found: found + ["failed: KeyError: 'elsewhere'"])
+    with pytest.raises(UserError, match="own.py:spare failed: KeyError: 'elsewhere'"):
+        other_score(bills_run[1], None, f"{path}:spare")(prompts, rows)
+
+
+def test_a_score_that_cannot_be_loaded_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    monkeypatch.setattr(train_pit, "Run", None)
+    config = str(ROOT / "configs" / "tiny.toml")
+    monkeypatch.setattr(sys, "argv", ["x", "--config", config, f"--pit.score={path}:spar"])
+    with pytest.raises(UserError, match="own.py:spar: cannot load it"):
+        train_pit.main()
+
+
 def test_a_stage_knows_which_function_it_was_trained_with(tmp_path):
     path = tmp_path / "own.py"
     fields = [f"--rlhf.score={path}:spare", f"--pit.score={path}:spare"]
 
     def noted():
         config = configure.load_config(str(ROOT / "configs" / "tiny.toml"), fields)
-        assert config.stage0.score_file == "" and config.rlhf.score_file == config.pit.score_file
+        assert config.rlhf.score_file == config.pit.score_file
         return config.rlhf.score_file
     path.write_text(OWN)
     first = noted()
@@ -186,9 +218,11 @@ def test_a_stage_knows_which_function_it_was_trained_with(tmp_path):
     path.unlink()
     with pytest.raises(UserError, match="rlhf.score = .*own.py:spare': cannot read .*own.py"):
         noted()
-    for wrong in ("--rlhf.score=gap", "--stage1.score=best", "--pit.score="):
+    for wrong in ("--rlhf.score=gap", "--pit.score=best", "--pit.score="):
         with pytest.raises(UserError, match="score = .*: expected .*'file.py:function'"):
             configure.load_config(str(ROOT / "configs" / "tiny.toml"), [wrong])
+    with pytest.raises(UserError, match="stage1.score: the stages of PIT share pit.score"):
+        configure.load_config(str(ROOT / "configs" / "tiny.toml"), ["--stage1.score=a.py:b"])
 
 
 def test_batches_that_a_stage_samples():
@@ -324,10 +358,10 @@ def test_each_stage_starts_from_and_is_anchored_to_what_the_method_says(bills_ru
     monkeypatch.setattr(run.config, "stage1", StageSection(iterations=7, beta=0.2))
     sft, pit_sft = models.policies["M_P^SFT"], models.policies["M_PIT^SFT"]
     before = copy.deepcopy(sft), copy.deepcopy(pit_sft)
-    rlhf = train_pit.train_rlhf(run, data, "rlhf", sft, models.rp)
+    rlhf = train_pit.train_rlhf(run, data, models)
     zero = train_pit.train_pit_stage(run, data, "stage0", models, None)
     train_pit.train_pit_stage(run, data, "stage1", models, zero)
-    train_pit.train_rlhf(run, data, "rlhf_more", sft, models.rp, rlhf)
+    train_pit.train_rlhf_more(run, data, models, rlhf)
     task, policy, critic, anchor, spread, stage, beta = seen[0]  # Eq. 3
     assert same(policy, sft) and anchor is sft and spread == [1.0, 2.0]
     assert beta == run.config.rlhf.beta

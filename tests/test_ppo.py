@@ -199,20 +199,20 @@ def roll(policy, anchor, critic, prompts, task, section, beta=0.3, max_new=6):
     task = dataclasses.replace(task, anchor=anchor, scale=(0.5, 0.25))
     uniforms = torch.rand(len(prompts.ids), max_new, generator=torch.Generator().manual_seed(0))
     rollout = ppo.roll_out(learner, task, prompts, uniforms, section, EOS)
-    return learner, rollout, samples_of(learner, rollout, section)
+    return learner, rollout, experience_of(learner, rollout, section)
 
 
-def samples_of(learner, r, section):
+def experience_of(learner, r, section):
     """Return what an update learns from, as ppo.train makes it."""
     advantages, returns = learner.advantages(r, section)
-    return ppo.Samples(r.rows, r.logp, whiten(advantages, r.rows.mask), r.values, returns)
+    return ppo.Experience(r.rows, r.logp, whiten(advantages, r.rows.mask), r.values, returns)
 
 
-def update(learner, samples, section, names=("policy", "critic"), seed=0):
+def update(learner, experience, section, names=("policy", "critic"), seed=0):
     """Update networks, each with minibatches of the same order; return all their figures."""
     figures = {}
     for name in names:
-        figures |= ppo.update(getattr(learner, name), samples, section,
+        figures |= ppo.update(getattr(learner, name), experience, section,
                               torch.Generator().manual_seed(seed), name)
     return figures
 
@@ -235,7 +235,7 @@ def test_a_value_is_read_before_its_token():
 def test_rollout_holds_what_the_update_needs():
     policy, anchor, critic, prompts, task = toy()
     section = PPOSection(temperature=0.7, gamma=0.9, lam=0.8, critic_lam=0.8)
-    _, r, samples = roll(policy, anchor, critic, prompts, task, section)
+    _, r, experience = roll(policy, anchor, critic, prompts, task, section)
     numbers = torch.rand(16, 6, generator=torch.Generator().manual_seed(0))
     same = sample(policy, prompts.ids, numbers, 0.7, EOS)
     assert r.rows.responses() == same.responses()
@@ -251,8 +251,9 @@ def test_rollout_holds_what_the_update_needs():
     torch.testing.assert_close(r.values, critic(r.rows))
     rewards = token_rewards(r.score, logp - ref, mask, 0.3)
     advantages, _ = compute_gae(rewards, r.values, mask, 0.9, 0.8)
-    torch.testing.assert_close(samples.advantages, whiten(advantages, mask), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(samples.returns, (advantages + r.values) * mask, atol=1e-4,
+    torch.testing.assert_close(experience.advantages, whiten(advantages, mask), atol=1e-4,
+                               rtol=1e-4)
+    torch.testing.assert_close(experience.returns, (advantages + r.values) * mask, atol=1e-4,
                                rtol=1e-4)
 
 
@@ -287,9 +288,9 @@ def test_figures_by_hand():
 def test_the_first_minibatch_finds_no_change_and_the_update_changes_policy_and_critic():
     policy, anchor, critic, prompts, task = toy()
     section = PPOSection(temperature=0.7, epochs=3, minibatches=2)
-    learner, _, samples = roll(policy, anchor, critic, prompts, task, section)
+    learner, _, experience = roll(policy, anchor, critic, prompts, task, section)
     before = copy.deepcopy(policy.state_dict()), copy.deepcopy(critic.state_dict())
-    figures = update(learner, samples, section)
+    figures = update(learner, experience, section)
     assert figures["policy_change"] == pytest.approx(0, abs=1e-5)
     assert figures["critic_change"] == pytest.approx(0, abs=1e-5)
     for model, old in zip((policy, critic), before):
@@ -417,7 +418,7 @@ def test_a_stage_warms_up_anneals_and_adapts(tmp_path, wall):
 def test_the_update_gets_whitened_advantages(tmp_path, monkeypatch):
     policy, anchor, critic, _, task = toy(32)
     seen = []
-    monkeypatch.setattr(ppo, "update", lambda one, samples, *_: seen.append(samples) or {})
+    monkeypatch.setattr(ppo, "update", lambda one, experience, *_: seen.append(experience) or {})
     train(tmp_path, policy, anchor, critic, task, StageSection(iterations=1))
     advantages = seen[0].advantages[seen[0].rows.mask]
     assert advantages.mean().item() == pytest.approx(0, abs=1e-5)
@@ -428,7 +429,7 @@ def test_a_score_that_is_not_finite_stops_the_stage(tmp_path):
     policy, anchor, critic, _, task = toy(32)
     task.score = lambda prompts, rows: torch.full((len(rows.length),), math.nan)
     start = copy.deepcopy(policy.state_dict())
-    with pytest.raises(UserError, match="toy, iteration 1: reward not finite"):
+    with pytest.raises(UserError, match="PPO critic: the gradient of .* is not finite"):
         train(tmp_path, policy, anchor, critic, task, StageSection(iterations=2))
     assert all(torch.equal(new, start[name]) for name, new in policy.state_dict().items())
 
@@ -475,9 +476,9 @@ def test_groups_solve_the_toy_without_a_critic(tmp_path):
 def test_the_critic_may_learn_with_a_lambda_of_its_own():
     policy, anchor, critic, prompts, task = toy()
     section = PPOSection(lam=0.3, critic_lam=1.0)
-    learner, r, samples = roll(policy, anchor, critic, prompts, task, section)
+    learner, r, experience = roll(policy, anchor, critic, prompts, task, section)
     mask = r.rows.mask
     advantages, _ = compute_gae(r.rewards, r.values, mask, 1.0, 0.3)
-    torch.testing.assert_close(samples.advantages, whiten(advantages, mask))
+    torch.testing.assert_close(experience.advantages, whiten(advantages, mask))
     left = r.rewards.flip(1).cumsum(1).flip(1) * mask  # the sum of what is left
-    torch.testing.assert_close(samples.returns, left, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(experience.returns, left, atol=1e-5, rtol=1e-5)
