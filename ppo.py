@@ -108,7 +108,7 @@ class Prompts:
     ids: list[list[int]]      # B prompts, as the policy reads them
     x: list[list[int]]
     y_ref: list[list[int]]    # empty lists for RLHF
-    source: list[str]         # of y_ref: "y_w", "y_l", "M_P^RL", or "" for RLHF
+    source: list[str]         # of y_ref: "y_w", "y_l", "M_P^RL", "PIT", or "" for RLHF
 
     def repeated(self, times: int):
         """Return each prompt `times` in a row."""
