@@ -247,17 +247,21 @@ def token_logprobs(model: GPT, rows: Rows, temperature: float = 1.0):
 
 def sample_token(logits, temperature: float, uniform):
     """Draw one token a row from softmax(logits / temperature): the first whose cumulative
-    probability exceeds `uniform` [B], numbers from [0, 1). Temperature 0 takes the likeliest."""
+    probability exceeds `uniform` [B], numbers from [0, 1). Temperature 0 takes the likeliest.
+    Return it with its log-probability, 0 for the likeliest."""
     if temperature == 0:
-        return logits.argmax(-1)
-    upto = (logits / temperature).softmax(-1).cumsum(-1)                              # [B, V]
-    token = torch.searchsorted(upto, uniform[:, None] * upto[:, -1:], right=True)[:, 0]
-    return token.clamp(max=logits.shape[-1] - 1)
+        return logits.argmax(-1), torch.zeros_like(logits[:, 0])
+    probability = (logits / temperature).softmax(-1)                                  # [B, V]
+    upto = probability.cumsum(-1)
+    token = torch.searchsorted(upto, uniform[:, None] * upto[:, -1:], right=True)
+    token = token.clamp(max=logits.shape[-1] - 1)                                     # [B, 1]
+    return token[:, 0], probability.gather(1, token)[:, 0].log()
 
 
 @torch.no_grad()
-def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int) -> Rows:
-    """Sample a response to each prompt (lists of token ids), until all have ended.
+def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int):
+    """Sample a response to each prompt (lists of token ids), until all have ended. Return Rows, and
+    the log-probabilities that the tokens were drawn with [B, T], 0 elsewhere.
 
     A response ends with its first `eos`, which is part of it, or is cut after as many tokens as
     `uniforms` [B, new] has random numbers from [0, 1) for it: no row depends on the others.
@@ -268,6 +272,7 @@ def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int) ->
     rows = pad_rows(prompts, device=device, room=uniforms.shape[1])
     every, places = (torch.arange(n, device=device) for n in (len(prompts), int(rows.prompt.max())))
     cache, going = Cache(), torch.ones(len(prompts), dtype=torch.bool, device=device)
+    drawn = torch.zeros(rows.tokens.shape, device=device)
     hidden = model(rows.tokens[:, :len(places)], cache=cache,
                    at=places == rows.prompt[:, None] - 1)                          # [B, D]
     # New tokens join the cache after the longest prompt; a row does not see its own padding.
@@ -275,9 +280,10 @@ def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int) ->
         (places >= rows.prompt[:, None])[:, None, None], -torch.inf)
     for uniform in uniforms.to(device).unbind(1):
         # 2. Draw a token a row. It is part of the response until that has ended.
-        token = sample_token(model.logits(hidden), temperature, uniform)
+        token, logp = sample_token(model.logits(hidden), temperature, uniform)
         position = rows.length.clone()
         rows.tokens[every, position] = torch.where(going, token, 0)
+        drawn[every, position] = torch.where(going, logp, 0)
         rows.length += going
         going &= token != eos
         if not going.any():
@@ -285,4 +291,4 @@ def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int) ->
         # 3. Read it: its state predicts the next one.
         bias = F.pad(bias, (0, 1))
         hidden = model(token[:, None], position[:, None], bias, cache)[:, 0]
-    return rows[every]
+    return rows[every], drawn[:, :int(rows.length.max())]

@@ -121,6 +121,7 @@ class Rollout:
     """Responses as they were sampled, and what is known of each token."""
     rows: Rows
     logp: torch.Tensor        # [B, T]
+    drawn: torch.Tensor       # [B, T] the same as the sampler had it, for the log alone
     kl: torch.Tensor          # [B, T]
     values: torch.Tensor      # [B, T]
     rewards: torch.Tensor     # [B, T]
@@ -248,7 +249,7 @@ def roll_out(learner: Learner, task: Task, prompts: Prompts, uniforms, ppo: PPOS
     """
     # 1. Sample y ~ pi(. | prompt).
     policy = learner.policy.model
-    rows = sample(policy, prompts.ids, uniforms, ppo.temperature, eos)
+    rows, drawn = sample(policy, prompts.ids, uniforms, ppo.temperature, eos)
     # 2. Score it: one number a response.
     ended = rows.tokens.gather(1, rows.length[:, None] - 1)[:, 0] == eos
     mean, std = task.scale
@@ -261,7 +262,7 @@ def roll_out(learner: Learner, task: Task, prompts: Prompts, uniforms, ppo: PPOS
     kl = kl_penalty(logp, ref_logp, rows.mask)
     values = by_micro_batches(learner.values, rows, micro_batch)
     rewards = token_rewards(score, kl, rows.mask, learner.beta)
-    return Rollout(rows, logp, kl, values, rewards, score, ended)
+    return Rollout(rows, logp, drawn, kl, values, rewards, score, ended)
 
 
 def policy_objective(policy: GPT, experience: Experience, ppo: PPOSection):

@@ -54,7 +54,7 @@ def responses_to(sampler: Sampler, policy: GPT, prompts: list[list[int]]) -> lis
     own, found = shard(prompts), []
     for some in torch.arange(len(own)).tensor_split(in_step(-(-len(own) // config.ppo.batch))):
         found += sample(policy, [own[i] for i in some], uniforms[some], sampler.temperature,
-                        eos).responses()
+                        eos)[0].responses()
     return gather(found)
 
 

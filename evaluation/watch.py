@@ -8,7 +8,7 @@ from corpus import bills
 from data import Data
 from evaluation.show import prompt_text
 from model import pad_rows
-from ppo import Prompts, Rollout, Task
+from ppo import Prompts, Rollout, Task, compute_gae
 from runtime import checks
 from runtime.ranks import gather, shard, shard_fields
 from runtime.run import Run
@@ -21,9 +21,28 @@ def k3(logp, ref_logp, mask):
     return torch.expm1(log_ratio) - log_ratio
 
 
+def explained_variance(rollout: Rollout, gamma: float) -> float:
+    """Return the share of the variance over tokens, of the discounted rewards that really followed,
+    that V explained: 1 - Var(outcome - V) / Var(outcome)."""
+    mask, nothing = rollout.rows.mask, torch.zeros_like(rollout.rewards)
+    outcome = compute_gae(rollout.rewards, nothing, mask, gamma, 1.0)[1][mask]
+    left = outcome - rollout.values[mask]
+    return float(1 - left.var(correction=0) / outcome.var(correction=0).clamp_min(1e-8))
+
+
+def lengths_in_groups(score: torch.Tensor, lengths: list[int], group: int) -> dict:
+    """Return the mean length of the best and of the worst response to each prompt, by their scores
+    [B], `group` responses one after another."""
+    scores, lengths = score.view(-1, group), torch.tensor(lengths, dtype=torch.float)
+    lengths = lengths.to(score.device).view(-1, group)
+    return {f"length_{name}": lengths.gather(1, at[:, None]).mean().item()
+            for name, at in (("best", scores.argmax(1)), ("worst", scores.argmin(1)))}
+
+
 def figures_of(rollout: Rollout, prompts: Prompts, responses: list[list[int]]) -> dict:
     """Return means over the responses, token ids without their ends: reward, KL in nats a response,
-    lengths, degenerate ones, and in stage 0 the copies of y_l and of y_w."""
+    lengths, degenerate ones, and in stage 0 the copies of y_l and of y_w. Over all tokens: the
+    entropy, as the mean of -log pi, and how far log pi is from what the sampler had."""
     copied = [y == y_ref and source != ""
               for y, y_ref, source in zip(responses, prompts.y_ref, prompts.source)]
     means = {
@@ -33,7 +52,11 @@ def figures_of(rollout: Rollout, prompts: Prompts, responses: list[list[int]]) -
         "copies": sum(copied), "empty": sum(not y for y in responses)}
     of_each = {side: [copy for copy, source in zip(copied, prompts.source) if source == side]
                for side in ("y_l", "y_w") if side in prompts.source}
+    mask = rollout.rows.mask
+    gap = (rollout.drawn - rollout.logp)[mask].abs()
     return {name: float(total) / len(responses) for name, total in means.items()} | {
+        "entropy": -float(rollout.logp[mask].mean()), "sampler_gap": float(gap.mean()),
+        "sampler_gap_max": float(gap.max())} | {
         f"copies {side}": sum(same) / len(same) for side, same in of_each.items()}
 
 
@@ -43,7 +66,10 @@ def observe(run: Run, data: Data, name: str, kl_target: float, iteration: int, p
     samples, and warn of what experience calls trouble. Raises NotFinite where a figure is not
     finite."""
     responses = [data.strip_eos(ids) for ids in rollout.rows.responses()]
-    figures = figures_of(rollout, prompts, responses)
+    figures, ppo = figures_of(rollout, prompts, responses), run.config.ppo
+    figures |= ({"explained_variance": explained_variance(rollout, ppo.gamma)}
+                if ppo.advantage == "critic" else
+                lengths_in_groups(rollout.score, list(map(len, responses)), ppo.group))
     checks.refuse_not_finite(figures, f"{name}, iteration {iteration}")
     checks.warn_once(run.told, name, checks.troubles(figures, kl_target))
     texts = [data.tokenizer.decode(ids) for ids in responses]

@@ -130,10 +130,14 @@ def sync(path: Path) -> None:
             os.fsync(file.fileno())
 
 
+class Busy(UserError):
+    """Another run is at work in a folder."""
+
+
 def lock(folder: Path):
     """Make a folder and keep other runs out of it until the returned file is closed or the process
-    ends, however it ends; remove what writes that were killed have left there. Raises UserError
-    where another run is at work there, or it cannot be written."""
+    ends, however it ends; remove what writes that were killed have left there. Raises Busy
+    where another run is at work there, UserError where it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / "lock", "ab")
@@ -141,8 +145,8 @@ def lock(folder: Path):
         for left in folder.glob(f".*{UNFINISHED}"):
             left.unlink()
     except BlockingIOError:
-        raise UserError(f"{folder}: another run is at work there; wait for it, or choose another "
-                        "--run.name") from None
+        raise Busy(f"{folder}: another run is at work there; wait for it, or choose another "
+                   "--run.name") from None
     except OSError as error:
         raise UserError(f"{folder}: cannot write the run folder, or lock it ({error.strerror}); "
                         "choose another --run.dir") from None

@@ -66,6 +66,12 @@ def values_of(config: Config) -> dict:
     return {name: value for name, value, *_ in checks.fields_of(config)}
 
 
+def inputs_among(config: Config, sections: tuple[str, ...]) -> dict:
+    """Return the fields of these sections, or single fields, that decide what is made of them."""
+    return {key: value for key, value in values_of(config).items()
+            if {key, key.partition(".")[0]} & {*sections} and key not in ONLY_SPEED}
+
+
 def standing_on(folder: Path, base: str) -> list[Path]:
     """Return a run's folder, the one of its run.base, of that one's run.base, and so on."""
     folders = [folder]
@@ -133,9 +139,7 @@ class Run:
         the stage yields; they are kept in the checkpoint, and one that was made with other values
         is refused with the fields that differ. `make()` returns a dict of tensors and plain values.
         """
-        inputs = {key: value for key, value in values_of(self.config).items()
-                  if {key, key.partition(".")[0]} & {*sections, "run.seed"}
-                  and key not in ONLY_SPEED} | {"format": FORMAT}
+        inputs = inputs_among(self.config, (*sections, "run.seed")) | {"format": FORMAT}
         notes = []
         for path in [folder / f"{name}.pt" for folder in self.folders]:
             content, note = self.fitting(path, inputs)

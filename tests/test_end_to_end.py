@@ -134,7 +134,8 @@ def test_the_metrics_have_every_stage_and_only_finite_numbers(trained):
         else:
             assert set(line) == {
                 "stage", "step", "reward", "kl", "k3", "eos_rate", "length", "copies", "empty",
-                "beta", "value_loss", "critic_change", "gold"} | (
+                "beta", "value_loss", "critic_change", "gold", "entropy",
+                "sampler_gap", "sampler_gap_max", "explained_variance"} | (
                 {"copies y_l", "copies y_w"} if line["stage"] == "stage0" else set()) | (
                 {"policy_loss", "clipped", "policy_change"} if line["step"] > 1 else set())
             assert line.get("policy_change", 0) == pytest.approx(0, abs=1e-4)

@@ -71,7 +71,7 @@ for device in ("cpu", "cuda"):
         torch.manual_seed(0)
         shape = ModelSection(width=32, hidden=48, kv_heads=2, context=48, look_every=look_every)
         model = GPT(shape, 11).to(device)
-        rows = sample(model, prompts, uniforms, 1.0, 0)
+        rows = sample(model, prompts, uniforms, 1.0, 0)[0]
         found.append([device, rows.responses(), token_logprobs(model, rows).sum().item()])
 print(json.dumps(found))
 """

@@ -159,7 +159,7 @@ def test_what_is_kept_of_a_model_leaves_out_the_trunk_and_comes_back():
 
 def test_sampling_does_not_forget_the_adapters():
     model = randomised(adapted(tiny_gpt(seed=3), ALL))
-    found, plain = (faster.sample(one, PROMPTS, torch.zeros(4, 12), 0, -1).responses()
+    found, plain = (faster.sample(one, PROMPTS, torch.zeros(4, 12), 0, -1)[0].responses()
                     for one in (model, tiny_gpt(seed=3)))
     assert len({tuple(row) for row in found}) == 4 and found != plain
 
@@ -179,7 +179,7 @@ def test_under_bfloat16_the_trunk_is_kept_so_and_adapters_are_not(source, tmp_pa
     with run.precision():
         torch.testing.assert_close(merged(model), expected, atol=1e-6, rtol=1e-6)
         uniforms = torch.rand(4, 9, generator=torch.Generator().manual_seed(0))
-        rows = faster.sample(model, PROMPTS, uniforms, 1.0, -1)
+        rows = faster.sample(model, PROMPTS, uniforms, 1.0, -1)[0]
         logp = token_logprobs(model, rows)
         logp.sum().backward()
     assert [len(row) for row in rows.responses()] == [9] * 4 and rows.tokens.max() < data.vocab

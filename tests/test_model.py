@@ -222,8 +222,8 @@ def test_compiled_blocks_give_the_same_states_gradients_and_samples(monkeypatch,
     for one, other in zip(model.parameters(), compiled.parameters()):
         torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-5)
     numbers = uniforms(4, 12)
-    assert faster.sample(compiled, PROMPTS, numbers, 1.0, -1).responses() == faster.sample(
-        model, PROMPTS, numbers, 1.0, -1).responses()
+    assert faster.sample(compiled, PROMPTS, numbers, 1.0, -1)[0].responses() == faster.sample(
+        model, PROMPTS, numbers, 1.0, -1)[0].responses()
 
 
 def test_scalars_are_float32_where_the_trunk_is_bfloat16():
@@ -241,7 +241,7 @@ def test_greedy_samples_are_those_of_a_naive_loop(sample, tied):
     free = [naive(model, prompt, 12, eos=-1) for prompt in PROMPTS]
     assert len({tuple(row) for row in free}) == 4  # rows that differ can be distinguished
     eos = free[2][4]  # a token that ends at least one row before the limit
-    rows = sample(model, PROMPTS, uniforms(4, 12), 0, eos)
+    rows = sample(model, PROMPTS, uniforms(4, 12), 0, eos)[0]
     assert rows.responses() == [naive(model, prompt, 12, eos) for prompt in PROMPTS]
     assert [row[:n] for row, n in zip(rows.tokens.tolist(), rows.prompt.tolist())] == PROMPTS
 
@@ -252,7 +252,7 @@ def test_greedy_samples_stay_so_when_rows_leave_the_batch():
     eos = max(range(11), key=lambda token: len({r.index(token) for r in free if token in r}))
     sizes = []
     model.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
-    rows = faster.sample(model, prompts, uniforms(40, 16), 0, eos)
+    rows = faster.sample(model, prompts, uniforms(40, 16), 0, eos)[0]
     assert rows.responses() == [naive(model, prompt, 16, eos) for prompt in prompts]
     assert len(set(sizes[:16])) > 1  # they did leave
 
@@ -260,7 +260,7 @@ def test_greedy_samples_stay_so_when_rows_leave_the_batch():
 @both
 def test_samples_end_with_their_first_eos_or_at_max_new(sample):
     model, eos = tiny_gpt(seed=1), 4
-    rows = sample(model, PROMPTS * 50, uniforms(200, 6), 1.0, eos)
+    rows = sample(model, PROMPTS * 50, uniforms(200, 6), 1.0, eos)[0]
     responses = rows.responses()
     ended = [r for r in responses if eos in r]
     assert 20 < len(ended) < 180  # both kinds are there
@@ -278,7 +278,7 @@ def test_sampling_stops_once_all_rows_have_ended(sample):
     model.register_forward_hook(lambda *_: calls.append(1))
     eos = naive(model, [1, 2, 3], 1, eos=-1)[0]  # the first token already is the end
     calls.clear()
-    rows = sample(model, [[1, 2, 3]], uniforms(1, 10), 0, eos)
+    rows = sample(model, [[1, 2, 3]], uniforms(1, 10), 0, eos)[0]
     assert rows.responses() == [[eos]] and len(calls) == 1
     assert rows.tokens.tolist() == [[1, 2, 3, eos]]  # cut to the longest
 
@@ -286,7 +286,7 @@ def test_sampling_stops_once_all_rows_have_ended(sample):
 @both
 def test_samples_are_those_of_their_generator(sample):
     model = tiny_gpt()
-    one, same, other = (sample(model, PROMPTS * 5, uniforms(20, 5, seed), 1.0, 0).responses()
+    one, same, other = (sample(model, PROMPTS * 5, uniforms(20, 5, seed), 1.0, 0)[0].responses()
                         for seed in (1, 1, 2))
     assert one == same != other
 
@@ -295,25 +295,27 @@ def test_samples_are_those_of_their_generator(sample):
 def test_the_plain_loop_samples_the_same(temperature):
     """Where the cumulative probabilities of both, which round otherwise, agree on a draw."""
     model, numbers = tiny_gpt(seed=1), uniforms(80, 12)
-    one, other = (way.sample(model, PROMPTS * 20, numbers, temperature, 4)
-                  for way in (plain, faster))
+    (one, drawn), (other, also) = (way.sample(model, PROMPTS * 20, numbers, temperature, 4)
+                                   for way in (plain, faster))
     assert one.responses() == other.responses() and torch.equal(one.tokens, other.tokens)
     assert torch.equal(one.length, other.length) and torch.equal(one.prompt, other.prompt)
+    torch.testing.assert_close(drawn, also, atol=1e-5, rtol=1e-5)
+    assert (drawn != 0).equal(one.mask)
 
 
 @pytest.mark.parametrize("look_every", [3, 16])
 def test_looking_seldom_changes_no_sample(look_every):
     model, numbers = tiny_gpt(seed=1), uniforms(80, 12)
-    often = faster.sample(model, PROMPTS * 20, numbers, 1.0, 4)
+    often = faster.sample(model, PROMPTS * 20, numbers, 1.0, 4)[0]
     model.config.look_every = look_every
-    assert faster.sample(model, PROMPTS * 20, numbers, 1.0, 4).responses() == often.responses()
+    assert faster.sample(model, PROMPTS * 20, numbers, 1.0, 4)[0].responses() == often.responses()
 
 
 @both
 def test_a_sample_does_not_depend_on_when_the_other_rows_end(sample):
     model = tiny_gpt(seed=1)
-    short = sample(model, PROMPTS * 20, uniforms(80, 12), 1.0, 4).responses()
-    long = sample(model, PROMPTS * 20, uniforms(80, 12), 1.0, -1).responses()
+    short = sample(model, PROMPTS * 20, uniforms(80, 12), 1.0, 4)[0].responses()
+    long = sample(model, PROMPTS * 20, uniforms(80, 12), 1.0, -1)[0].responses()
     assert len({len(row) for row in short}) > 6  # rows left the batch at many times
     for one, whole in zip(short, long):
         assert one == whole[:len(one)]
@@ -337,7 +339,7 @@ def test_by_micro_batches_is_the_whole():
 def test_draws_have_the_frequencies_of_softmax(temperature):
     logits, n = torch.tensor([1.0, 0.0, -1.0, 0.5, 2.0]), 20_000
     uniforms = torch.rand(n, generator=torch.Generator().manual_seed(0))
-    drawn = sample_token(logits.expand(n, 5), temperature, uniforms)
+    drawn = sample_token(logits.expand(n, 5), temperature, uniforms)[0]
     expected = n * torch.softmax(logits / temperature, 0)
     chi_square = ((drawn.bincount(minlength=5) - expected) ** 2 / expected).sum()
     assert chi_square < 18.5  # 4 degrees of freedom: exceeded once in a thousand
@@ -346,12 +348,12 @@ def test_draws_have_the_frequencies_of_softmax(temperature):
 def test_a_draw_is_where_the_cumulative_probability_exceeds_its_chance():
     logits = torch.tensor([[-math.inf, 0.0, math.log(2), -math.inf, 0.0, -math.inf]])  # 1/4 1/2 1/4
     for chance, token in ((0.0, 1), (0.24, 1), (0.26, 2), (0.74, 2), (0.76, 4), (1 - 1e-7, 4)):
-        assert sample_token(logits, 1.0, torch.tensor([chance])).tolist() == [token]
+        assert sample_token(logits, 1.0, torch.tensor([chance]))[0].tolist() == [token]
 
 
 def test_temperature_zero_takes_the_likeliest():
     logits = torch.randn(200, 7, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(sample_token(logits, 0, None), logits.argmax(1))
+    assert torch.equal(sample_token(logits, 0, None)[0], logits.argmax(1))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

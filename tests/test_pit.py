@@ -109,7 +109,7 @@ def test_a_rollout_that_is_not_finite_is_refused_before_it_is_logged(bills_run, 
     monkeypatch.setattr(run, "log", lambda *line: logged.append(line))
     prompts = train_pit.draw_prompts(run, data, "rlhf", None, 1, 2)
     score = torch.tensor([1.0, float("nan")])
-    rollout = ppo.Rollout(rows, zeros, zeros, zeros, zeros, score, score > 0)
+    rollout = ppo.Rollout(rows, *[zeros] * 5, score, score > 0)
     with pytest.raises(UserError, match="rlhf, iteration 7: reward not finite"):
         watch.observe(run, data, "rlhf", 2.0, 7, prompts, rollout)
     assert not logged
@@ -265,7 +265,7 @@ def test_the_scale_is_that_of_the_anchors_samples(bills_run, models, monkeypatch
     assert found == pytest.approx([1.5, 1.25 ** 0.5])
     prompts, rows = read[0]
     numbers = torch.rand(32, 40, generator=run.generator("stage0 spread"))  # of four batches
-    samples = sample.sample(anchor, prompts.ids, numbers, 1.0, data.tokenizer.eos)
+    samples = sample.sample(anchor, prompts.ids, numbers, 1.0, data.tokenizer.eos)[0]
     assert torch.equal(rows.tokens, samples.tokens) and prompts.x == task.draw(None, 0, 32).x
     copies = pad_rows(prompts.ids, [data.add_eos(ids) for ids in prompts.y_ref])
     assert torch.equal(read[1][1].tokens, copies.tokens)  # whose scores are twice as high here
@@ -443,7 +443,7 @@ def test_responses_are_those_of_each_prompt_without_their_end(bills_run, models)
     assert all(data.tokenizer.eos not in y and len(y) <= 40 for y in together)
     better = sample.improve(greedy, policy, x, together)
     rows = sample.sample(policy, [data.pit_prompt(*pair) for pair in zip(x, together)],
-                         torch.zeros(8, 40), 0, data.tokenizer.eos)
+                         torch.zeros(8, 40), 0, data.tokenizer.eos)[0]
     assert better == [data.strip_eos(ids) for ids in rows.responses()]
 
 
@@ -454,7 +454,7 @@ def test_ranks_with_unequal_shares_sample_as_many_batches(bills_run, models, mon
     monkeypatch.setattr(run.config.ppo, "batch", 2)
     monkeypatch.setattr(sample, "in_step", lambda count: max(count, 4))  # another rank has 7
     monkeypatch.setattr(sample, "sample", lambda policy, prompts, *rest: sizes.append(
-        len(prompts)) or SimpleNamespace(responses=lambda: prompts))
+        len(prompts)) or (SimpleNamespace(responses=lambda: prompts), None))
     prompts = [[i] for i in range(6)]
     assert sample.responses_to(sampler, None, prompts) == prompts
     assert sizes == [2, 2, 1, 1]
@@ -462,7 +462,7 @@ def test_ranks_with_unequal_shares_sample_as_many_batches(bills_run, models, mon
 
 def test_copies_of_y_l_and_of_y_w_are_told_apart():
     zeros = torch.zeros(4, 2)
-    rollout = ppo.Rollout(pad_rows([[1]] * 4, [[2]] * 4), *[zeros] * 4, zeros[0], zeros[0])
+    rollout = ppo.Rollout(pad_rows([[1]] * 4, [[2]] * 4), *[zeros] * 5, zeros[0], zeros[0])
 
     def copies(y_ref, source, y):
         figures = watch.figures_of(rollout, ppo.Prompts([], [], y_ref, source), y)

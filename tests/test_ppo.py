@@ -10,6 +10,7 @@ import torch
 
 import ppo
 from conftest import read_lines, tiny_gpt, tiny_run
+from evaluation import watch
 from evaluation.watch import figures_of, k3
 from faster.sampling import sample
 from model import pad_rows, token_logprobs
@@ -237,7 +238,7 @@ def test_rollout_holds_what_the_update_needs():
     section = PPOSection(temperature=0.7, gamma=0.9, lam=0.8, critic_lam=0.8)
     _, r, experience = roll(policy, anchor, critic, prompts, task, section)
     numbers = torch.rand(16, 6, generator=torch.Generator().manual_seed(0))
-    same = sample(policy, prompts.ids, numbers, 0.7, EOS)
+    same = sample(policy, prompts.ids, numbers, 0.7, EOS)[0]
     assert r.rows.responses() == same.responses()
     mask = r.rows.mask
     logp, ref = torch.zeros(2, *mask.shape)
@@ -247,6 +248,7 @@ def test_rollout_holds_what_the_update_needs():
                 logits = model.logits(model(torch.tensor([tokens[:t]])))[0, -1] / 0.7
                 table[b, t] = torch.log_softmax(logits, 0)[tokens[t]].item()
     torch.testing.assert_close(r.logp, logp, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(r.drawn, logp, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(r.kl, logp - ref, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(r.values, critic(r.rows))
     rewards = token_rewards(r.score, logp - ref, mask, 0.3)
@@ -272,14 +274,40 @@ def test_figures_by_hand():
     rows = pad_rows([[1], [1], [1, 1]], [[4, 5, EOS], [EOS], [6, 7, 5]])
     zeros = torch.zeros(rows.mask.shape)
     kl = torch.where(rows.mask, 0.5, 0.0)  # 7 tokens: 3.5 in all
-    rollout = ppo.Rollout(rows, zeros, kl, zeros + 1, zeros,
+    logp = torch.where(rows.mask, -2.0, 9.0)
+    drawn = logp.clone()
+    drawn[0, 1], drawn[2, 2] = -2.5, -1.8
+    rollout = ppo.Rollout(rows, logp, drawn, kl, zeros + 1, zeros,
                           torch.tensor([1.0, 2.0, 6.0]), torch.tensor([True, True, False]))
     prompts = Prompts([[1], [1], [1, 1]], [[1], [1], [1, 1]], [[4, 5], [4], [6, 7]],
                       ["y_l", "y_w", "y_l"])
     assert figures_of(rollout, prompts, [[4, 5], [], [6, 7, 5]]) == pytest.approx({
         "reward": 3.0, "kl": 3.5 / 3, "k3": 7 * (math.exp(-0.5) - 1 + 0.5) / 3,
         "eos_rate": 2 / 3, "length": 5 / 3,
-        "copies": 1 / 3, "empty": 1 / 3, "copies y_l": 0.5, "copies y_w": 0.0})
+        "copies": 1 / 3, "empty": 1 / 3, "copies y_l": 0.5, "copies y_w": 0.0,
+        "entropy": 2.0, "sampler_gap": 0.7 / 7, "sampler_gap_max": 0.5})
+
+
+def test_explained_variance_by_hand():
+    """What follows each token, gamma 0.5: 1 + 0.5 * 2 = 2 and 2; 4."""
+    rows = pad_rows([[1]] * 2, [[4, EOS], [EOS]])
+    rewards = torch.tensor([[0.0, 1.0, 2.0], [0.0, 4.0, 0.0]])
+    zeros = torch.zeros_like(rewards)
+
+    def explained(values):
+        return watch.explained_variance(ppo.Rollout(rows, zeros, zeros, zeros, torch.tensor(values),
+                                                    rewards, zeros[:, 0], zeros[:, 0]), 0.5)
+    assert explained([[9.0, 2.0, 2.0], [9.0, 4.0, 9.0]]) == pytest.approx(1)
+    assert explained([[9.0, 0.0, 0.0], [9.0, 0.0, 9.0]]) == pytest.approx(0)
+    assert explained([[9.0, 7.0, 7.0], [9.0, 9.0, 9.0]]) == pytest.approx(1)  # a shift explains it
+    # left over: 0, 0, 1, its variance 2/9; of the outcomes 2, 2, 4 it is 8/9
+    assert explained([[9.0, 2.0, 2.0], [9.0, 3.0, 9.0]]) == pytest.approx(0.75)
+
+
+def test_lengths_of_the_best_and_the_worst_of_each_group():
+    score = torch.tensor([1.0, 3.0, 2.0, 5.0, 4.0, 6.0])
+    assert watch.lengths_in_groups(score, [10, 20, 30, 1, 2, 3], 3) == {
+        "length_best": 11.5, "length_worst": 6.0}
 
 
 # --------------------------------------------------------------------------------- the update
@@ -444,7 +472,7 @@ def test_group_advantages_by_hand():
     rewards[0, 1:] = torch.tensor([1.0, 2.0])
     rewards[2, 1], rewards[3:, 1] = 6.0, 1.0
     zeros = torch.zeros_like(rewards)
-    rollout = ppo.Rollout(rows, zeros, zeros, zeros, rewards, zeros[:, 0], zeros[:, 0] == 0)
+    rollout = ppo.Rollout(rows, *[zeros] * 4, rewards, zeros[:, 0], zeros[:, 0] == 0)
     advantages, returns = ppo.group_advantages(rollout, PPOSection(group=3))
     assert advantages.tolist() == [[0, 0, 0], [0, -4.5, -4.5], [0, 4.5, 0]] + [[0, 0, 0]] * 3
     assert (returns == 0).all()
