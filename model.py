@@ -246,9 +246,8 @@ def token_logprobs(model: GPT, rows: Rows, temperature: float = 1.0):
 
 
 def sample_token(logits, temperature: float, uniform):
-    """Draw one token a row from softmax(logits / temperature): the first whose cumulative
-    probability exceeds `uniform` [B], numbers from [0, 1). Temperature 0 takes the likeliest.
-    Return it with its log-probability, 0 for the likeliest."""
+    """Draw a token a row from softmax(logits / temperature), with its log-probability: the first
+    whose cumulated probability exceeds `uniform` [B], from [0, 1). Temperature 0: the likeliest."""
     if temperature == 0:
         return logits.argmax(-1), torch.zeros_like(logits[:, 0])
     probability = (logits / temperature).softmax(-1)                                  # [B, V]
@@ -263,9 +262,8 @@ def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int):
     """Sample a response to each prompt (lists of token ids), until all have ended. Return Rows, and
     the log-probabilities that the tokens were drawn with [B, T], 0 elsewhere.
 
-    A response ends with its first `eos`, which is part of it, or is cut after as many tokens as
-    `uniforms` [B, new] has random numbers from [0, 1) for it: no row depends on the others.
-    Training uses faster/sampling.py, which takes and returns the same.
+    A response ends with its first `eos`, which is part of it, or after as many tokens as `uniforms`
+    [B, new] has random numbers from [0, 1) for it. Training uses faster/sampling.py: the same.
     """
     # 1. Read the prompts: the state at each one's last token predicts the first new one.
     device = model.embedding.weight.device

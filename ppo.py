@@ -36,7 +36,7 @@ from faster.sampling import sample
 from model import GPT, Rows, on_grid, scalars, token_logprobs
 from runtime.batching import by_micro_batches, micro_batches
 from runtime.config import PPOSection, StageSection
-from runtime.ranks import all_sum, gather, gather_fields, random_numbers, shard, shard_fields
+from runtime.ranks import all_sum, gather_fields, random_numbers, shard, shard_fields
 from runtime.run import Run, optimizer_step
 
 
@@ -195,7 +195,7 @@ class Critic(nn.Module):
 class Network:
     """A model that PPO changes, with its loss and its optimiser."""
     model: Any           # a GPT or a Critic
-    loss: Callable       # model, experience, ppo -> summed loss, figures, largest change of output
+    loss: Callable       # model, experience, ppo -> summed loss, figures
     lr: float            # of the first iteration
     waits: int           # iterations before it learns
     optimizer: torch.optim.Optimizer = field(init=False)
@@ -266,48 +266,43 @@ def roll_out(learner: Learner, task: Task, prompts: Prompts, uniforms, ppo: PPOS
 
 
 def policy_objective(policy: GPT, experience: Experience, ppo: PPOSection):
-    """Return the policy's summed loss, with figures (sums, too) and the largest |log rho|."""
+    """Return the policy's summed loss, with figures (sums, too)."""
     logp, mask = token_logprobs(policy, experience.rows, ppo.temperature), experience.rows.mask
     loss, clipped = policy_loss(logp, experience.logp, experience.advantages, mask, ppo.clip)
-    return loss, {"policy_loss": loss, "clipped": clipped}, (logp - experience.logp).abs().max()
+    return loss, {"policy_loss": loss, "clipped": clipped}
 
 
 def critic_objective(critic: Critic, experience: Experience, ppo: PPOSection):
-    """Return the critic's summed loss, with figures and the largest change of V."""
+    """Return the critic's summed loss, with figures."""
     values = critic(experience.rows)
     loss = value_loss(values, experience.values, experience.returns, experience.rows.mask, ppo.clip)
-    return loss, {"value_loss": loss}, (values - experience.values).abs().max()
+    return loss, {"value_loss": loss}
 
 
-def add_gradients(one: Network, experience: Experience, ppo: PPOSection) -> tuple[Counter, float]:
-    """Add the gradients of a summed loss, in micro-batches; return sums of tokens and figures, and
-    the largest change of the output since the rollout."""
-    sums, farthest = Counter(tokens=0), 0.0
+def add_gradients(one: Network, experience: Experience, ppo: PPOSection) -> Counter:
+    """Add the gradients of a summed loss, in micro-batches; return sums of tokens and figures."""
+    sums = Counter(tokens=0)
     for chosen in micro_batches(experience.rows.length, one.model.config.micro_batch):
         part = experience[chosen]
-        loss, figures, change = one.loss(one.model, part, ppo)
+        loss, figures = one.loss(one.model, part, ppo)
         loss.backward()
         figures["tokens"] = part.rows.mask.sum()
         sums.update({name: figure.item() for name, figure in figures.items()})
-        farthest = max(farthest, change.item())
-    return sums, farthest
+    return sums
 
 
 def update(one: Network, experience: Experience, ppo: PPOSection, generator, name: str) -> dict:
-    """Go through epochs of minibatches, drawn from all ranks' rows and then shared; return means of
-    the figures, and the output's change at the first minibatch: 0 but for rounding."""
-    totals, first = Counter(tokens=0), None
+    """Go through epochs of minibatches, which the ranks share; return means of the figures."""
+    totals = Counter(tokens=0)
     for _ in range(ppo.epochs):
         order = torch.randperm(len(experience.rows.length), generator=generator)
         for chosen in order.chunk(ppo.minibatches):
-            sums, farthest = add_gradients(one, experience[shard(chosen)], ppo)
-            first = farthest if first is None else first
+            sums = add_gradients(one, experience[shard(chosen)], ppo)
             totals.update(sums)
             count = torch.tensor(sums["tokens"])
             optimizer_step(one.model, one.optimizer, count, ppo.grad_clip, f"PPO {name}")
     tokens, *figures = all_sum(torch.tensor(list(totals.values()))).tolist()
-    return {figure: total / tokens for figure, total in zip(list(totals)[1:], figures)} | {
-        f"{name}_change": max(gather([first]))}
+    return {figure: total / tokens for figure, total in zip(list(totals)[1:], figures)}
 
 
 def train(run: Run, data: Data, task: Task, learner: Learner) -> None:

@@ -8,8 +8,7 @@ In order: all of train_reward.py, then with one PPO (ppo.py)
     stage 0   Eq. 4: maximise r_gap(x, y, y_ref), y_ref = y_l and y_w, anchored to M_PIT^SFT
     stage 1   Eq. 5: the same, y_ref ~ M_P^RL(. | x) drawn afresh; goes on from stage 0
 
-and the evaluation on held-out prompts: runs/<name>/report.md. The paper leaves the RL algorithm and
-the KL open.
+and the evaluation on held-out prompts: runs/<name>/report.md. The RL algorithm and KL are ours.
 """
 
 from dataclasses import replace
