@@ -1,9 +1,10 @@
-"""The results of evidence.py as tables, between their marks in docs/ablations.md.
+"""The results of ablate.py as tables and a plot, and between their marks in docs/ablations.md.
 
     python benchmarks/tables.py
 
 Figures are means over seeds with 95 % intervals (Student's); a difference is taken seed by seed,
-`*`: its interval excludes zero. The text of the page is written by hand and stays.
+`*`: its interval excludes zero. Gold is at each system's own best temperature, chosen on validation
+questions of the same seed. The text of the page is written by hand and stays.
 """
 
 import json
@@ -12,7 +13,6 @@ import re
 from pathlib import Path
 from statistics import mean, stdev
 
-import evidence
 from script import ROOT, arguments
 
 from runtime.files import write_whole
@@ -21,17 +21,20 @@ from runtime.launch import guard
 STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306,
            10: 2.262}  # 97.5 % quantiles, by the number of seeds
 RL, PIT = "M_P^RL", "PIT"
+Lines = dict[str, list[dict]]  # the results of each line's seeds; "": the config as it is, first
 
 
-def read_results(folder: Path) -> dict[str, list[dict]]:
-    """Return the results of each arm, by seeds, in the order of evidence.ARMS."""
-    found: dict[str, list[dict]] = {arm: [] for arm in evidence.ARMS}
+def read_results(folder: Path) -> tuple[Lines, list[dict]]:
+    """Return the results of each line, by seeds, and what was chosen from."""
+    found, choices = {}, []
     for path in folder.glob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
-        if "rows" in content and content["arm"] in found:
-            found[content["arm"]].append(content)
-    return {arm: sorted(seeds, key=lambda one: one["seed"])
-            for arm, seeds in found.items() if seeds}
+        if "rows" in content:
+            found.setdefault(content["line"], []).append(content)
+        else:
+            choices.append(content)
+    return ({line: sorted(found[line], key=lambda one: one["seed"]) for line in sorted(found)},
+            sorted(choices, key=lambda one: one["line"]))
 
 
 def half_width(values: list[float]) -> float:
@@ -48,10 +51,19 @@ def cell(values: list[float], form: str = "+.1f") -> str:
     return format(mean(values), form) + width + " *" * ("+" in form and abs(mean(values)) > half)
 
 
+def over_seeds(values: list[float], form: str) -> str:
+    """Return the mean, and the value of each seed."""
+    return f"{format(mean(values), form)} ({', '.join(format(v, form) for v in values)})"
+
+
 def markdown(heads: list[str], lines: list[list[str]]) -> str:
     """Return a table."""
     return "\n".join(["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
                      + ["| " + " | ".join(line) + " |" for line in lines])
+
+
+def label(line: str) -> str:
+    return f"`{line}`" if line else "as it is"
 
 
 def row_of(seed: dict, system: str, temperature: float) -> dict:
@@ -68,40 +80,58 @@ def best(seed: dict, system: str) -> dict:
     return row_of(seed, system, float(max(golds, key=golds.get)))
 
 
-def gold_table(arms: dict[str, list[dict]]) -> str:
-    """Return what each arm is worth, and by how much PIT's rewrites win over their drafts."""
+def own_table(lines: Lines) -> str:
+    """Return all rows of the config as it is. `*`: every seed's interval excludes zero, on the
+    same side."""
+    made = []
+    for rows in zip(*(seed["rows"] for seed in lines.get("", []))):
+        one = rows[0]
+        sure = all(r["ci_low"] > 0 for r in rows) or all(r["ci_high"] < 0 for r in rows)
+        made.append([one["system"], str(one["temperature"] or ""), str(one["iteration"] or ""),
+                     one["against"], over_seeds([r["gold"] for r in rows], ".3f"),
+                     over_seeds([r["delta"] for r in rows], "+.1f") + " *" * sure])
+    return markdown(["system", "T", "iteration", "against", "gold", "win - lose"], made)
+
+
+def gold_table(lines: Lines) -> str:
+    """Return what each line is worth, and by how much PIT's rewrites win over their drafts."""
     return markdown(
-        ["arm", "gold of M_P^RL", "gold of PIT", "PIT over M_P^RL, T = 1", "T = 0.5"],
-        [[arm, *(cell([best(one, system)["gold"] for one in seeds], ".3f") for system in (RL, PIT)),
+        ["line", "gold of M_P^RL", "gold of PIT", "PIT over M_P^RL, T = 1", "T = 0.5"],
+        [[label(line), *(cell([best(one, system)["gold"] for one in seeds], ".3f")
+                         for system in (RL, PIT)),
           *(cell([row_of(one, PIT, t)["delta"] for one in seeds]) for t in (1.0, 0.5))]
-         for arm, seeds in arms.items()])
+         for line, seeds in lines.items()])
 
 
-def difference_table(arms: dict[str, list[dict]]) -> str:
-    """Return each arm's gold less the first arm's, of the seeds that both have."""
-    first = {one["seed"]: one for one in arms.get(evidence.FIRST, [])}
-    lines = []
-    for arm, seeds in arms.items():
+def differences(lines: Lines) -> dict[str, dict]:
+    """Return each line's gold less that of the config as it is, of the seeds that both have: for
+    M_P^RL and PIT a list, and the seeds."""
+    first, found = {one["seed"]: one for one in lines.get("", [])}, {}
+    for line, seeds in lines.items():
         pairs = [(one, first[one["seed"]]) for one in seeds if one["seed"] in first]
-        if arm != evidence.FIRST and pairs:
-            lines.append([arm, *(cell([best(a, system)["gold"] - best(b, system)["gold"]
-                                       for a, b in pairs], "+.3f") for system in (RL, PIT)),
-                          ", ".join(str(a["seed"]) for a, _ in pairs)])
-    return markdown(["arm", "M_P^RL", "PIT", "seeds"], lines)
+        if line and pairs:
+            found[line] = {system: [best(a, system)["gold"] - best(b, system)["gold"]
+                                    for a, b in pairs] for system in (RL, PIT)} | {
+                "seeds": [a["seed"] for a, _ in pairs]}
+    return found
 
 
-def aspect_of(seeds: list[dict], system: str, aspect: str) -> str:
-    """Return the mean share of an aspect at T = 0.5, and each seed's."""
-    values = [row_of(one, system, 0.5)["aspects"][aspect] for one in seeds]
-    return f"{mean(values):.2f} ({', '.join(f'{value:.2f}' for value in values)})"
+def difference_table(lines: Lines) -> str:
+    """Return the differences with their intervals."""
+    return markdown(["line", RL, PIT, "seeds"], [
+        [label(line), *(cell(found[system], "+.3f") if any(found[system]) else "the same"
+                        for system in (RL, PIT)), ", ".join(map(str, found["seeds"]))]
+        for line, found in differences(lines).items()])
 
 
-def aspect_table(arms: dict[str, list[dict]]) -> str:
-    """Return totals and courtesy of each arm."""
+def aspect_table(lines: Lines) -> str:
+    """Return totals and courtesy of each line at T = 0.5, the mean and each seed."""
+    def shares(seeds, system, aspect):
+        return over_seeds([row_of(one, system, 0.5)["aspects"][aspect] for one in seeds], ".2f")
     return markdown(
-        ["arm", "right totals, M_P^RL", "PIT", "courtesy, M_P^RL", "PIT"],
-        [[arm, *(aspect_of(seeds, system, aspect) for aspect in ("total", "courtesy")
-                 for system in (RL, PIT))] for arm, seeds in arms.items()])
+        ["line", "right totals, M_P^RL", "PIT", "courtesy, M_P^RL", "PIT"],
+        [[label(line), *(shares(seeds, system, aspect) for aspect in ("total", "courtesy")
+                         for system in (RL, PIT))] for line, seeds in lines.items()])
 
 
 def spent(seeds: list[dict], what: str, stage: str) -> str:
@@ -111,34 +141,68 @@ def spent(seeds: list[dict], what: str, stage: str) -> str:
     return f"{mean(sums):.4g}"
 
 
-def cost_table(arms: dict[str, list[dict]]) -> str:
+def cost_table(lines: Lines) -> str:
     """Return the seconds and the operations of RLHF, and of PIT's stages, on the machine of the
     results."""
     return markdown(
-        ["arm", "seconds of RLHF", "of PIT's stages", "TFLOP of RLHF", "of PIT's stages"],
-        [[arm, *(spent(seeds, what, stage) for what in ("seconds", "tflop")
-                 for stage in ("rlhf", "stage"))] for arm, seeds in arms.items()])
+        ["line", "seconds of RLHF", "of PIT's stages", "TFLOP of RLHF", "of PIT's stages"],
+        [[label(line), *(spent(seeds, what, stage) for what in ("seconds", "tflop")
+                         for stage in ("rlhf", "stage"))] for line, seeds in lines.items()])
 
 
-def choice_table(folder: Path) -> str:
+def choice_table(choices: list[dict]) -> str:
     """Return the gold of each setting on validation questions of the first seed."""
-    lines = []
-    for path in sorted(folder.glob("choices-*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
+    made = []
+    for content in choices:
         for part, tried in content["tried"].items():
             most = max(tried, key=tried.get)
-            lines.append([content["arm"], {"rlhf": RL, "pit": PIT}[part], "; ".join(
+            made.append([label(content["line"]), {"rlhf": RL, "pit": PIT}[part], "; ".join(
                 f"{setting}: {'**' * (setting == most)}{gold:.3f}{'**' * (setting == most)}"
                 for setting, gold in tried.items())])
-    return markdown(["arm", "policy", "(lr_scale, kl_target): gold"], lines)
+    return markdown(["line", "policy", "(lr_scale, kl_target): gold"], made)
 
 
 def tables(results: Path) -> dict[str, str]:
     """Return all tables by their names."""
-    arms = read_results(results)
-    return {"gold": gold_table(arms), "difference": difference_table(arms),
-            "aspects": aspect_table(arms), "cost": cost_table(arms),
-            "choices": choice_table(results)}
+    lines, choices = read_results(results)
+    return {"own": own_table(lines), "gold": gold_table(lines),
+            "difference": difference_table(lines), "aspects": aspect_table(lines),
+            "cost": cost_table(lines), "choices": choice_table(choices)}
+
+
+def plot(lines: Lines, path: Path) -> None:
+    """Draw the differences with their intervals."""
+    import matplotlib
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "pit"  # the same file from the same results
+    from matplotlib import pyplot
+
+    found = differences(lines)
+    figure, panels = pyplot.subplots(1, 2, sharey=True, figsize=(10, 1.2 + 0.45 * len(found)))
+    for panel, system in zip(panels, (RL, PIT)):
+        for place, line in enumerate(found):
+            values = found[line][system]
+            half = half_width(values) if len(values) > 1 else 0.0
+            panel.errorbar(mean(values), place, xerr=half, fmt="o", color="tab:blue", capsize=3)
+        panel.axvline(0, color="grey", linewidth=1)
+        panel.set_title(f"{system}: gold less that of the config as it is", fontsize=9)
+    panels[0].set_yticks(range(len(found)), list(found), fontsize=8)
+    panels[0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def write(results: Path) -> str:
+    """Write tables.md and, where matplotlib is there, differences.svg beside the results; return
+    the tables."""
+    text = "\n\n".join(tables(results).values()) + "\n"
+    write_whole(results / "tables.md", lambda file: file.write(text.encode()))
+    try:
+        plot(read_results(results)[0], results / "differences.svg")
+    except ImportError:
+        text += "\nno plot: it needs an extra, pip install matplotlib\n"
+    return text
 
 
 def filled(page: str, results: Path) -> str:
@@ -151,11 +215,12 @@ def filled(page: str, results: Path) -> str:
 
 
 def main() -> None:
-    """Fill the tables of the page in anew."""
+    """Fill the tables of the page in anew, and draw the plot."""
     arguments(__doc__)  # it takes none
-    page = ROOT / "docs" / "ablations.md"
-    made = filled(page.read_text(encoding="utf-8"), ROOT / "benchmarks" / "results").encode()
+    page, results = ROOT / "docs" / "ablations.md", ROOT / "benchmarks" / "results"
+    made = filled(page.read_text(encoding="utf-8"), results).encode()
     write_whole(page, lambda file: file.write(made))  # its text has no other copy
+    write(results)
     print(f"written: {page}")
 
 

@@ -1,4 +1,4 @@
-"""The evidence: its arms, their choices and tables; and what Self-Refine is taught."""
+"""Lines beside the config: their choices and tables; and what Self-Refine is taught."""
 
 import dataclasses
 import json
@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from conftest import ROOT, read_lines, tiny_run
+from conftest import ROOT, needs, read_lines, tiny_run
 from corpus import bills
 from data import load_data
-from pretrained.configure import load_config
 from report import rivals, rubric
+from runtime.files import lock
 from runtime.run import NotFinite
 from runtime.settings import UserError
 from runtime.stages import inputs_of
@@ -20,10 +20,8 @@ from train_reward import new_gpt
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import evidence  # noqa: E402
+import ablate  # noqa: E402
 import tables  # noqa: E402
-
-ARMS = evidence.ARMS  # `made` has others
 
 
 def test_intervals_are_students():
@@ -89,61 +87,65 @@ def test_a_refiner_is_taught_where_the_config_asks_for_lessons(tmp_path):
     assert rivals.refiner(run, data, models) == ("as it is", data)
 
 
-# -------------------------------------------------------------------------------- arms and tables
+# ------------------------------------------------------------------------------- lines and tables
+
+GROUPS = "ppo.advantage=group ppo.group=2"
+LINES = (GROUPS, "pit.score=difference")
+TINY = ("--run.ranks=1", "--eval.prompts=8", "--ppo.batch=8", "--ppo.minibatches=2",
+        "--data.bills=500", "--data.valid=8", "--data.test=20", "--data.max_response=17")
 
 
-def called(folder, monkeypatch, *options: str) -> list[str]:
-    """Run evidence.py on a tiny config; return the files of its results."""
+def called(folder, monkeypatch, *options: str, lines=LINES) -> list[str]:
+    """Run ablate.py on a tiny config; return the files of its results."""
     monkeypatch.setattr(sys, "argv", [
-        "evidence.py", "--config", str(ROOT / "configs" / "tiny.toml"),
-        "--results", str(folder / "results"), f"--run.dir={folder}", "--eval.prompts=8",
-        "--ppo.batch=8", "--ppo.minibatches=2", "--data.bills=500", "--data.valid=8",
-        "--data.test=20", "--data.max_response=17", *options])
-    evidence.main()
-    return sorted(path.name for path in (folder / "results").glob("*.json"))
+        "ablate.py", "--config", str(ROOT / "configs" / "tiny.toml"), f"--run.dir={folder}",
+        "--results", str(folder / "results"), *TINY, *(f"--line={line}" for line in lines),
+        *options])
+    ablate.main()
+    return sorted(path.name for path in (folder / "results").iterdir())
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Make three arms of two seeds: the folder of results, and the golds that were chosen by."""
-    folder, golds = tmp_path_factory.mktemp("evidence"), {}
+    """Make three lines of two seeds: the folder of results, and the golds that were chosen by."""
+    folder, golds = tmp_path_factory.mktemp("lines"), {}
 
-    def gold(trained, part, real=evidence.on_validation):
+    def gold(trained, part, real=ablate.on_validation):
         name = trained.run.folder.name
         golds[name] = {T: value + (name[-3:] == "2.0") for T, value in real(trained, part).items()}
         return golds[name]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evidence, "SEEDS", [1, 2])
-        patch.setattr(evidence, "SETTINGS", [(1.0, 2.0), (0.5, 4.0)])
-        patch.setattr(evidence, "ARMS", {
-            "first": evidence.Arm(), "groups, of two": evidence.Arm({
-                "ppo.advantage": "group", "ppo.group": 2}),
-            "PIT's own": evidence.Arm({"pit.score": "difference"}, ("pit",))})
-        patch.setattr(evidence, "FIRST", "first")
-        patch.setattr(evidence, "on_validation", gold)
-        files = called(folder, patch, "--seeds", "1", "2")
-        assert called(folder, patch, "--seeds", "1", "2") == files  # nothing is made again
-        yield folder, golds, files
+        patch.setattr(ablate, "SETTINGS", [(1.0, 2.0), (0.5, 4.0)])
+        patch.setattr(ablate, "on_validation", gold)
+        files = called(folder, patch, "--choose", "--seeds", "1", "2")
+        patch.setattr(ablate, "measure", None)  # nothing is made again
+        patch.setattr(ablate, "choose", None)
+        assert called(folder, patch, "--choose", "--seeds", "1", "2") == files
+    yield folder, golds, files
 
 
-def test_each_arm_has_its_choices_and_a_result_a_seed(made):
+SLUGS = ("own", "ppo.advantage=group-ppo.group=2", "pit.score=difference")
+
+
+def test_each_line_has_its_choices_and_a_result_a_seed(made):
     folder, _, files = made
-    assert files == sorted([f"{arm}-{seed}.json" for arm in ("first", "groups-of-two", "PITs-own")
-                            for seed in (1, 2)]
-                           + [f"choices-{arm}.json" for arm in (
-                               "first", "groups-of-two", "PITs-own")])
+    assert [name for name in files if name.endswith(".json")] == sorted(
+        [f"{slug}-{seed}.json" for slug in SLUGS for seed in (1, 2)]
+        + [f"choices-{slug}.json" for slug in SLUGS])
+    own = json.loads((folder / "results" / "own-2.json").read_text())
+    assert own["line"] == "" and own["seed"] == 2
+    assert len(own["log"]["stage1"]["gold"]) == 3 and "entropy" in own["log"]["rlhf"]
 
 
 def test_the_best_setting_on_validation_questions_is_taken(made):
     folder, golds, _ = made
-    chosen = json.loads((folder / "results" / "choices-first.json").read_text())
+    chosen = json.loads((folder / "results" / "choices-own.json").read_text())
     assert chosen["fields"] == {f"{stage}.{key}": value for stage in ("rlhf", "stage0", "stage1")
                                 for key, value in (("lr_scale", 1.0), ("kl_target", 2.0))}
     for part in ("rlhf", "pit"):
-        assert chosen["tried"][part]["(1.0, 2.0)"] == max(
-            golds[f"tiny-first-1-{part}-1.0-2.0"].values())
+        assert chosen["tried"][part]["(1.0, 2.0)"] == max(golds[f"tiny-1-{part}-1.0-2.0"].values())
         assert chosen["tried"][part]["(1.0, 2.0)"] > chosen["tried"][part]["(0.5, 4.0)"]
-    own = json.loads((folder / "results" / "choices-PITs-own.json").read_text())
+    own = json.loads((folder / "results" / "choices-pit.score=difference.json").read_text())
     assert list(own["tried"]) == ["pit"] and own["fields"]["rlhf.lr_scale"] == 1.0
 
 
@@ -152,33 +154,67 @@ def test_stages_are_made_once_where_nothing_changes(made):
 
     def stages(name):
         return {path.stem for path in (folder / name).glob("*.pt")} - {"evaluation.part"}
-    assert stages("tiny-1") == {"data", "sft", "pit_sft", "rp", "rpit"}
-    assert stages("tiny-first-1-rlhf-1.0-2.0") == {"rlhf"}
-    assert stages("tiny-first-1-pit-1.0-2.0") == {"stage0", "stage1"}
-    assert stages("tiny-first-1") == {"rlhf_more"}            # all else stands in its trials
-    assert stages("tiny-PITs-own-2") == {"stage0", "stage1"}  # M_P^RL is the first arm's
-    assert stages("tiny-groups-of-two-2") == {"rlhf", "stage0", "stage1", "rlhf_more"}
+    assert stages("tiny-1-start") == {"data", "sft", "pit_sft", "rp", "rpit"}
+    assert stages("tiny-1-rlhf-1.0-2.0") == {"rlhf"}
+    assert stages("tiny-1-pit-1.0-2.0") == {"stage0", "stage1"}
+    assert stages("tiny-1") == {"rlhf_more"}                       # all else stands in its trials
+    assert stages("tiny-pit.score=difference-2") == {"stage0", "stage1"}  # M_P^RL is the config's
+    assert stages("tiny-ppo.advantage=group-ppo.group=2-2") == {
+        "rlhf", "stage0", "stage1", "rlhf_more"}
 
 
 def test_results_of_another_config_are_refused(made, monkeypatch):
     folder, _, _ = made
-    with pytest.raises(UserError, match="-first.json: was made with other values of sft.lr; "):
-        called(folder, monkeypatch, "--arms", "first", "--seeds", "1", "--sft.lr=0.5")
+    monkeypatch.setattr(ablate, "SETTINGS", [(1.0, 2.0), (0.5, 4.0)])
+    with pytest.raises(UserError, match="choices-own.json: was made with other values of sft.lr; "):
+        called(folder, monkeypatch, "--choose", "--seeds", "1", "--sft.lr=0.5")
 
 
-def test_the_other_arms_go_on_where_one_fails(made, monkeypatch, tmp_path):
-    def failing(args, arm, seed):
-        if arm == "first":
+def test_without_choices_a_line_stands_on_the_run_of_the_config(monkeypatch, tmp_path):
+    files = called(tmp_path, monkeypatch, "--seeds", "3", lines=["stage1.iterations=1"])
+    assert [name for name in files if name.endswith(".json")] == [
+        "own-3.json", "stage1.iterations=1-3.json"]
+    made = {f"{path.parent.name}/{path.stem}" for path in tmp_path.glob("*/*.pt")}
+    assert {name for name in made if "=" in name and "part" not in name} == {
+        "tiny-stage1.iterations=1-3/stage1", "tiny-stage1.iterations=1-3/rlhf_more"}
+    assert "tiny-3/stage1" in made and "tiny-3/rlhf" in made
+
+
+def test_what_a_line_makes_anew(monkeypatch):
+    args = SimpleNamespace(config=str(ROOT / "configs" / "quick.toml"), overrides=[])
+    assert ablate.changed(args, "rp.steps=5") == {"rp", "rlhf", "stage0", "stage1"}
+    assert ablate.changed(args, "stage1.beta=0.5") == {"stage1"}
+    assert ablate.changed(args, "eval.prompts=5 model.look_every=3") == set()
+    assert ablate.parts_of(args, "ppo.lam=0.5") == ["rlhf", "pit"]
+    assert ablate.parts_of(args, "pit.score=difference") == ["pit"]
+    assert ablate.parts_of(args, "") == ["rlhf", "pit"]
+
+
+def test_the_other_lines_go_on_where_one_fails(monkeypatch, tmp_path):
+    def failing(args, line, seed, chosen):
+        if line == GROUPS:
             raise NotFinite("not finite")
-        return {"seed": seed}
+        return {}
 
-    monkeypatch.setattr(evidence, "measure", failing)
-    monkeypatch.setattr(evidence, "choose", lambda args, arm, seed: {"fields": {}})
-    with pytest.raises(UserError, match="^first: not finite$"):
+    monkeypatch.setattr(ablate, "measure", failing)
+    monkeypatch.setattr(tables, "write", lambda results: "")
+    with pytest.raises(UserError, match=f"^{GROUPS}, seed 1: not finite$"):
         called(tmp_path, monkeypatch, "--seeds", "1")
-    assert sorted(path.name for path in (tmp_path / "results").glob("*.json")) == [
-        "PITs-own-1.json", "choices-PITs-own.json", "choices-first.json",
-        "choices-groups-of-two.json", "groups-of-two-1.json"]
+    assert [path.name for path in sorted((tmp_path / "results").glob("*.json"))] == [
+        "own-1.json", "pit.score=difference-1.json"]
+
+
+def test_what_another_call_is_making_comes_last(monkeypatch, tmp_path):
+    order = []
+    monkeypatch.setattr(ablate, "measure", lambda args, line, seed, chosen: {})
+    monkeypatch.setattr(tables, "write", lambda results: "")
+    monkeypatch.setattr(ablate.time, "sleep", lambda seconds: other.close())
+    real = ablate.finish
+    monkeypatch.setattr(ablate, "finish", lambda *job: order.append(job[1:]) or real(*job))
+    other = lock(tmp_path / "tiny-claims" / "own-1")  # the other call is at it until we sleep
+    called(tmp_path, monkeypatch, "--seeds", "1", "2", lines=[])
+    assert order[:3] == [("", 1), ("", 2), ("", 1)]
+    assert (tmp_path / "results" / "own-1.json").exists()
 
 
 def test_tables_go_between_their_marks_and_leave_the_text(made):
@@ -191,45 +227,58 @@ def test_tables_go_between_their_marks_and_leave_the_text(made):
     assert [len(part) - 2 for part in parts] == [3, 2, 3, 3, 5]
     for part in parts:
         assert len({line.count("|") for line in part}) == 1
+    assert "| `pit.score=difference` | the same |" in filled
     assert tables.filled(filled, results) == filled
+    assert "tables.md" in made[2]
 
 
-def test_differences_are_taken_seed_by_seed(monkeypatch):
-    monkeypatch.setattr(evidence, "FIRST", "a")
-    def seed(number, rl, pit):
-        systems = (("M_P^RL", "M_P^SFT", 0, rl), ("PIT stage 1", "M_P^RL", 1, pit))
-        rows = [{"system": system, "against": against, "iteration": iteration, "temperature": t,
-                 "gold": gold + t / 10}
-                for t in (1.0, 0.5) for system, against, iteration, gold in systems]
-        return {"seed": number, "final": "PIT stage 1", "rows": rows, "valid": {
-            "rlhf": {"1.0": 0.1, "0.5": 0.2}, "pit": {"1.0": 0.2, "0.5": 0.1}}}
-    one, two = [seed(1, 0.5, 0.7), seed(2, 0.6, 0.9)], [seed(2, 0.7, 0.8), seed(1, 0.5, 0.7)]
+def seed_of(number, rl, pit):
+    systems = (("M_P^RL", "M_P^SFT", 0, rl), ("PIT stage 1", "M_P^RL", 1, pit))
+    rows = [{"system": system, "against": against, "iteration": iteration, "temperature": t,
+             "gold": gold + t / 10, "delta": 10 * gold, "ci_low": 1 - number, "ci_high": 9}
+            for t in (1.0, 0.5) for system, against, iteration, gold in systems]
+    return {"seed": number, "final": "PIT stage 1", "rows": rows, "valid": {
+        "rlhf": {"1.0": 0.1, "0.5": 0.2}, "pit": {"1.0": 0.2, "0.5": 0.1}}}
+
+
+def test_differences_are_taken_seed_by_seed():
+    one, two = [seed_of(1, 0.5, 0.7), seed_of(2, 0.6, 0.9)], [
+        seed_of(2, 0.7, 0.8), seed_of(1, 0.5, 0.7)]
     assert tables.best(one[0], "M_P^RL")["gold"] == pytest.approx(0.55)  # at T = 0.5
     assert tables.best(one[0], "PIT")["gold"] == pytest.approx(0.8)      # at T = 1
-    foreign = [seed(4, 0.1, 0.2)]  # no seed in common
-    lines = tables.difference_table({"c": foreign, "a": one, "b": two}).splitlines()
-    assert lines[2:] == ["| b | +0.050 ± 0.635 | -0.050 ± 0.635 | 2, 1 |"]
+    foreign = [seed_of(4, 0.1, 0.2)]  # no seed in common
+    lines = tables.difference_table({"c": foreign, "": one, "b": two}).splitlines()
+    assert lines[2:] == ["| `b` | +0.050 ± 0.635 | -0.050 ± 0.635 | 2, 1 |"]
+
+
+def test_a_row_has_the_mean_each_seed_and_a_star_where_all_intervals_exclude_zero():
+    line = "| PIT stage 1 | 0.5 | 1 | M_P^RL | 0.800 (0.700, 0.900) | +7.5 (+6.5, +8.5)"
+    seeds = [seed_of(0, 0.5, 0.65), seed_of(1, 0.5, 0.85)]
+    assert f"{line} |" in tables.own_table({"": seeds})  # one interval begins at zero
+    seeds[1] = seed_of(0.5, 0.5, 0.85)
+    assert f"{line} * |" in tables.own_table({"": seeds})
+
+
+@needs("matplotlib")
+def test_the_plot_is_the_same_each_time(made, tmp_path):
+    lines, _ = tables.read_results(made[0] / "results")
+    for name in ("a.svg", "b.svg"):
+        tables.plot(lines, tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert b"pit.score=difference" in (tmp_path / "a.svg").read_bytes()
 
 
 def test_a_setting_that_diverges_is_left_out(monkeypatch):
-    def trained_to(part, args, name, seed, fields, base=""):
-        if name.endswith("-2.0-1.5"):
+    def trained_to(part, args, line, name, fields):
+        if name.endswith("-2.0-1.5") or line == "ppo.lam=0.5" and "rlhf" in name:
             raise NotFinite("not finite")
         return SimpleNamespace(run=SimpleNamespace(folder=name))
-    monkeypatch.setattr(evidence, "trained_to", trained_to)
-    monkeypatch.setattr(evidence, "ARMS", ARMS)
-    monkeypatch.setattr(evidence, "FIRST", "group")
-    monkeypatch.setattr(evidence, "SETTINGS", [(1.0, 1.5), (2.0, 1.5)])
-    monkeypatch.setattr(evidence, "on_validation", lambda trained, part: {"1.0": 0.5})
-    found = evidence.choose(SimpleNamespace(name="quick"), "group", 1)
+    monkeypatch.setattr(ablate, "trained_to", trained_to)
+    monkeypatch.setattr(ablate, "SETTINGS", [(1.0, 1.5), (2.0, 1.5)])
+    monkeypatch.setattr(ablate, "on_validation", lambda trained, part: {"1.0": 0.5})
+    args = SimpleNamespace(config=str(ROOT / "configs" / "quick.toml"), overrides=[], name="quick")
+    found = ablate.choose(args, "", 1)
     assert found["tried"] == {part: {"(1.0, 1.5)": 0.5} for part in ("rlhf", "pit")}
-    assert found["folder"] == "quick-group-1-pit-1.0-1.5"
-
-
-def test_no_two_arms_are_alike(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    asked = [load_config("configs/quick.toml", evidence.as_arguments(arm.fields))
-             for arm in ARMS.values()]
-    assert len({(c.ppo.advantage, c.ppo.lam, c.ppo.critic_lam, c.pit.score, c.stage1.reference)
-                for c in asked}) == len(ARMS)
-    assert asked[0].ppo.advantage == "group" and asked[1].ppo.advantage == "critic"
+    assert found["folder"] == "quick-1-pit-1.0-1.5"
+    with pytest.raises(NotFinite, match="^ppo.lam=0.5: no setting of rlhf is finite$"):
+        ablate.choose(args, "ppo.lam=0.5", 1)

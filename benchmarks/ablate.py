@@ -1,0 +1,288 @@
+"""What changes when a line of the config changes: runs with the line beside the config's own.
+
+    python benchmarks/ablate.py --config configs/quick.toml --seeds 1 2 3 \\
+        --line="ppo.epochs=1" --line="ppo.advantage=critic ppo.critic_lr=1e-4"
+
+Each line is one or several fields. Every seed of a line is a run on top of the config's own run of
+that seed, so that only what the line changes is trained anew. With --choose each line, and the
+config, is first given the same SETTINGS of learning rate and target KL, for RLHF and then on top of
+it for PIT: on the first seed, by gold on validation questions, each at its own best temperature.
+
+What is finished is a file in --results and not made again. Two calls at once, with --run.ranks=1
+each, share the work. At the end tables.py writes tables and a plot there.
+"""
+
+import json
+import shlex
+import time
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import tables
+import script  # noqa: F401  (the project's modules are found from here on)
+
+from data import Data, load_data
+from pretrained.configure import load_config
+from report.evaluate import evaluate
+from report.judge import Judge
+from runtime import interrupt
+from runtime.config import Config
+from runtime.files import Busy, lock, write_whole
+from runtime.launch import guard
+from runtime.ranks import barrier, rank, ranks
+from runtime.run import NotFinite, Run, inputs_among, values_of
+from runtime.settings import UserError, read_arguments
+from runtime.stages import inputs_of, title
+from sample import Sampler, answer, improve
+from train_pit import train_all, train_rlhf
+from train_reward import Models, new_gpt, train_start
+
+TEMPERATURES = (1.0, 0.5, 0.2)
+SETTINGS = list(product((0.5, 1.0, 2.0), (1.5, 3.0)))  # lr_scale and kl_target: six trials a line
+PARTS = {"rlhf": ("rlhf",), "pit": ("stage0", "stage1")}  # what is chosen, and the stages of each
+LOGGED = ("reward", "kl", "gold", "entropy", "explained_variance", "length")
+OWN = ""  # the line of the config as it is
+
+
+@dataclass
+class Trained:
+    """A finished run."""
+    run: Run
+    data: Data
+    models: Models
+
+
+def config_of(args, line: str, fields: dict) -> Config:
+    """Return the config with what the command asks, a line, and fields by their names."""
+    words = [f"--{word}" for word in shlex.split(line)]
+    more = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+            for key, value in fields.items()]
+    return load_config(args.config, args.overrides + words + more)
+
+
+def changed(args, line: str) -> set[str]:
+    """Return the stages that a line makes anew; of the config as it is, all."""
+    own, first = (config_of(args, one, {}) for one in (line, OWN))
+    made, known = inputs_of(own), inputs_of(first)
+    return {stage for stage in made if line == OWN or stage not in known
+            or inputs_among(own, made[stage]) != inputs_among(first, known[stage])}
+
+
+def parts_of(args, line: str) -> list[str]:
+    """Return the parts with a stage that the line makes anew."""
+    return [part for part, stages in PARTS.items() if changed(args, line) & {*stages}]
+
+
+def run_name(args, line: str, seed: int, *more) -> str:
+    """Return the name of a run: the config's own of a seed is <name>-<seed>."""
+    return "-".join(map(str, [args.name, *([slug(line)] if line else []), seed, *more]))
+
+
+def slug(line: str) -> str:
+    """Return a line as a part of a file's name."""
+    return "-".join("".join(c if c.isalnum() or c in "._=" else " " for c in line).split()) or "own"
+
+
+def trained_to(part: str, args, line: str, name: str, fields: dict) -> Trained:
+    """Train or restore the supervised models and reward models ("start"), these and M_P^RL
+    ("rlhf"), or all ("pit"), in a run of this name."""
+    run = Run(config_of(args, line, {"run.name": name} | fields))
+    data = load_data(run)
+    with run.precision():
+        models = train_all(run, data) if part == "pit" else train_start(run, data)
+        if part == "rlhf":
+            content = run.stage("rlhf", inputs_of(run.config)["rlhf"], lambda: train_rlhf(
+                run, data, models))
+            models.policies[title("rlhf")] = run.placed(new_gpt(run, data), content["model"])
+    run.write_config()
+    return Trained(run, data, models)
+
+
+def on_validation(trained: Trained, part: str) -> dict[str, float]:
+    """Return the gold of M_P^RL's answers ("rlhf"), or of PIT's rewrites of them ("pit"), at each
+    temperature."""
+    run, data, policies = trained.run, trained.data, trained.models.policies
+    x, golds = data.folds["valid"].x[:run.config.eval.prompts], {}
+    judge = Judge(data, trained.models, x)
+    for temperature in TEMPERATURES:
+        sampler = Sampler(run, data, temperature, run.generator(f"validation {temperature}"))
+        with run.precision():
+            y = answer(sampler, policies[title("rlhf")], x)
+            if part == "pit":
+                y = improve(sampler, policies[title(run.config.pit.curriculum[-1])], x, y)
+        golds[str(temperature)] = float(np.mean(judge.grades(y)))
+    return golds
+
+
+def once(args, line: str, seed: int | None, name: str, make, **more) -> dict:
+    """Return what a file of the results holds; before that, write what make() returns. Raises
+    UserError for a file that was made with other settings: the config's, the line's, and `more`,
+    Busy where another call is making it."""
+    path = args.results / f"{name}.json"
+    settings = {key: value for key, value in values_of(config_of(args, line, {})).items()
+                if not key.startswith("run.")} | more
+    if not path.exists():
+        alone = args.ranks == 1 and lock(args.runs / f"{args.name}-claims" / name)
+        content = {"line": line, "seed": seed, "settings": settings} | make()
+        if rank() == 0:
+            text = json.dumps(content, allow_nan=False)
+            write_whole(path, lambda file: file.write(text.encode()))
+            print(f"written: {path}", flush=True)
+        barrier()
+        alone and alone.close()
+    content = json.loads(path.read_text(encoding="utf-8"))
+    known = values_of(Config()) | content["settings"]  # an option newer than the file
+    differ = [key for key in settings if settings[key] != known.get(key)]
+    if differ:
+        raise UserError(f"{path}: was made with other values of {', '.join(differ)}; delete it, or "
+                        "name another folder in --results")
+    return content
+
+
+def start_of(args, line: str, seed: int) -> str:
+    """Return a run folder with what a line's RL starts from: the config's own, but where the line
+    changes it."""
+    own = line if changed(args, line) & {"data", "sft", "pit_sft", "rp", "rpit"} else OWN
+    return str(trained_to("start", args, own, run_name(args, own, seed, "start"),
+                          {"run.seed": seed}).run.folder)
+
+
+def tries(part: str, setting: tuple) -> dict:
+    """Return a setting as fields of the part's stages."""
+    return {f"{stage}.{key}": value for stage in PARTS[part]
+            for key, value in zip(("lr_scale", "kl_target"), setting)}
+
+
+def choose(args, line: str, seed: int) -> dict:
+    """Return the fields that are best for a line, what each setting reached, and the run of the
+    best. Parts that the line does not change keep what was chosen for the config as it is."""
+    parts, tried, fields, base = parts_of(args, line), {}, {}, start_of(args, line, seed)
+    if "rlhf" not in parts:
+        first = chosen_of(args, OWN)
+        fields = {key: value for key, value in first["fields"].items() if key.startswith("rlhf.")}
+        base = first["folder"] if Path(first["folder"]).exists() else base
+    for part in parts:
+        runs, tried[part] = {}, {}
+        for setting in SETTINGS:
+            name = run_name(args, line, seed, part, *setting)
+            asked = fields | tries(part, setting) | {
+                "run.base": base, "run.seed": seed, "eval.equal_budget": False}
+            try:
+                trained = trained_to(part, args, line, name, asked)
+            except NotFinite as error:  # of all ranks at once: the other settings go on
+                print(f"{name}: {error}", flush=True)
+                interrupt.release()
+                continue
+            tried[part][str(setting)] = max(on_validation(trained, part).values())
+            runs[str(setting)] = str(trained.run.folder), tries(part, setting)
+        if not runs:
+            raise NotFinite(f"{line}: no setting of {part} is finite")
+        base, best = runs[max(tried[part], key=tried[part].get)]
+        fields = fields | best
+    return {"fields": fields, "tried": tried, "folder": base}
+
+
+def chosen_of(args, line: str) -> dict:
+    """Choose a line's settings on the first seed, or read what was chosen; without --choose, none
+    are."""
+    if not args.choose:
+        return {"fields": {}, "folder": "", "seed": None}
+    return once(args, line, args.seeds[0], f"choices-{slug(line)}",
+                lambda: choose(args, line, args.seeds[0]),
+                SETTINGS=list(map(list, SETTINGS)), TEMPERATURES=list(TEMPERATURES))
+
+
+def base_of(args, line: str, seed: int, chosen: dict) -> str:
+    """Return the run that a line's run of a seed stands on: the trial that was chosen, or the
+    config's own run, or, where that one is still to be made, its start."""
+    if seed == chosen["seed"] and Path(chosen["folder"]).exists():
+        return chosen["folder"]
+    own = args.runs / run_name(args, OWN, seed)
+    if line != OWN and own.exists():
+        return str(own)
+    return start_of(args, line, seed) if args.choose else ""
+
+
+def columns(trained: Trained) -> dict[str, dict[str, list]]:
+    """Return the figures of each iteration that the logs have of the stages of RL."""
+    found = {}
+    for stage in ("rlhf", *trained.run.config.pit.curriculum):
+        log = trained.run.used[stage].parent / "metrics.jsonl"
+        lines = [json.loads(one) for one in log.read_text(encoding="utf-8").splitlines()]
+        lines = [one for one in lines if one["stage"] == stage and one["step"] > 0]
+        found[stage] = {key: [round(one[key], 4) for one in lines]
+                        for key in LOGGED if lines and key in lines[-1]}
+    return found
+
+
+def measure(args, line: str, seed: int, chosen: dict) -> dict:
+    """Train a line with what was chosen; return its report without texts, the gold on validation
+    questions, and the logs of RL."""
+    trained = trained_to("pit", args, line, run_name(args, line, seed), chosen["fields"] | {
+        "run.base": base_of(args, line, seed, chosen), "run.seed": seed,
+        "eval.temperatures": list(TEMPERATURES)})
+    valid = {part: on_validation(trained, part) for part in PARTS}
+    with trained.run.precision():
+        report = evaluate(trained.run, trained.data, trained.models)
+    return {"final": title(trained.run.config.pit.curriculum[-1]), "valid": valid,
+            "log": columns(trained)} | {
+        key: value for key, value in report.items() if key not in ("examples", "responses")}
+
+
+def finish(args, line: str, seed: int) -> None:
+    """Make a line's result of a seed; before it the config's own, which it stands on."""
+    chosen = chosen_of(args, line)
+    if line != OWN:
+        finish(args, OWN, seed)
+    once(args, line, seed, f"{slug(line)}-{seed}", lambda: measure(args, line, seed, chosen),
+         chosen=chosen["fields"])
+
+
+def work_through(args) -> list[str]:
+    """Make what is not there yet, what another call is making last; return what failed."""
+    jobs, failed = [(line, seed) for line in args.line for seed in args.seeds], []
+    while jobs:
+        waiting = []
+        for line, seed in jobs:
+            try:
+                finish(args, line, seed)
+            except Busy:
+                if ranks() > 1:
+                    raise
+                waiting.append((line, seed))
+            except NotFinite as error:  # of all ranks at once: the others go on
+                failed.append(f"{line or 'the config'}, seed {seed}: {error}")
+                print(failed[-1], flush=True)
+                interrupt.release()
+        if waiting == jobs:
+            time.sleep(10)
+        jobs = waiting
+    return failed
+
+
+def main() -> None:
+    """Make what is not there yet of the lines and seeds, and the tables."""
+    args, args.overrides = read_arguments(
+        __doc__.splitlines()[0],
+        ("--line", {"action": "append", "default": [], "help": "fields: 'a.b=1 c.d=2'"}),
+        ("--seeds", {"nargs": "+", "type": int, "default": [1, 2, 3]}),
+        ("--choose", {"action": "store_true", "help": "six trials for each line first"}),
+        ("--results", {"type": Path, "help": "a folder; by default <run.dir>/<name>-results"}))
+    config = config_of(args, OWN, {})
+    if config.data.files:
+        raise UserError("lines are compared by the hidden judge of bills: leave data.files out")
+    args.name, args.runs, args.ranks = config.run.name, Path(config.run.dir), config.run.ranks
+    args.results = args.results or args.runs / f"{args.name}-results"
+    args.line = list(dict.fromkeys([OWN, *args.line]))
+    args.results.mkdir(parents=True, exist_ok=True)
+    failed = work_through(args)
+    if rank() == 0:
+        print(tables.write(args.results))
+    if failed:
+        raise UserError("; ".join(failed))
+
+
+if __name__ == "__main__":
+    guard(main)
