@@ -66,7 +66,8 @@ OLD = {"config.toml", "tricks.py", "second_core.py", "lora.py", "loading.py", "s
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_lines_of_the_config_are_taken(page):
     text = page.read_text(encoding="utf-8")
-    lines = re.findall(r"--(\w+\.\w+)=('[^']*'|[^\s`']+)", text)
+    asked = re.sub(r'--line="([^"]+)"', lambda line: re.sub(r"(^|\s)", " --", line[1]), text)
+    lines = re.findall(r"--(\w+\.\w+)=('[^']*'|[^\s`']+)", asked)
     for field, value in lines:
         if field not in ("section.key", "run.base"):  # a placeholder, a folder that a run makes
             config = Config()
@@ -77,7 +78,7 @@ def test_lines_of_the_config_are_taken(page):
 def commands(page) -> list[list[str]]:
     """Return the Python commands of a page's code blocks, as lists of words."""
     blocks = re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    parts = [part for block in blocks for line in block.splitlines()
+    parts = [part for block in blocks for line in block.replace("\\\n", "").splitlines()
              for part in line.split("  #")[0].split(" && ")]
     words = [shlex.split(part) for part in parts if part.startswith(".venv/bin/")]
     return [line[1:] for line in words if line[0] in (".venv/bin/python", ".venv/bin/torchrun")]
