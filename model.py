@@ -67,18 +67,6 @@ def on_grid(mask, values):
     return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, values)
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight, in float32 whatever the input (arXiv 1910.07467)."""
-
-    def __init__(self, width: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x):
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
-
-
 def rotary_table(context: int, width: int, theta: float, scaling=()) -> torch.Tensor:
     """Return exp(i angle) of each position and pair (arXiv 2104.09864): reals [context, C/2, 2].
 
@@ -176,9 +164,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelSection):
         super().__init__()
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention_norm = nn.RMSNorm(config.width, config.norm_eps)
         self.attention = Attention(config)
-        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp_norm = nn.RMSNorm(config.width, config.norm_eps)
         self.mlp = SwiGLU(config)
 
     def forward(self, x, rotations, bias=None, cache=None, layer=0, at=None):
@@ -196,7 +184,7 @@ class GPT(nn.Module):
         self.embedding = nn.Embedding(vocab, config.width)
         blocks = [Block(config) for _ in range(config.layers)]
         self.blocks = nn.ModuleList(blocks)
-        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.norm = nn.RMSNorm(config.width, config.norm_eps)
         self.head = Linear(config.width, vocab)
         if config.tied:
             self.embedding.weight = self.head.weight

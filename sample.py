@@ -5,7 +5,8 @@
     python sample.py --config configs/quick.toml              # asks for prompts
 
 Each step shows its r_gap, which only ranks rewrites of the same draft: compare it with that of a
-copy, beside it. --stop ends with the last step that R_PIT finds better than a copy.
+copy, beside it. --stop ends with the last step that R_PIT finds better than a copy. --explain shows
+what PPO learned from: one rewrite token by token.
 """
 
 import sys
@@ -16,6 +17,7 @@ import torch
 import reward
 from data import Data, load_data
 from evaluation.familiar import Familiar, encoded, encoded_response
+from evaluation.microscope import explained
 from evaluation.show import gold_note, marked
 from faster.sampling import sample
 from model import GPT
@@ -83,6 +85,9 @@ def show_improvements(sampler: Sampler, models: Models, prompt: str, args) -> No
         y = [encoded_response(run, data, args.ref)]
     text = data.tokenizer.decode(y[0])
     print(f"x    {prompt}\ny_0  {text}{gold_note(run, prompt, text)}")
+    if args.explain:
+        print(explained(run, data, models, x[0], y[0]))
+        return
     for i in range(1, args.iters + 1):
         y_ref, before = y, text
         policy = models.policies[title(run.config.pit.curriculum[-1])]
@@ -122,6 +127,7 @@ def main() -> None:
         ("--prompt", {"help": "answer this, a user's first turn, and improve the answer"}),
         ("--ref", {"help": "improve this response instead of one of M_P^RL's"}),
         ("--iters", {"type": int, "default": 3, "help": "improvements, one after another"}),
+        ("--explain", {"action": "store_true", "help": "show PPO's view of a rewrite, by tokens"}),
         ("--stop", {"action": "store_true", "help": "stop where R_PIT finds no improvement"}),
         ("--temperature", {"type": float, "default": 0.5}),
         ("--seed", {"type": int, "help": "of the samples; else run.seed"}))

@@ -11,8 +11,8 @@ def as_markdown(report: dict) -> str:
     lines = [f"# {report['name']}, seed {report['seed']}", "",
              f"{report['prompts']} {report['split']} prompts, judge: {report['judge']}. "
              "Win, tie, lose, delta (win - lose, 95 % interval), responses that were cut off and "
-             "copies of y_ref in %. M_PIT^SFT is what Aligner does (arXiv 2402.02416): correction by "
-             "supervised training alone.", "",
+             "copies of y_ref in %. M_PIT^SFT is what Aligner does (arXiv 2402.02416): correction "
+             "by supervised training alone.", "",
              "| system | T | iteration | gold | against | win | tie | lose | delta | "
              "delta at equal length | length | cut | copies |",
              "|---|---|---|---|---|---|---|---|---|---|---|---|---|"]

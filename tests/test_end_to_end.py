@@ -344,3 +344,30 @@ def test_bfloat16_runs_on_a_cpu(trained, tmp_path):
     one, other = (read_lines(path / "metrics.jsonl")[0] for path in (tmp_path / "tiny", trained[0]))
     assert one["loss"] == pytest.approx(other["loss"], rel=0.02)
     assert one["grad_norm"] != pytest.approx(other["grad_norm"], rel=1e-5)
+
+
+def explained(where: str) -> dict[str, list]:
+    """Return the table of sample.py --explain, and its last lines."""
+    lines = succeed("sample.py", "--config", TINY, where, "--prompt", PROMPT, "--ref", "Sure!",
+                    "--explain").splitlines()
+    heads = re.split(r"\s{2,}", lines[3].strip())
+    numbers = [list(map(float, line.split()[-len(heads):])) for line in lines[4:]
+               if re.fullmatch(r"\S*( +[+-]\d+\.\d{3})+", line)]
+    return {"tail": lines[4 + len(numbers):]} | {
+        head: [row[i] for row in numbers] for i, head in enumerate(heads)}
+
+
+def test_a_response_of_ppo_is_explained_token_by_token(trained):
+    """Each token's -beta KL, the score at the last; delta and A by V: gamma 1, lambda 0.95."""
+    found = explained(trained[1])
+    score = float(re.search(r"score ([+-][\d.]+),", found["tail"][0])[1])
+    assert found["reward"][:-1] == found["-beta KL"][:-1]
+    assert found["reward"][-1] == pytest.approx(score + found["-beta KL"][-1], abs=2e-3)
+    after, A = [*found["V"][1:], 0.0], 0.0
+    for t in reversed(range(len(after))):
+        assert found["delta"][t] == pytest.approx(found["reward"][t] + after[t] - found["V"][t],
+                                                  abs=2e-3)
+        A = found["delta"][t] + 0.95 * A
+        assert found["A"][t] == pytest.approx(A, abs=2e-2)
+    assert sum(found["reward"]) == pytest.approx(
+        float(re.search(r"with the KL ([+-][\d.]+)", found["tail"][0])[1]), abs=0.02)
