@@ -34,7 +34,6 @@ def ours(workload: str) -> GPT:
 def llama_config(model: ModelSection, vocab: int):
     """Return the same model as a LlamaConfig of transformers."""
     from transformers import LlamaConfig
-
     return LlamaConfig(
         vocab_size=vocab, hidden_size=model.width, intermediate_size=model.hidden,
         num_hidden_layers=model.layers, num_attention_heads=model.heads,
@@ -44,7 +43,6 @@ def llama_config(model: ModelSection, vocab: int):
 
 def hf(workload: str):
     from transformers import LlamaForCausalLM
-
     torch.manual_seed(0)
     return LlamaForCausalLM(llama_config(*WORKLOADS[workload]))
 
@@ -52,7 +50,6 @@ def hf(workload: str):
 def hf_scorer(workload: str):
     """Make the same model with a scalar head on the last token."""
     from transformers import LlamaForSequenceClassification
-
     config = llama_config(*WORKLOADS[workload])
     config.num_labels, config.pad_token_id = 1, 0
     return LlamaForSequenceClassification(config)

@@ -17,7 +17,6 @@ from common import (WORKLOADS, alternate, forward_flops, gemm_peak, hf_scorer, o
 
 import reward
 from faster import branches
-
 from reward import RewardModel, gap_loss
 from runtime.batching import micro_batches
 from runtime.config import RewardSection

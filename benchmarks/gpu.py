@@ -72,7 +72,6 @@ def our_side(shape, compiled: bool, rows, prompts, device: str) -> Side:
 
 def their_side(shape, rows, prompts, device: str) -> Side:
     from transformers import LlamaForCausalLM
-
     model = LlamaForCausalLM(llama_config(shape, VOCAB)).to(device)
     labels = rows.tokens.masked_fill(~rows.mask, -100)
     ids = torch.tensor(prompts, device=device)

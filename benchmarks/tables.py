@@ -176,7 +176,6 @@ def plot(lines: Lines, path: Path) -> None:
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "pit"  # the same file from the same results
     from matplotlib import pyplot
-
     found = differences(lines)
     figure, panels = pyplot.subplots(1, 2, sharey=True, figsize=(10, 1.2 + 0.45 * len(found)))
     for panel, system in zip(panels, (RL, PIT)):
@@ -209,8 +208,7 @@ def filled(page: str, results: Path) -> str:
     """Return the page with each table between `<!-- table: name -->` and `<!-- end -->`."""
     for name, table in tables(results).items():
         made = f"<!-- table: {name} -->\n\n{table}\n\n<!-- end -->"
-        page = re.sub(rf"<!-- table: {name} -->.*?<!-- end -->", made.replace("\\", r"\\"), page,
-                      flags=re.DOTALL)
+        page = re.sub(rf"(?s)<!-- table: {name} -->.*?<!-- end -->", lambda _: made, page)
     return page
 
 

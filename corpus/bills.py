@@ -18,6 +18,7 @@ import json
 import math
 import random
 import re
+from itertools import accumulate
 
 PRICES = {"tea": 5, "a hat": 8, "milk": 2, "soap": 3, "corn": 4, "bread": 6, "wine": 9,
           "salt": 1, "fish": 7, "rice": 3, "a pen": 2, "wool": 6, "jam": 5, "cake": 8}
@@ -45,11 +46,7 @@ def due_after(due: int, thing: str) -> int:
 
 def running_amounts(things: list[str]) -> list[int]:
     """Return what is due after each of the things (bare names), in order."""
-    amounts, due = [], 0
-    for thing in things:
-        due = due_after(due, thing)
-        amounts.append(due)
-    return amounts
+    return list(accumulate(things, due_after, initial=0))[1:]
 
 
 def make_question(rng: random.Random, fewest: int = 3, most: int = 6) -> tuple[str, list[str]]:

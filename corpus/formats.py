@@ -106,8 +106,9 @@ def records(path: str):
             for number, line in enumerate(file, 1):
                 text, where = decoded(line, path, number), f"{path}:{number}"
                 if first and text.lstrip().startswith("["):
-                    rest = file.read()  # a line is decoded alone, so that an error has its number
-                    yield from list_records(path, text + decoded(rest, path, number + 1))
+                    text += decoded(file.read(), path, number + 1)  # apart: an error has its number
+                    for item, record in enumerate(parsed(text, path), 1):
+                        yield record, f"{path}, item {item}"
                     return
                 if text.strip():
                     first = False
@@ -122,12 +123,6 @@ def decoded(text: bytes, path: str, number: int) -> str:
         number += text[:error.start].count(b"\n")
         raise UserError(f"{path}:{number}: it is no UTF-8 ({error.reason}); save it as such"
                         ) from None
-
-
-def list_records(path: str, text: str):
-    """Yield the records of a file that is one JSON list."""
-    for number, record in enumerate(parsed(text, path), 1):
-        yield record, f"{path}, item {number}"
 
 
 def parsed(text: str, where: str):
@@ -147,11 +142,10 @@ def parquet_records(path: str):
     except ImportError:
         raise UserError(f"{path}: Parquet needs an extra: pip install pyarrow") from None
     try:
-        number = 0
-        for batch in parquet.ParquetFile(path).iter_batches():
-            for record in batch.to_pylist():
-                number += 1
-                yield record, f"{path}, row {number}"
+        rows = (row for batch in parquet.ParquetFile(path).iter_batches()
+                for row in batch.to_pylist())
+        for number, record in enumerate(rows, 1):
+            yield record, f"{path}, row {number}"
     except (ArrowException, UnicodeError) as error:
         raise UserError(f"{path}: no Parquet table: {str(error).splitlines()[0]}") from None
 

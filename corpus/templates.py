@@ -20,8 +20,7 @@ class Template:
     `start` are the ids that begin a sequence, if the tokenizer has such; `first` says that the text
     stands at its beginning, where some tokenizers put a space before it."""
 
-    def __init__(self, text: str, tokenizer: Tokenizers, start=(),
-                 first: bool = False):
+    def __init__(self, text: str, tokenizer: Tokenizers, start=(), first: bool = False):
         self.start, self.parts = start, []
         self.spaced = {}
         for literal, slot in re.findall(rf"(.*?)({'|'.join(SLOTS)}|\Z)", text, re.DOTALL):

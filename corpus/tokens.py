@@ -97,10 +97,8 @@ def flattened(rows: dict[str, list]) -> dict[str, torch.Tensor]:
 def columns_of(content: dict, name: str) -> dict[str, Column]:
     """Return the three columns of a fold that `flattened` has kept, on the same memory."""
     flat, lengths = content["tokens"].numpy(), content["lengths"].numpy()
-    starts, first = lengths.cumsum() - lengths, 0
-    for other in FOLDS[:FOLDS.index(name)]:
-        first += 3 * content["counts"][other]
-    size = content["counts"][name]
+    starts, size = lengths.cumsum() - lengths, content["counts"][name]
+    first = 3 * sum(content["counts"][other] for other in FOLDS[:FOLDS.index(name)])
     places = [slice(first + k * size, first + (k + 1) * size) for k in range(3)]
     return {side: Column(flat, starts[at], lengths[at])
             for side, at in zip(("x", "y_w", "y_l"), places)}
@@ -113,19 +111,15 @@ def batches(lengths: np.ndarray, size: int, steps: int, rng: np.random.Generator
     batches: little padding, at the price of batches that are random only within their stretch.
     """
     size = min(size, len(lengths))
-    made = 0
-    while True:
+    while steps > 0:
         order = rng.permutation(len(lengths))[:len(lengths) // size * size]
         stretches = [order[i:i + 32 * size] for i in range(0, len(order), 32 * size)]
         ready = []
         for stretch in stretches:
             stretch = stretch[np.argsort(lengths[stretch], kind="stable")]
             ready += [stretch[i:i + size] for i in range(0, len(stretch), size)]
-        for i in rng.permutation(len(ready)):
-            if made == steps:
-                return
-            made += 1
-            yield ready[i]
+        yield from (ready[i] for i in rng.permutation(len(ready))[:steps])
+        steps -= len(ready)
 
 
 def turn_by_turn(size: int, seeds: list[int], start: int, number: int) -> list[int]:

@@ -41,13 +41,6 @@ def write_pairs(path: Path, comparisons: list[dict], seed: int) -> int:
     return len(entries)
 
 
-def are_there(path: Path) -> bool:
-    """Return whether the file of pairs exists. Raises UserError where it could not be made."""
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: there is no folder {path.parent}; make it first")
-    return path.exists()
-
-
 def read_verdicts(path: Path) -> list[dict]:
     """Return win, tie, lose and their difference of each two systems in a judged file, in %.
 
@@ -111,7 +104,9 @@ def main() -> None:
     parser.add_argument("report", type=Path, help="report.json of a run")
     parser.add_argument("pairs", type=Path, help="the file of pairs; with verdicts they are shown")
     args = parser.parse_args()
-    if are_there(args.pairs):
+    if not args.pairs.parent.is_dir():
+        raise UserError(f"{args.pairs}: there is no folder {args.pairs.parent}; make it first")
+    if args.pairs.exists():
         print(as_markdown(read_verdicts(args.pairs)))
         return
     report = read_report(args.report)

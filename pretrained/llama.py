@@ -17,11 +17,11 @@ import torch
 from pretrained.vocabulary import Tokenizer
 from runtime.files import checksum as checksum_of_file
 from runtime.files import write_whole
-from runtime.settings import UserError
+from runtime.settings import UserError, reason_of
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")  # the first that is there is taken
-EXTRAS = ("chat_template.jinja",)  # copied beside the tokenizer
+CHAT = "chat_template.jinja"  # copied beside the tokenizer
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 ONLY = {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,),
         "partial_rotary_factor": (1.0,), "quantization_config": (None,)}  # the values that we have
@@ -155,9 +155,8 @@ def read_weights(path: str, model) -> dict:
     if model.tied:
         tensors.pop("lm_head.weight", None)
 
-    def take(name: str, rows: int, columns: int | None = None):
+    def take(name: str, *shape: int):
         tensor = tensors.pop(name, None)
-        shape = (rows,) if columns is None else (rows, columns)
         if tensor is None or tensor.shape != shape:
             there = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
             raise UserError(f"{path}: tensor {name} {there}; expected {shape}")
@@ -226,14 +225,12 @@ def read_tensors(folder: Path) -> dict:
     """Read all tensors of a folder."""
     tensors = {}
     for path in weight_files(folder):
+        read = (safetensors().load_file if path.suffix == ".safetensors" else
+                functools.partial(torch.load, map_location="cpu", weights_only=True))
         try:
-            tensors |= (safetensors().load_file(path) if path.suffix == ".safetensors" else
-                        torch.load(path, map_location="cpu", weights_only=True))
-        except UserError:
-            raise
+            tensors |= read(path)
         except Exception as error:  # safetensors and torch raise several kinds for a damaged file
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(f"{path}: cannot read the weights ({reason}); download it "
+            raise UserError(f"{path}: cannot read the weights ({reason_of(error)}); download it "
                             "again") from None
     return tensors
 
@@ -290,18 +287,16 @@ def write_folder(folder: Path, weights: dict, config, vocab: int, tokenizer):
     """Write whole weights (lora.merged) as a Hugging Face folder, with the tokenizer and, in
     templates.json, what the model expects to read. Raises UserError where the folder has a model
     already, or cannot be written."""
-    save, source, longest = safetensors().save, None, config.model.context
-    if config.model.init_from:
-        source = Path(config.model.init_from)
-        longest = describe_folder(source)[1]
+    save = safetensors().save
+    source = Path(config.model.init_from) if config.model.init_from else None
+    longest = describe_folder(source)[1] if source else config.model.context
     content = their_config(config.model, vocab, tokenizer.bos, tokenizer.eos, longest)
     if (folder / "config.json").exists():
         raise UserError(f"--to {folder}: holds a model already; choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in EXTRAS:
-            if source and (source / name).exists():
-                shutil.copyfile(source / name, folder / name)
+        if source and (source / CHAT).exists():
+            shutil.copyfile(source / CHAT, folder / CHAT)
         shutil.copyfile(tokenizer.path, folder / tokenizer.path.name)
     except OSError as error:
         raise UserError(f"--to {folder}: cannot write it ({error.strerror})") from None

@@ -58,9 +58,8 @@ class Tokenizer:
         except (OSError, RuntimeError) as error:
             raise UserError(f"{path}: no SentencePiece model ({str(error).strip()})") from None
         self.path, self.vocab = Path(path), self.pieces.vocab_size()
-        self.bos, self.eos = self.pieces.bos_id(), self.pieces.eos_id()
-        if eos:
-            self.eos = self.pieces.piece_to_id(eos)
+        self.bos = self.pieces.bos_id()
+        self.eos = self.pieces.piece_to_id(eos) if eos else self.pieces.eos_id()
         if self.eos < 0 or eos and self.eos == self.pieces.unk_id():
             raise UserError(f"{path}: has no end-of-sentence piece {eos}; name what ends a "
                             "response in tokenizer.eos")

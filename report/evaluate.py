@@ -117,8 +117,7 @@ def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperatu
         return kept(name, sampler, lambda: answer(sampler, policies[name], x))
 
     def improved(name: str, y_ref: list, what) -> list:
-        return kept(f"{name}, {what}", sampler, lambda: improve(
-            sampler, policies[name], x, y_ref))
+        return kept(f"{name}, {what}", sampler, lambda: improve(sampler, policies[name], x, y_ref))
 
     sft, y_0 = answers("M_P^SFT"), answers("M_P^RL")
     table.add("M_P^SFT", sft, "M_P^RL", y_0, temperature)
@@ -126,8 +125,7 @@ def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperatu
     if "pretrained" in policies:
         own = answers("pretrained", sampler_of("pretrained"))
         table.add("pretrained", own, "M_P^RL", y_0, temperature)
-    best = kept("best of n", sampler, lambda: best_of(
-        sampler, models, x, setting.best_of))
+    best = kept("best of n", sampler, lambda: best_of(sampler, models, x, setting.best_of))
     table.add(f"best of {setting.best_of}", best, "M_P^RL", y_0, temperature)
     more = None
     if "RLHF equal budget" in policies:
@@ -216,10 +214,8 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
     x = fold.x
     judge = Judge(data, models, x)
     table = Table(judge, run.config.data.max_response)
-    responses = {}
-    for temperature in tqdm(setting.temperatures, "  evaluation", disable=ranks.rank() != 0):
-        responses[temperature] = evaluate_at(
-            run, data, models, table, x, temperature, kept, refining)
+    responses = {t: evaluate_at(run, data, models, table, x, t, kept, refining)
+                 for t in tqdm(setting.temperatures, "  evaluation", disable=ranks.rank() != 0)}
     y_0 = responses[setting.temperatures[0]]["chain"][0]
     for side in ("y_l", "y_w"):
         table.add(side, getattr(fold, side), "M_P^RL", y_0, None)
@@ -234,9 +230,8 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
     costs["evaluation"] = kept.spent()
     peak = ranks.all_sum(torch.tensor(operations.peak(run.device))).item()
     return {"name": run.config.run.name, "seed": run.config.run.seed,
-            "eval_seed": setting.seed, "split": setting.split,
-            "prompts": len(x), "judge": judge.name, "rows": table.rows, "reward": accuracies,
-            "prices": prices,
+            "eval_seed": setting.seed, "split": setting.split, "prompts": len(x),
+            "judge": judge.name, "rows": table.rows, "reward": accuracies, "prices": prices,
             "seconds": {name: seconds for name, (seconds, _) in costs.items()},
             "tflop": {name: done / 1e12 for name, (_, done) in costs.items()},
             "peak_tflop_a_second": peak / 1e12, "data": data.counts,

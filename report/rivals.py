@@ -25,12 +25,7 @@ from train_reward import Models, Training, lm_loss, new_gpt, train
 def best_of(sampler: Sampler, models: Models, x: list, number: int) -> list:
     """Return the best by R_P of `number` responses of M_P^RL."""
     tries = [answer(sampler, models.policies["M_P^RL"], x) for _ in range(number)]
-    return best_by(sampler.data, models, x, tries)
-
-
-def best_by(data: Data, models: Models, x: list, tries: list[list]) -> list:
-    """Return the best by R_P of several responses to each x."""
-    scores = [rp_scores(data, models.rp, x, y) for y in tries]
+    scores = [rp_scores(sampler.data, models.rp, x, y) for y in tries]
     return [tries[k][i] for i, k in enumerate(np.argmax(scores, axis=0))]
 
 
@@ -39,8 +34,7 @@ def self_refine(sampler: Sampler, policy: GPT, x: list, y_ref: list) -> list:
     2303.17651)."""
     data = sampler.data
     feedback = generate(sampler, policy, [data.feedback(*pair) for pair in zip(x, y_ref)])
-    return generate(sampler, policy, [
-        data.rewrite(*triple) for triple in zip(x, y_ref, feedback)])
+    return generate(sampler, policy, [data.rewrite(*triple) for triple in zip(x, y_ref, feedback)])
 
 
 # ------------------------------------------------------------------------- a taught Self-Refine
@@ -48,11 +42,10 @@ def self_refine(sampler: Sampler, policy: GPT, x: list, y_ref: list) -> list:
 
 def with_rubric(data: Data, aspects) -> Data:
     """Return the data with Self-Refine's templates for a rubric of these aspects."""
-    def template(text):
-        return Template(text, data.tokenizer, data.policy_prompt.start, first=True)
-
-    return dataclasses.replace(data, feedback=template(rubric.feedback_template(aspects)),
-                               rewrite=template(rubric.rewrite_template(aspects)))
+    feedback, rewrite = (
+        Template(text, data.tokenizer, data.policy_prompt.start, first=True)
+        for text in (rubric.feedback_template(aspects), rubric.rewrite_template(aspects)))
+    return dataclasses.replace(data, feedback=feedback, rewrite=rewrite)
 
 
 def refiner_examples(run: Run, data: Data) -> Fold:

@@ -74,16 +74,11 @@ def mended(question: str, draft: str, rubric) -> str:
     return bills.compose(opening, total, lines, "." if "form" in rubric else end, order)
 
 
-def without(*missing: str) -> tuple[str, ...]:
-    """Return the rubric of all aspects but these."""
-    return tuple(aspect for aspect in ASPECTS if aspect not in missing)
-
-
 # Rubrics that are asked about: the weightiest aspects, the lightest, or all but one.
-NESTED = {f"first {k}": ASPECTS[:k] for k in range(1, len(ASPECTS) + 1)} | {
-    f"last {k}": ASPECTS[-k:] for k in range(1, len(ASPECTS) - 1)}
-LACKING = {f"without {aspect}": without(aspect) for aspect in ASPECTS}
-ASKED = tuple(dict.fromkeys([*NESTED.values(), *LACKING.values()]))
+FIRST = [ASPECTS[:k] for k in range(1, len(ASPECTS) + 1)]
+LAST = [ASPECTS[-k:] for k in range(1, len(ASPECTS) - 1)]
+BUT_ONE = [tuple(aspect for aspect in ASPECTS if aspect != left) for left in ASPECTS]
+ASKED = tuple(dict.fromkeys(FIRST + LAST + BUT_ONE))
 ALL = [chosen for k in range(1, len(ASPECTS) + 1) for chosen in combinations(ASPECTS, k)]
 
 

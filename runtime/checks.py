@@ -233,9 +233,8 @@ def odd_markers(config, tokenizer):
 
 
 FOLD_OF = {"sft": "sft", "pit_sft": "sft", "rp": "reward", "rpit": "reward", "judge": "rl"}
-TOO_LONG = "raise data.{} and with it model.context"
-REMEDIES = {"prompt too long": TOO_LONG.format("max_prompt"),
-            "response too long": TOO_LONG.format("max_response")}
+REMEDIES = {f"{what} too long": f"raise data.max_{what} and with it model.context"
+            for what in ("prompt", "response")}
 
 
 def scarce(config, counts: dict[str, int]):

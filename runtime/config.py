@@ -15,11 +15,6 @@ def zero_or_more(default, most: float = sys.float_info.max):
     return field(default=default, metadata={"low": 0, "high": most})
 
 
-def any_number(default: float):
-    """Return a field for a number that may be below 0."""
-    return field(default=default, metadata={"low": -sys.float_info.max})
-
-
 Comparison = Literal["wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw"]  # of Eq. 2
 Layer = Literal["qkv", "out", "gate_up", "down"]                   # linear layers of a block
 COMPARISONS, LAYERS = get_args(Comparison), get_args(Layer)
@@ -142,11 +137,11 @@ class PPOSection:
     lam: float = zero_or_more(0.95, most=1)         # of the policy's advantages
     critic_lam: float = zero_or_more(0.95, most=1)  # of the returns that the critic learns
     temperature: float = 1.0    # of rollouts, old and new log-probabilities alike
-    no_eos_score: float = any_number(-5.0)  # of a response without its end, in standard deviations
+    no_eos_score: float = field(  # of a response without its end, in standard deviations
+        default=-5.0, metadata={"low": -sys.float_info.max})
     grad_clip: float = 1.0
     kl_power: float = zero_or_more(4.0)  # of KL / target, by which beta rises above it; 0: fixed
     kl_wall: float = field(default=16.0, metadata={"low": 1})  # times beta, the most it rises to
-
 
     def prompts(self) -> int:
         """Count the prompts of an iteration."""

@@ -11,6 +11,7 @@ import os
 import pickle
 import secrets
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -39,10 +40,8 @@ def write_whole(path: Path, write) -> None:
             os.fsync(folder)  # else the new name could be lost
             os.close(folder)
     except BaseException as error:
-        try:
+        with suppress(OSError):  # a folder that cannot be written has none
             temporary.unlink(missing_ok=True)
-        except OSError:
-            pass  # a folder that cannot be written has none
         if not isinstance(error, (OSError, RuntimeError)):  # the latter is torch's for a full disk
             raise
         raise UserError(f"{path}: cannot write it ({reason_of(error)}); {remedy(error)} and run "

@@ -84,7 +84,3 @@ def step_together() -> None:
     """Note that from now on a forward pass needs every rank."""
     global _together
     _together = True
-
-
-def together() -> bool:
-    return _together

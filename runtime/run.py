@@ -21,7 +21,7 @@ from runtime import checks, files, interrupt, operations, state
 from runtime.checks import NotFinite
 from runtime.config import ONLY_SPEED, Config
 from runtime.launch import choose_for, pick_device, start_ranks, usual_ranks
-from runtime.ranks import all_sum, barrier, rank, ranks, step_together, together
+from runtime.ranks import all_sum, barrier, rank, ranks, step_together
 from runtime.settings import UserError, fill, to_toml
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
@@ -250,6 +250,6 @@ class Run:
     def save_part(self, step: int, changing) -> None:
         """Save the current stage as it is after a step."""
         path, inputs = self.saving
-        if rank() == 0 or together():  # shards are gathered by all
+        if rank() == 0 or self.config.run.shard:  # shards are gathered by all
             self.save(path, {"inputs": inputs, "step": step, "lines": dict(self.lines),
                              "state": state.snapshot(changing)})
