@@ -140,11 +140,13 @@ class Run:
         is refused with the fields that differ. `make()` returns a dict of tensors and plain values.
         """
         inputs = inputs_among(self.config, (*sections, "run.seed")) | {"format": FORMAT}
-        notes = []
+        notes, partial = [], self.folder / f"{name}.part.pt"
         for path in [folder / f"{name}.pt" for folder in self.folders]:
             content, note = self.fitting(path, inputs)
             if content:
                 self.used[name] = path
+                if self.lock:  # of a run that was killed when the stage was just finished
+                    partial.unlink(missing_ok=True)
                 return content
             notes += [note] * bool(note)
         if not self.trains:
@@ -152,7 +154,7 @@ class Run:
                             "train_pit.py first, or name the --run.base that it was made on")
         for note in notes if rank() == 0 else []:
             print(f"{note}: it is made anew in {self.folder}", file=sys.stderr)
-        partial, self.used[name] = self.folder / f"{name}.part.pt", self.folder / f"{name}.pt"
+        self.used[name] = self.folder / f"{name}.pt"
         self.resumed = self.fitting(partial, inputs)[0] or {
             "step": -1, "seconds": 0.0, "operations": 0.0, "lines": {}}
         barrier()  # no rank makes what another one has found

@@ -86,14 +86,21 @@ class Faults:
         found["rows"] = json.loads((folder / "report.json").read_text(encoding="utf-8"))["rows"]
         return found | {log: order((folder / log).read_bytes().splitlines()) for log in LOGS}
 
+    def differing(self, name: str, order=list) -> list[str]:
+        """Return what a run has left otherwise than the undisturbed one."""
+        one, other = self.left(name, order), self.left("whole", order)
+        return [key for key in one | other if not alike(one.get(key), other.get(key))]
+
     def same(self, name: str, order=list) -> bool:
         """Whether a run has ended as the undisturbed one."""
-        return alike(self.left(name, order), self.left("whole", order))
+        return not self.differing(name, order)
 
     def goes_on(self, name: str) -> tuple[bool, str]:
-        """Whether a run that goes on ends as the undisturbed one, and what it said."""
+        """Whether a run that goes on ends as the undisturbed one, and what it said, or what
+        differs."""
         code, said = self.finish(name)
-        return code == 0 and self.same(name), said
+        differing = self.differing(name) if code == 0 else [f"exit code {code}"]
+        return not differing, "; ".join(filter(None, [said, *differing]))
 
     def progress(self, name: str) -> int:
         """Count the lines of the metrics and the finished stages."""

@@ -70,6 +70,19 @@ def test_a_stage_that_was_cut_off_goes_on_bit_for_bit(tmp_path):
     assert [p.name for p in (tmp_path / "cut" / "tiny").glob("*.pt")] == ["walk.pt"]
 
 
+def test_a_kill_just_after_a_stage_was_saved_leaves_nothing_behind(tmp_path):
+    run = tiny_run(tmp_path)
+    walk(run, 5)
+    part = run.folder / "walk.part.pt"
+    part.touch()  # the kill came before it was removed
+    run.lock.close()
+    reader = Run(run.config, trains=False)
+    reader.stage("walk", ("sft",), None)
+    assert part.exists()  # who only reads removes nothing
+    walk(tiny_run(tmp_path), 5)
+    assert not part.exists()
+
+
 def test_lines_of_the_log_that_were_lost_come_back(tmp_path):
     with pytest.raises(CutOff):
         walk(tiny_run(tmp_path), 10, 6)
