@@ -63,23 +63,28 @@ def as_lines(columns: dict[str, list]) -> list[str]:
         for token, *numbers in zip(*columns.values())]
 
 
-def explained(run: Run, data: Data, models, x: list[int], y_ref: list[int]) -> str:
-    """Roll out the last stage of PIT on one prompt; return the first response as text. `models` are
-    train_reward.Models."""
+def examined(run: Run, data: Data, models, x: list[int], y_ref: list[int]):
+    """Roll out the last stage of PIT on one prompt; return its task, the rollout, and the columns
+    of the first response. `models` are train_reward.Models."""
     task, learner = last_stage(run, models.policies, models.rpit)
     prompts = ppo.Prompts([data.pit_prompt(x, y_ref)], [x], [y_ref], [""]).repeated(learner.group)
     uniforms = torch.rand(learner.group, run.config.data.max_response,
                           generator=run.generator("explain"))
     rollout = ppo.roll_out(learner, task, prompts, uniforms, run.config.ppo, data.tokenizer.eos)
+    return task, rollout, columns_of(run, data, models.rpit, learner, rollout)
+
+
+def explained(run: Run, data: Data, models, x: list[int], y_ref: list[int]) -> str:
+    """Return the first response of that rollout as text."""
+    task, rollout, columns = examined(run, data, models, x, y_ref)
     mean, std = task.scale
     others = rollout.rewards.sum(1)[1:]
     baseline = [f"the others of its group got {others.mean():+.3f}: A is the difference"] * bool(
         len(others))
-    lines = as_lines(columns_of(run, data, models.rpit, learner, rollout))
     paid = (f"r_gap {rollout.score[0] * std + mean:+.2f}, less {mean:+.2f} and by {std:.2f}: "
             if rollout.ended[0] else "it does not end (ppo.no_eos_score): ")
     return "\n".join([
         f"a rewrite as {task.name} sampled it, T = {run.config.ppo.temperature}: "
-        + data.tokenizer.decode(rollout.rows.responses()[0]), *lines,
+        + data.tokenizer.decode(rollout.rows.responses()[0]), *as_lines(columns),
         f"{paid}score {rollout.score[0]:+.3f}, with the KL {rollout.rewards[0].sum():+.3f}",
         *baseline])

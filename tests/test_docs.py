@@ -1,6 +1,7 @@
 """The pages say what is so: names, links, anchors and config lines in them exist."""
 
 import importlib
+import inspect
 import re
 import shlex
 
@@ -11,9 +12,10 @@ from runtime.checks import check_config
 from runtime.config import Config
 from runtime.settings import fill
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TUTORIAL = sorted((ROOT / "docs" / "tutorial").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *TUTORIAL]
 METHOD = ("model", "data", "reward", "ppo", "train_reward", "train_pit", "sample")
-ids = [page.name for page in PAGES]
+ids = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
 
 def without_code(text: str) -> str:
@@ -55,12 +57,12 @@ def test_names_of_the_code_and_of_the_config_are_there(page):
                 ".py", ".pt", ".json", ".jsonl", ".model")):
             assert is_there(span), span
         elif re.fullmatch(r"[\w/]+\.(py|toml)", span):
-            folders = ("", "runtime", "corpus", "pretrained", "faster", "evaluation", "report",
+            folders = ("", "docs", "runtime", "corpus", "pretrained", "faster", "evaluation", "report",
                        "ablations", "benchmarks", "configs", "tests")
             assert span in OLD or any((ROOT / folder / span).exists() for folder in folders), span
 
 
-OLD = {"config.toml", "tricks.py", "second_core.py", "lora.py", "loading.py", "scaling.py"}
+OLD = {"config.toml", "mine.py", "tricks.py", "second_core.py", "lora.py", "loading.py", "scaling.py"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
@@ -99,6 +101,25 @@ def test_commands_name_scripts_configs_and_options_that_are_there(page):
                 assert (ROOT / option).exists(), option
             elif name.startswith("--") and "." not in name and name != "--config":
                 assert f'"{name}"' in text, f"{script.name} {name}"
+
+
+def blocks_of(page) -> list[tuple[str, str]]:
+    """Return the blocks of Python of a page, each with the line above it."""
+    return re.findall(r"(?s)(?:(`[^`\n]+`):\n\n)?```python\n(.*?)\n```",
+                      page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("page", TUTORIAL, ids=[page.name for page in TUTORIAL])
+def test_the_code_that_the_tutorial_shows_is_the_source(page):
+    for name, block in blocks_of(page):
+        file, _, function = name.strip("`").partition(":")
+        module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+        assert block == inspect.getsource(getattr(module, function)).rstrip(), name
+
+
+def test_the_tutorial_shows_the_equations():
+    shown = {name for page in TUTORIAL for name, _ in blocks_of(page)}
+    assert {"`reward.py:gap_loss`", "`ppo.py:train`", "`ppo.py:policy_loss`"} <= shown
 
 
 def test_the_readme_is_short():

@@ -1,0 +1,249 @@
+"""Draw the pictures of docs/tutorial from a finished run.
+
+    python docs/figures.py --config configs/quick.toml
+
+Each picture is made by the functions that it shows, or from the run's own logs and models. The five
+runs that fail on purpose (docs/tutorial/7-read-your-run.md has their commands) are drawn if they
+are there.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import ppo  # noqa: E402
+from data import Data, load_data  # noqa: E402
+from evaluation import microscope  # noqa: E402
+from faster.branches import make_branches  # noqa: E402
+from pretrained.configure import command_line  # noqa: E402
+from runtime.launch import guard  # noqa: E402
+from runtime.run import Run  # noqa: E402
+from runtime.settings import UserError  # noqa: E402
+from sample import restore  # noqa: E402
+
+try:
+    import matplotlib
+    from matplotlib import pyplot
+except ImportError:
+    matplotlib = None
+
+BLUE, ORANGE, GREEN, GREY, RED = "#8ecae6", "#ffb703", "#90be6d", "#dddddd", "#e76f51"
+QUESTION = "What is the bill for tea, a coupon and a hat?"
+DRAFT = "Of course! 13 in all: tea 5, coupon 2, hat 10."
+FAILURES = {"no-kl": "no KL", "chance": "R_PIT at chance", "no-eos": "no_eos_score too high",
+            "rate": "learning rate too high", "short": "responses cut short"}
+
+
+def save(figure, name: str) -> None:
+    """Write a figure as docs/tutorial/<name>.svg, the same file from the same data."""
+    figure.savefig(ROOT / "docs" / "tutorial" / f"{name}.svg", metadata={"Date": None},
+                   bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def arrow(axis, start, end, **more) -> None:
+    """Draw an arrow between two places."""
+    axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "shrinkA": 26, "shrinkB": 26,
+                                              "color": "grey"} | more)
+
+
+def boxes(axis, places: dict[str, tuple[float, float]], colours: dict[str, str]) -> None:
+    """Draw texts in boxes at their places."""
+    for text, place in places.items():
+        axis.text(*place, text, ha="center", va="center", fontsize=9, bbox={
+            "boxstyle": "round,pad=0.4", "facecolor": colours.get(text, GREY), "edgecolor": "grey"})
+    axis.set_axis_off()
+
+
+def draw_pipeline() -> None:
+    """Draw which model is trained from which, on what."""
+    pairs, sft, pit_sft = "preference pairs\nx, y_w, y_l", "M_P^SFT\ny_w given x", (
+        "M_PIT^SFT\ny_w given x, y_l")
+    rp, rpit, rl = "R_P(x, y)", "R_PIT(x, y, y_ref)\nEq. 2", "M_P^RL\nPPO, Eq. 3"
+    zero, one = "stage 0, Eq. 4\ndrafts y_l, y_w", "stage 1, Eq. 5\ndrafts by M_P^RL"
+    places = {pairs: (0, 1.5), sft: (1.2, 3), rp: (1.2, 2), rpit: (1.2, 1), pit_sft: (1.2, 0),
+              rl: (2.4, 2.5), zero: (2.4, 0.5), one: (3.6, 1.5)}
+    figure, axis = pyplot.subplots(figsize=(9, 4))
+    boxes(axis, places, {rp: ORANGE, rpit: ORANGE, sft: BLUE, rl: BLUE, pit_sft: GREEN,
+                         zero: GREEN, one: GREEN})
+    for start, end in ((pairs, sft), (pairs, rp), (pairs, rpit), (pairs, pit_sft), (sft, rl),
+                       (rp, rl), (pit_sft, zero), (rpit, zero), (rl, one), (zero, one),
+                       (rpit, one)):
+        arrow(axis, places[start], places[end], shrinkA=45, shrinkB=45)
+    axis.set_xlim(-0.5, 4.1)
+    axis.set_ylim(-0.5, 3.5)
+    save(figure, "pipeline")
+
+
+def draw_rows(data: Data) -> None:
+    """Draw a batch of M_PIT's as cells: prompt, draft, response, padding."""
+    some = data.folds["sft"][range(3)]
+    rows = data.pit_rows(some.x, some.y_l, some.y_w)
+    figure, axis = pyplot.subplots(figsize=(14, 1.6))
+    for b, tokens in enumerate(rows.tokens.tolist()):
+        marks = [t for t, i in enumerate(tokens) if i in data.tokenizer.controls.values()]
+        for t, i in enumerate(tokens[:rows.length[b]]):
+            part = sum(t > mark for mark in marks[:3])
+            colour = GREY if t in marks else (BLUE, BLUE, ORANGE, GREEN)[part]
+            axis.add_patch(pyplot.Rectangle((t, -b), 1, -0.9, facecolor=colour, edgecolor="white"))
+            axis.text(t + 0.5, -b - 0.45, data.tokenizer.piece(i).strip("\u2581<|>"), ha="center",
+                      va="center", fontsize=4.5)
+    axis.set_xlim(0, rows.tokens.shape[1])
+    axis.set_ylim(-3, 0)
+    axis.set_axis_off()
+    save(figure, "rows")
+
+
+def draw_order() -> None:
+    """Draw the order that Eq. 2 asks for: an arrow is a term."""
+    places = {"r^{w,l}\nan improvement": (0, 2), "r^{w,w}\na copy": (-1, 1),
+              "r^{l,l}\na copy": (1, 1), "r^{l,w}\na worsening": (0, 0)}
+    figure, axis = pyplot.subplots(figsize=(5, 4))
+    boxes(axis, places, dict(zip(places, (GREEN, GREY, GREY, RED))))
+    best, ww, ll, worst = places.values()
+    for start, end in ((best, ww), (best, ll), (best, worst), (ww, worst), (ll, worst)):
+        arrow(axis, start, end)
+    axis.set_xlim(-1.6, 1.6)
+    axis.set_ylim(-0.4, 2.4)
+    save(figure, "order")
+
+
+def draw_branches() -> None:
+    """Draw which token sees which where two responses share a prompt."""
+    names = [*(f"p{i}" for i in range(4)), *(f"a{i}" for i in range(3)),
+             *(f"b{i}" for i in range(3))]
+    bias = make_branches([[1] * 4], [[1] * 3], [[1] * 3], "cpu").bias[0, 0]
+    figure, axis = pyplot.subplots(figsize=(4, 4))
+    axis.imshow(bias == 0, cmap="Blues", vmax=1.6)
+    axis.set_xticks(range(len(names)), names)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_xlabel("is seen")
+    axis.set_ylabel("sees")
+    save(figure, "branches")
+
+
+def draw_ppo() -> None:
+    """Draw the clipped loss of a token against rho, and beta against the KL."""
+    rho, one = torch.linspace(0.5, 1.5, 201), torch.ones(201, 1)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3))
+    for A, colour in ((1.0, "tab:green"), (-1.0, "tab:red")):
+        losses = [ppo.policy_loss(at.log().view(1, 1), torch.zeros(1, 1), A * one[:1],
+                                  one[:1].bool(), 0.2)[0].item() for at in rho]
+        left.plot(rho, losses, color=colour, label=f"A = {A:+.0f}")
+    left.set_xlabel("rho = pi_new / pi_old")
+    left.set_ylabel("loss of a token")
+    left.legend()
+    kl = torch.linspace(0, 8, 200).tolist()
+    right.plot(kl, [ppo.kl_coefficient(0.03, one, 3.0, 4.0, 16.0) for one in kl])
+    right.set_xlabel("KL (nats a response); kl_target 3")
+    right.set_ylabel("the next beta")
+    figure.tight_layout()
+    save(figure, "ppo")
+
+
+def logged(run: Run) -> list[dict]:
+    """Return what the logs have of the iterations of RLHF and of PIT's stages."""
+    lines = []
+    for stage in ("rlhf", *run.config.pit.curriculum):
+        log = run.used[stage].parent / "metrics.jsonl"
+        lines += [line for line in map(json.loads, log.read_text(encoding="utf-8").splitlines())
+                  if line["stage"] == stage and line["step"] > 0]
+    return lines
+
+
+def draw_curves(run: Run) -> None:
+    """Draw what to look at, stage by stage."""
+    lines, names = logged(run), ("reward", "gold", "kl", "entropy")
+    stages = list(dict.fromkeys(line["stage"] for line in lines))
+    figure, axes = pyplot.subplots(len(names), len(stages), figsize=(3 * len(stages), 7),
+                                   sharex="col", sharey="row", squeeze=False)
+    for stage, column in zip(stages, axes.T):
+        column[0].set_title(stage, fontsize=9)
+        for name, axis in zip(names, column):
+            axis.plot([line["step"] for line in lines if line["stage"] == stage],
+                      [line.get(name, 0) for line in lines if line["stage"] == stage])
+    for name, axis in zip(names, axes[:, 0]):
+        axis.set_ylabel(name, fontsize=9)
+    figure.supxlabel("iteration", fontsize=9)
+    figure.tight_layout()
+    save(figure, "curves")
+
+
+def draw_failures(run: Run) -> None:
+    """Draw stage 1 of the runs that fail on purpose, over the healthy run's in grey."""
+    healthy = [line for line in logged(run) if line["stage"] == "stage1"]
+    found = {}
+    for name, title in FAILURES.items():
+        log = run.folder.parent / f"{run.config.run.name}-{name}" / "metrics.jsonl"
+        if log.exists():
+            lines = map(json.loads, log.read_text(encoding="utf-8").splitlines())
+            found[title] = [line for line in lines if line["stage"] == "stage1" and line["step"]]
+    if not found:
+        return
+    names = ("reward", "gold", "kl", "eos_rate")
+    figure, axes = pyplot.subplots(len(names), len(found), figsize=(2.6 * len(found), 7),
+                                   sharex=True, sharey="row", squeeze=False)
+    for (title, lines), column in zip(found.items(), axes.T):
+        column[0].set_title(title, fontsize=9)
+        for name, axis in zip(names, column):
+            for some, colour in ((healthy, "lightgrey"), (lines, "tab:red")):
+                axis.plot([line["step"] for line in some], [line[name] for line in some],
+                          color=colour)
+    for name, axis in zip(names, axes[:, 0]):
+        axis.set_ylabel(name, fontsize=9)
+    figure.supxlabel("iteration of stage 1", fontsize=9)
+    figure.tight_layout()
+    save(figure, "failures")
+
+
+def draw_microscope(run: Run, data: Data) -> None:
+    """Draw one rewrite of stage 1, a column a token (sample.py --explain prints the same)."""
+    *_, columns = microscope.examined(run, data, restore(run, data), data.prompt(QUESTION),
+                                      data.response(DRAFT))
+    tokens, names = columns.pop("token"), list(columns)
+    figure, axis = pyplot.subplots(figsize=(0.75 * len(tokens), 0.3 * len(names) + 0.5))
+    for y, name in enumerate(names):
+        most = max(map(abs, columns[name])) if name == "R_PIT" else 1.0
+        for x, number in enumerate(columns[name]):
+            colour = pyplot.cm.RdYlGn(0.5 + number / most / 2) if name in ("R_PIT", "A") else "w"
+            axis.add_patch(pyplot.Rectangle((x, -y), 1, -1, facecolor=colour, edgecolor="white"))
+            axis.text(x + 0.5, -y - 0.5, f"{number:.2f}", ha="center", va="center", fontsize=7)
+    axis.set_xlim(0, len(tokens))
+    axis.set_ylim(-len(names), 0)
+    axis.set_xticks([x + 0.5 for x in range(len(tokens))],
+                    [token.strip("\u2581") for token in tokens], fontsize=8)
+    axis.set_yticks([-y - 0.5 for y in range(len(names))], names, fontsize=8)
+    axis.xaxis.tick_top()
+    axis.tick_params(length=0)
+    for side in axis.spines.values():
+        side.set_visible(False)
+    save(figure, "microscope")
+
+
+def main() -> None:
+    """Draw all pictures."""
+    if matplotlib is None:
+        raise UserError("the pictures need an extra: pip install matplotlib")
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "pit"
+    _, config = command_line(__doc__.splitlines()[0])
+    config.run.ranks = 1
+    run = Run(config, trains=False)
+    data = load_data(run)
+    draw_pipeline()
+    draw_rows(data)
+    draw_order()
+    draw_branches()
+    draw_ppo()
+    draw_microscope(run, data)
+    draw_curves(run)
+    draw_failures(run)
+
+
+if __name__ == "__main__":
+    guard(main)
