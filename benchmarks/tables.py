@@ -66,9 +66,9 @@ def label(line: str) -> str:
     return f"`{line}`" if line else "as it is"
 
 
-def row_of(seed: dict, system: str, temperature: float) -> dict:
-    """Return the report's row of M_P^RL, or of PIT's first rewrite of its drafts."""
-    name, against, iteration = {RL: (RL, "M_P^SFT", 0), PIT: (seed["final"], RL, 1)}[system]
+def row_of(seed: dict, system: str, temperature: float, iteration: int = 1) -> dict:
+    """Return the report's row of M_P^RL, or of PIT's first or later rewrite of its drafts."""
+    name, against, iteration = {RL: (RL, "M_P^SFT", 0), PIT: (seed["final"], RL, iteration)}[system]
     return next(row for row in seed["rows"] if (
         row["system"], row["against"], row["iteration"], row["temperature"]) == (
         name, against, iteration, temperature))
@@ -124,6 +124,18 @@ def difference_table(lines: Lines) -> str:
         for line, found in differences(lines).items()])
 
 
+def iteration_table(lines: Lines) -> str:
+    """Return what a second rewrite, of the first one, adds."""
+    def gains(seeds, temperature):
+        return [row_of(one, PIT, temperature, 2)["gold"] - row_of(one, PIT, temperature)["gold"]
+                for one in seeds]
+    return markdown(
+        ["line", "y_1, T = 1", "y_2 adds", "y_1, T = 0.5", "y_2 adds"],
+        [[label(line), *(text for t in (1.0, 0.5) for text in (
+            cell([row_of(one, PIT, t)["gold"] for one in seeds], ".3f"),
+            cell(gains(seeds, t), "+.3f")))] for line, seeds in lines.items()])
+
+
 def aspect_table(lines: Lines) -> str:
     """Return totals and courtesy of each line at T = 0.5, the mean and each seed."""
     def shares(seeds, system, aspect):
@@ -166,8 +178,9 @@ def tables(results: Path) -> dict[str, str]:
     """Return all tables by their names."""
     lines, choices = read_results(results)
     return {"own": own_table(lines), "gold": gold_table(lines),
-            "difference": difference_table(lines), "aspects": aspect_table(lines),
-            "cost": cost_table(lines), "choices": choice_table(choices)}
+            "difference": difference_table(lines), "iterations": iteration_table(lines),
+            "aspects": aspect_table(lines), "cost": cost_table(lines),
+            "choices": choice_table(choices)}
 
 
 def plot(lines: Lines, path: Path) -> None:
