@@ -125,7 +125,7 @@ def difference_table(lines: Lines) -> str:
 
 
 def iteration_table(lines: Lines) -> str:
-    """Return what a second rewrite, of the first one, adds."""
+    """Return what a second rewrite, of the first one, adds, where there is one."""
     def gains(seeds, temperature):
         return [row_of(one, PIT, temperature, 2)["gold"] - row_of(one, PIT, temperature)["gold"]
                 for one in seeds]
@@ -133,7 +133,8 @@ def iteration_table(lines: Lines) -> str:
         ["line", "y_1, T = 1", "y_2 adds", "y_1, T = 0.5", "y_2 adds"],
         [[label(line), *(text for t in (1.0, 0.5) for text in (
             cell([row_of(one, PIT, t)["gold"] for one in seeds], ".3f"),
-            cell(gains(seeds, t), "+.3f")))] for line, seeds in lines.items()])
+            cell(gains(seeds, t), "+.3f")))] for line, seeds in lines.items()
+         if all(any(row["iteration"] == 2 for row in one["rows"]) for one in seeds)])
 
 
 def aspect_table(lines: Lines) -> str:

@@ -57,12 +57,13 @@ def test_names_of_the_code_and_of_the_config_are_there(page):
                 ".py", ".pt", ".json", ".jsonl", ".model")):
             assert is_there(span), span
         elif re.fullmatch(r"[\w/]+\.(py|toml)", span):
-            folders = ("", "docs", "runtime", "corpus", "pretrained", "faster", "evaluation", "report",
-                       "ablations", "benchmarks", "configs", "tests")
+            folders = ("", "docs", "runtime", "corpus", "pretrained", "faster", "evaluation",
+                       "report", "ablations", "benchmarks", "configs", "tests")
             assert span in OLD or any((ROOT / folder / span).exists() for folder in folders), span
 
 
-OLD = {"config.toml", "mine.py", "tricks.py", "second_core.py", "lora.py", "loading.py", "scaling.py"}
+OLD = {"config.toml", "mine.py", "tricks.py", "second_core.py", "lora.py", "loading.py",
+       "scaling.py"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)

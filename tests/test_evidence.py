@@ -220,11 +220,13 @@ def test_what_another_call_is_making_comes_last(monkeypatch, tmp_path):
 def test_tables_go_between_their_marks_and_leave_the_text(made):
     results = made[0] / "results"
     page = "# Title\n" + "".join(f"<!-- table: {name} --> old <!-- end -->\nText of {name}.\n"
-                                 for name in ("gold", "difference", "aspects", "cost", "choices"))
+                                 for name in (
+                                     "gold", "difference", "iterations", "aspects", "cost",
+                                     "choices"))
     filled = tables.filled(page, results)
     assert filled.startswith("# Title\n") and " old " not in filled and "Text of cost." in filled
     parts = [part.splitlines() for part in filled.split("\n\n") if part.startswith("|")]
-    assert [len(part) - 2 for part in parts] == [3, 2, 3, 3, 5]
+    assert [len(part) - 2 for part in parts] == [3, 2, 3, 3, 3, 5]
     for part in parts:
         assert len({line.count("|") for line in part}) == 1
     assert "| `pit.score=difference` | the same |" in filled
@@ -249,6 +251,15 @@ def test_differences_are_taken_seed_by_seed():
     foreign = [seed_of(4, 0.1, 0.2)]  # no seed in common
     lines = tables.difference_table({"c": foreign, "": one, "b": two}).splitlines()
     assert lines[2:] == ["| `b` | +0.050 ± 0.635 | -0.050 ± 0.635 | 2, 1 |"]
+
+
+def test_a_second_rewrite_is_compared_with_the_first():
+    one = seed_of(1, 0.5, 0.7)
+    assert tables.iteration_table({"": [one]}).count("\n") == 1  # none was made
+    one["rows"] += [row | {"iteration": 2, "gold": row["gold"] + row["temperature"] / 10}
+                    for row in one["rows"] if row["iteration"]]
+    assert tables.iteration_table({"": [one]}).splitlines()[2:] == [
+        "| as it is | 0.800 | +0.100 | 0.750 | +0.050 |"]
 
 
 def test_a_row_has_the_mean_each_seed_and_a_star_where_all_intervals_exclude_zero():
