@@ -242,7 +242,7 @@ def sample_token(logits, temperature: float, uniform):
     upto = probability.cumsum(-1)
     token = torch.searchsorted(upto, uniform[:, None] * upto[:, -1:], right=True)
     token = token.clamp(max=logits.shape[-1] - 1)                                     # [B, 1]
-    return token[:, 0], probability.gather(1, token)[:, 0].log()
+    return token[:, 0], probability.gather(1, token)[:, 0].clamp_min(1e-30).log()
 
 
 @torch.no_grad()

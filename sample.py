@@ -86,7 +86,7 @@ def show_improvements(sampler: Sampler, models: Models, prompt: str, args) -> No
     text = data.tokenizer.decode(y[0])
     print(f"x    {prompt}\ny_0  {text}{gold_note(run, prompt, text)}")
     if args.explain:
-        print(explained(run, data, models, x[0], y[0]))
+        print(explained(run, data, models, (x[0], y[0]), sampler.generator))
         return
     for i in range(1, args.iters + 1):
         y_ref, before = y, text

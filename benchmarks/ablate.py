@@ -36,12 +36,13 @@ from runtime.run import NotFinite, Run, inputs_among, values_of
 from runtime.settings import UserError, read_arguments
 from runtime.stages import inputs_of, title
 from sample import Sampler, answer, improve
+from ablations.scores import loaded_scores
 from train_pit import train_all, train_rlhf
 from train_reward import Models, new_gpt, train_start
 
 TEMPERATURES = (1.0, 0.5, 0.2)
-SETTINGS = list(product((0.5, 1.0, 2.0), (1.5, 3.0)))  # lr_scale and kl_target: six trials a line
-PARTS = {"rlhf": ("rlhf",), "pit": ("stage0", "stage1")}  # what is chosen, and the stages of each
+CHOSEN = ("lr_scale", "kl_target")  # of a stage, by six trials for RLHF and six for PIT
+SETTINGS = list(product((0.5, 1.0, 2.0), (1.5, 3.0)))
 LOGGED = ("reward", "kl", "gold", "entropy", "explained_variance", "length")
 OWN = ""  # the line of the config as it is
 
@@ -55,8 +56,12 @@ class Trained:
 
 
 def config_of(args, line: str, fields: dict) -> Config:
-    """Return the config with what the command asks, a line, and fields by their names."""
-    words = [f"--{word}" for word in shlex.split(line)]
+    """Return the config with the command's own fields, those of a line, and `fields`, in this
+    order. Raises UserError for what is no field."""
+    try:
+        words = [f"--{word}" for word in shlex.split(line)]
+    except ValueError as error:
+        raise UserError(f"--line={line}: {error}") from None
     more = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
             for key, value in fields.items()]
     return load_config(args.config, args.overrides + words + more)
@@ -70,9 +75,24 @@ def changed(args, line: str) -> set[str]:
             or inputs_among(own, made[stage]) != inputs_among(first, known[stage])}
 
 
-def parts_of(args, line: str) -> list[str]:
-    """Return the parts with a stage that the line makes anew."""
-    return [part for part, stages in PARTS.items() if changed(args, line) & {*stages}]
+def parts_of(args, line: str) -> dict[str, list[str]]:
+    """Return the stages of RLHF and of PIT, which are chosen for one after the other."""
+    return {"rlhf": ["rlhf"], "pit": config_of(args, line, {}).pit.curriculum}
+
+
+def refuse_unfit(args, line: str) -> None:
+    """Raise UserError for a line that cannot be compared, before anything is trained."""
+    config = config_of(args, line, {})
+    words = [word.partition("=")[0] for word in shlex.split(line)]
+    if config.data.files:
+        raise UserError("lines are compared by the hidden judge of bills: leave data.files out")
+    loaded_scores(config)
+    stages = sum(parts_of(args, line).values(), [])
+    own = [word for word in words if word == "eval.temperatures" or word.startswith("run.")
+           or args.choose and word in [f"{stage}.{key}" for stage in stages for key in CHOSEN]]
+    if own:
+        raise UserError(f"--line={line}: {own[0]} is set by this script"
+                        + " under --choose" * (own[0][:4] not in ("run.", "eval")))
 
 
 def run_name(args, line: str, seed: int, *more) -> str:
@@ -122,17 +142,18 @@ def once(args, line: str, seed: int | None, name: str, make, **more) -> dict:
     Busy where another call is making it."""
     path = args.results / f"{name}.json"
     settings = {key: value for key, value in values_of(config_of(args, line, {})).items()
-                if not key.startswith("run.")} | more
+                if not key.startswith("run.")} | {"TEMPERATURES": list(TEMPERATURES)} | more
+    alone = args.ranks == 1 and not path.exists() and lock(args.runs / f"{args.name}-claims" / name)
     if not path.exists():
-        alone = args.ranks == 1 and lock(args.runs / f"{args.name}-claims" / name)
         content = {"line": line, "seed": seed, "settings": settings} | make()
         if rank() == 0:
             text = json.dumps(content, allow_nan=False)
             write_whole(path, lambda file: file.write(text.encode()))
             print(f"written: {path}", flush=True)
         barrier()
-        alone and alone.close()
-    content = json.loads(path.read_text(encoding="utf-8"))
+    if alone:
+        alone.close()
+    content = tables.read(path)
     known = values_of(Config()) | content["settings"]  # an option newer than the file
     differ = [key for key in settings if settings[key] != known.get(key)]
     if differ:
@@ -145,29 +166,28 @@ def start_of(args, line: str, seed: int) -> str:
     """Return a run folder with what a line's RL starts from: the config's own, but where the line
     changes it."""
     own = line if changed(args, line) & {"data", "sft", "pit_sft", "rp", "rpit"} else OWN
+    base = start_of(args, OWN, seed) if own != OWN else args.base
     return str(trained_to("start", args, own, run_name(args, own, seed, "start"),
-                          {"run.seed": seed}).run.folder)
-
-
-def tries(part: str, setting: tuple) -> dict:
-    """Return a setting as fields of the part's stages."""
-    return {f"{stage}.{key}": value for stage in PARTS[part]
-            for key, value in zip(("lr_scale", "kl_target"), setting)}
+                          {"run.seed": seed, "run.base": base}).run.folder)
 
 
 def choose(args, line: str, seed: int) -> dict:
     """Return the fields that are best for a line, what each setting reached, and the run of the
     best. Parts that the line does not change keep what was chosen for the config as it is."""
-    parts, tried, fields, base = parts_of(args, line), {}, {}, start_of(args, line, seed)
-    if "rlhf" not in parts:
-        first = chosen_of(args, OWN)
-        fields = {key: value for key, value in first["fields"].items() if key.startswith("rlhf.")}
-        base = first["folder"] if Path(first["folder"]).exists() else base
-    for part in parts:
+    anew, tried, fields, base = changed(args, line), {}, {}, start_of(args, line, seed)
+    for part, stages in parts_of(args, line).items():
+        if not anew & {*stages}:
+            first = chosen_of(args, OWN)
+            fields |= {key: value for key, value in first["fields"].items()
+                       if key.partition(".")[0] in stages}
+            base = first["folder"] if Path(first["folder"]).exists() else base
+            continue
         runs, tried[part] = {}, {}
         for setting in SETTINGS:
             name = run_name(args, line, seed, part, *setting)
-            asked = fields | tries(part, setting) | {
+            tries = {f"{stage}.{key}": value for stage in stages
+                     for key, value in zip(CHOSEN, setting)}
+            asked = fields | tries | {
                 "run.base": base, "run.seed": seed, "eval.equal_budget": False}
             try:
                 trained = trained_to(part, args, line, name, asked)
@@ -176,9 +196,9 @@ def choose(args, line: str, seed: int) -> dict:
                 interrupt.release()
                 continue
             tried[part][str(setting)] = max(on_validation(trained, part).values())
-            runs[str(setting)] = str(trained.run.folder), tries(part, setting)
+            runs[str(setting)] = str(trained.run.folder), tries
         if not runs:
-            raise NotFinite(f"{line}: no setting of {part} is finite")
+            raise NotFinite(f"{line or 'the config'}: no setting of {part} is finite")
         base, best = runs[max(tried[part], key=tried[part].get)]
         fields = fields | best
     return {"fields": fields, "tried": tried, "folder": base}
@@ -191,7 +211,7 @@ def chosen_of(args, line: str) -> dict:
         return {"fields": {}, "folder": "", "seed": None}
     return once(args, line, args.seeds[0], f"choices-{slug(line)}",
                 lambda: choose(args, line, args.seeds[0]),
-                SETTINGS=list(map(list, SETTINGS)), TEMPERATURES=list(TEMPERATURES))
+                SETTINGS=list(map(list, SETTINGS)))
 
 
 def base_of(args, line: str, seed: int, chosen: dict) -> str:
@@ -202,7 +222,7 @@ def base_of(args, line: str, seed: int, chosen: dict) -> str:
     own = args.runs / run_name(args, OWN, seed)
     if line != OWN and own.exists():
         return str(own)
-    return start_of(args, line, seed) if args.choose else ""
+    return start_of(args, line, seed) if args.choose else args.base
 
 
 def columns(trained: Trained) -> dict[str, dict[str, list]]:
@@ -223,7 +243,7 @@ def measure(args, line: str, seed: int, chosen: dict) -> dict:
     trained = trained_to("pit", args, line, run_name(args, line, seed), chosen["fields"] | {
         "run.base": base_of(args, line, seed, chosen), "run.seed": seed,
         "eval.temperatures": list(TEMPERATURES)})
-    valid = {part: on_validation(trained, part) for part in PARTS}
+    valid = {part: on_validation(trained, part) for part in parts_of(args, line)}
     with trained.run.precision():
         report = evaluate(trained.run, trained.data, trained.models)
     return {"final": title(trained.run.config.pit.curriculum[-1]), "valid": valid,
@@ -241,7 +261,8 @@ def finish(args, line: str, seed: int) -> None:
 
 
 def work_through(args) -> list[str]:
-    """Make what is not there yet, what another call is making last; return what failed."""
+    """Make the results that are missing, those that another call is making last; return what
+    failed."""
     jobs, failed = [(line, seed) for line in args.line for seed in args.seeds], []
     while jobs:
         waiting = []
@@ -263,20 +284,24 @@ def work_through(args) -> list[str]:
 
 
 def main() -> None:
-    """Make what is not there yet of the lines and seeds, and the tables."""
+    """Make the results of the lines and seeds that are missing, and the tables."""
     args, args.overrides = read_arguments(
         __doc__.splitlines()[0],
         ("--line", {"action": "append", "default": [], "help": "fields: 'a.b=1 c.d=2'"}),
         ("--seeds", {"nargs": "+", "type": int, "default": [1, 2, 3]}),
-        ("--choose", {"action": "store_true", "help": "six trials for each line first"}),
+        ("--choose", {"action": "store_true", "help": "first find each line's rate and KL"}),
         ("--results", {"type": Path, "help": "a folder; by default <run.dir>/<name>-results"}))
-    config = config_of(args, OWN, {})
-    if config.data.files:
-        raise UserError("lines are compared by the hidden judge of bills: leave data.files out")
-    args.name, args.runs, args.ranks = config.run.name, Path(config.run.dir), config.run.ranks
+    run = config_of(args, OWN, {}).run
+    args.name, args.runs, args.ranks, args.base = run.name, Path(run.dir), run.ranks, run.base
     args.results = args.results or args.runs / f"{args.name}-results"
     args.line = list(dict.fromkeys([OWN, *args.line]))
-    args.results.mkdir(parents=True, exist_ok=True)
+    for line in args.line:
+        refuse_unfit(args, line)
+    try:
+        args.results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{args.results}: cannot make this folder ({error.strerror}); name another "
+                        "one in --results") from None
     failed = work_through(args)
     if rank() == 0:
         print(tables.write(args.results))

@@ -21,6 +21,7 @@ from evaluation.show import prompt_text
 from pretrained.configure import command_line
 from runtime.launch import guard
 from runtime.run import Run
+from runtime.settings import UserError
 from runtime.stages import title
 from sample import Sampler, answer, improve, restore
 
@@ -36,6 +37,8 @@ def tables(run: Run, data, models, number: int) -> tuple[np.ndarray, np.ndarray]
             improve(sampler, policies[title(run.config.pit.curriculum[-1])], x, y_0)]
     of_question = [[list(y[q]) for y in each] for q in range(len(x))]
     kept = [q for q, ys in enumerate(of_question) if len(set(map(tuple, ys))) == len(each)]
+    if not kept:
+        raise UserError("no question has six different responses; train the run longer")
     k, triples = len(each), [(x[q], draft, y) for q in kept for y in of_question[q]
                              for draft in of_question[q]]
     scores = torch.cat([reward.score(models.rpit, data.pit_rows(*zip(*triples[i:i + 4096])))
@@ -66,6 +69,8 @@ def main() -> None:
     """Print the parts as a line of JSON."""
     _, config = command_line(__doc__.splitlines()[0])
     config.run.ranks = 1
+    if config.data.files:
+        raise UserError("f and g are compared with the hidden judge's grades: leave data.files out")
     run = Run(config, trains=False)
     data = load_data(run)
     with torch.no_grad(), run.precision():

@@ -1,4 +1,4 @@
-"""The results of ablate.py as tables and a plot, and between their marks in docs/ablations.md.
+"""Make tables and a plot of ablate.py's results, and fill the tables into docs/ablations.md.
 
     python benchmarks/tables.py
 
@@ -17,6 +17,7 @@ from script import ROOT, arguments
 
 from runtime.files import write_whole
 from runtime.launch import guard
+from runtime.settings import UserError
 
 STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306,
            10: 2.262}  # 97.5 % quantiles, by the number of seeds
@@ -24,11 +25,22 @@ RL, PIT = "M_P^RL", "PIT"
 Lines = dict[str, list[dict]]  # the results of each line's seeds; "": the config as it is, first
 
 
+def read(path: Path) -> dict:
+    """Return a result. Raises UserError for a file that is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if {"line", "settings"} <= content.keys():
+            return content
+    except (ValueError, AttributeError):
+        pass
+    raise UserError(f"{path}: no result of benchmarks/ablate.py; delete it")
+
+
 def read_results(folder: Path) -> tuple[Lines, list[dict]]:
     """Return the results of each line, by seeds, and what was chosen from."""
     found, choices = {}, []
     for path in folder.glob("*.json"):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read(path)
         if "rows" in content:
             found.setdefault(content["line"], []).append(content)
         else:
@@ -63,6 +75,7 @@ def markdown(heads: list[str], lines: list[list[str]]) -> str:
 
 
 def label(line: str) -> str:
+    """Return how a line is named in the tables."""
     return f"`{line}`" if line else "as it is"
 
 
@@ -148,9 +161,9 @@ def aspect_table(lines: Lines) -> str:
 
 
 def spent(seeds: list[dict], what: str, stage: str) -> str:
-    """Return the mean sum of seconds or operations of the stages whose names begin so."""
-    sums = [sum(value for name, value in one[what].items() if name.startswith(stage))
-            for one in seeds]
+    """Return the mean seconds or operations of RLHF, or of all stages "stage..."."""
+    sums = [sum(value for name, value in one[what].items()
+                if name == stage or stage != "rlhf" and name.startswith(stage)) for one in seeds]
     return f"{mean(sums):.4g}"
 
 
@@ -195,7 +208,7 @@ def plot(lines: Lines, path: Path) -> None:
     for panel, system in zip(panels, (RL, PIT)):
         for place, line in enumerate(found):
             values = found[line][system]
-            half = half_width(values) if len(values) > 1 else 0.0
+            half = half_width(values) if len(values) > 1 else None  # one seed tells no width
             panel.errorbar(mean(values), place, xerr=half, fmt="o", color="tab:blue", capsize=3)
         panel.axvline(0, color="grey", linewidth=1)
         panel.set_title(f"{system}: gold less that of the config as it is", fontsize=9)
@@ -230,6 +243,8 @@ def main() -> None:
     """Fill the tables of the page in anew, and draw the plot."""
     arguments(__doc__)  # it takes none
     page, results = ROOT / "docs" / "ablations.md", ROOT / "benchmarks" / "results"
+    if not read_results(results)[0]:
+        raise UserError(f"{results}: no results; docs/ablations.md has the command that makes them")
     made = filled(page.read_text(encoding="utf-8"), results).encode()
     write_whole(page, lambda file: file.write(made))  # its text has no other copy
     write(results)

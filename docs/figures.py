@@ -2,7 +2,7 @@
 
     python docs/figures.py --config configs/quick.toml
 
-Each picture is made by the functions that it shows, or from the run's own logs and models. The five
+Each picture is made by the functions that it shows, or from the run's own logs and models. The
 runs that fail on purpose (docs/tutorial/7-read-your-run.md has their commands) are drawn if they
 are there.
 """
@@ -36,7 +36,7 @@ BLUE, ORANGE, GREEN, GREY, RED = "#8ecae6", "#ffb703", "#90be6d", "#dddddd", "#e
 QUESTION = "What is the bill for tea, a coupon and a hat?"
 DRAFT = "Of course! 13 in all: tea 5, coupon 2, hat 10."
 FAILURES = {"no-kl": "no KL", "chance": "R_PIT at chance", "no-eos": "no_eos_score too high",
-            "rate": "learning rate too high", "short": "responses cut short"}
+            "rate": "learning rate too high"}
 
 
 def save(figure, name: str) -> None:
@@ -166,7 +166,7 @@ def draw_curves(run: Run) -> None:
         column[0].set_title(stage, fontsize=9)
         for name, axis in zip(names, column):
             axis.plot([line["step"] for line in lines if line["stage"] == stage],
-                      [line.get(name, 0) for line in lines if line["stage"] == stage])
+                      [line[name] for line in lines if line["stage"] == stage])
     for name, axis in zip(names, axes[:, 0]):
         axis.set_ylabel(name, fontsize=9)
     figure.supxlabel("iteration", fontsize=9)
@@ -183,6 +183,7 @@ def draw_failures(run: Run) -> None:
         if log.exists():
             lines = map(json.loads, log.read_text(encoding="utf-8").splitlines())
             found[title] = [line for line in lines if line["stage"] == "stage1" and line["step"]]
+    found = {title: lines for title, lines in found.items() if lines}
     if not found:
         return
     names = ("reward", "gold", "kl", "eos_rate")
@@ -203,8 +204,9 @@ def draw_failures(run: Run) -> None:
 
 def draw_microscope(run: Run, data: Data) -> None:
     """Draw one rewrite of stage 1, a column a token (sample.py --explain prints the same)."""
-    *_, columns = microscope.examined(run, data, restore(run, data), data.prompt(QUESTION),
-                                      data.response(DRAFT))
+    draft = data.prompt(QUESTION), data.response(DRAFT)
+    *_, columns = microscope.examined(run, data, restore(run, data), draft,
+                                      run.generator("explain"))
     tokens, names = columns.pop("token"), list(columns)
     figure, axis = pyplot.subplots(figsize=(0.75 * len(tokens), 0.3 * len(names) + 0.5))
     for y, name in enumerate(names):

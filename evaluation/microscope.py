@@ -16,13 +16,12 @@ from reward import RewardModel
 from runtime import files
 from runtime.run import Run
 from runtime.settings import UserError
-from runtime.state import load_weights
 
 
 def last_stage(run: Run, policies: dict[str, GPT],
                rpit: RewardModel) -> tuple[ppo.Task, ppo.Learner]:
-    """Return the task and the learner of PIT's last stage as it ended. Raises UserError where it
-    was trained on another score than r_gap."""
+    """Return the task and the learner of PIT's last stage, with the weights at its end and the base
+    of beta. Raises UserError where it was trained on another score than r_gap."""
     config, name = run.config, run.config.pit.curriculum[-1]
     if config.pit.score != "gap":
         raise UserError(f"--explain shows what r_gap pays, but pit.score is {config.pit.score!r}")
@@ -32,7 +31,7 @@ def last_stage(run: Run, policies: dict[str, GPT],
     policy = run.placed(copy.deepcopy(anchor), made["model"])
     if config.ppo.advantage == "group":
         return task, ppo.group_learner(policy, config.ppo, stage)
-    critic = load_weights(ppo.Critic(copy.deepcopy(anchor)), made["critic"])
+    critic = run.placed(ppo.Critic(copy.deepcopy(anchor)), made["critic"])
     return task, ppo.critic_learner(policy, critic, config.ppo, stage)
 
 
@@ -63,20 +62,20 @@ def as_lines(columns: dict[str, list]) -> list[str]:
         for token, *numbers in zip(*columns.values())]
 
 
-def examined(run: Run, data: Data, models, x: list[int], y_ref: list[int]):
-    """Roll out the last stage of PIT on one prompt; return its task, the rollout, and the columns
-    of the first response. `models` are train_reward.Models."""
+def examined(run: Run, data: Data, models, draft: tuple[list, list], generator: torch.Generator):
+    """Roll out the last stage of PIT on one prompt, (x, y_ref); return its task, the rollout, and
+    the columns of the first response. `models` are train_reward.Models."""
     task, learner = last_stage(run, models.policies, models.rpit)
+    x, y_ref = draft
     prompts = ppo.Prompts([data.pit_prompt(x, y_ref)], [x], [y_ref], [""]).repeated(learner.group)
-    uniforms = torch.rand(learner.group, run.config.data.max_response,
-                          generator=run.generator("explain"))
+    uniforms = torch.rand(learner.group, run.config.data.max_response, generator=generator)
     rollout = ppo.roll_out(learner, task, prompts, uniforms, run.config.ppo, data.tokenizer.eos)
     return task, rollout, columns_of(run, data, models.rpit, learner, rollout)
 
 
-def explained(run: Run, data: Data, models, x: list[int], y_ref: list[int]) -> str:
+def explained(run: Run, data: Data, models, draft: tuple, generator: torch.Generator) -> str:
     """Return the first response of that rollout as text."""
-    task, rollout, columns = examined(run, data, models, x, y_ref)
+    task, rollout, columns = examined(run, data, models, draft, generator)
     mean, std = task.scale
     others = rollout.rewards.sum(1)[1:]
     baseline = [f"the others of its group got {others.mean():+.3f}: A is the difference"] * bool(

@@ -145,7 +145,7 @@ class Run:
             content, note = self.fitting(path, inputs)
             if content:
                 self.used[name] = path
-                if self.lock:  # of a run that was killed when the stage was just finished
+                if self.lock and path.parent == self.folder:  # a kill may have left it
                     partial.unlink(missing_ok=True)
                 return content
             notes += [note] * bool(note)

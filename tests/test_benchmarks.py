@@ -1,9 +1,11 @@
 """What the speed benchmarks share, and how additive r_gap is."""
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from conftest import ROOT
 
@@ -24,6 +26,36 @@ def test_sides_take_turns_after_a_warm_up():
     seconds = common.alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 5)
     assert calls == ["a", "b"] * 6 and set(seconds) == {"a", "b"}
     assert all(0 <= s < 1 for s in seconds.values())
+
+
+def test_the_table_has_candidates_in_rows_and_drafts_in_columns(monkeypatch):
+    """Scores of 10 candidate + draft, of responses that are one number; question 1 has a copy."""
+    monkeypatch.setattr(additive, "improve", lambda sampler, policy, x, y: policy)
+    monkeypatch.setattr(additive, "Sampler", lambda *_: None)
+    monkeypatch.setattr(additive, "prompt_text", lambda data, x: x)
+    monkeypatch.setattr(additive.bills, "grade", lambda x, y: y)
+    monkeypatch.setattr(additive.reward, "score", lambda model, rows: torch.tensor(
+        [10.0 * y[0] + draft[0] for draft, y in rows]))
+
+    class Test:
+        x, y_w, y_l = [[0], [1]], [[1], [1]], [[2], [2]]
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, some):
+            return self
+    data = SimpleNamespace(folds={"test": Test()}, tokenizer=SimpleNamespace(decode=lambda y: y[0]),
+                           pit_rows=lambda x, draft, y: list(zip(draft, y)))
+    policies = {"M_P^SFT": [[3], [4]], "M_P^RL": [[5], [5]], "PIT stage 1": [[6], [5]]}
+    run = SimpleNamespace(generator=lambda purpose: None, config=SimpleNamespace(
+        pit=SimpleNamespace(curriculum=["stage1"])))
+    monkeypatch.setattr(additive, "answer", lambda sampler, policy, x, seen=[]: (
+        seen.append(policy) or [[3], [4]] if policy == policies["M_P^SFT"] and not seen else
+        [[4], [4]] if policy == policies["M_P^SFT"] else policy))
+    r, gold = additive.tables(run, data, SimpleNamespace(policies=policies, rpit=None), 2)
+    assert gold.tolist() == [[1, 2, 3, 4, 5, 6]]
+    assert r[0].tolist() == [[10 * y + draft for draft in range(1, 7)] for y in range(1, 7)]
 
 
 def test_a_difference_of_scores_is_additive_and_an_interaction_is_not():

@@ -180,14 +180,44 @@ def test_without_choices_a_line_stands_on_the_run_of_the_config(monkeypatch, tmp
     assert "tiny-3/stage1" in made and "tiny-3/rlhf" in made
 
 
-def test_what_a_line_makes_anew(monkeypatch):
-    args = SimpleNamespace(config=str(ROOT / "configs" / "quick.toml"), overrides=[])
+def arguments(**more) -> SimpleNamespace:
+    """Return what the command line of ablate.py for the quick start has."""
+    return SimpleNamespace(config=str(ROOT / "configs" / "quick.toml"), overrides=[], base="",
+                           choose=True, name="quick", **more)
+
+
+@pytest.mark.parametrize("line, said", [
+    ("nonsense", "argument .--nonsense"), ("ppo.lan=1", "did you mean 'lam'"), ("a='", "closing"),
+    ("run.amp=bf16", "run.amp is set by this script"), ("ppo.epochs=0", "ppo.epochs"),
+    ("eval.temperatures=[1.0]", "eval.temperatures is set by this script$"),
+    ("stage1.lr_scale=2", "stage1.lr_scale is set by this script under --choose"),
+    ("data.files='[\"a\"]'", "hidden judge"), ("pit.score=no.py:f", "no.py")])
+def test_a_line_that_cannot_be_compared_is_refused_first(line, said):
+    with pytest.raises(UserError, match=said):
+        ablate.refuse_unfit(arguments(), line)
+
+
+def test_lines_that_can_be_compared():
+    ablate.refuse_unfit(arguments(), "")
+    ablate.refuse_unfit(arguments(), "ppo.lam=0.5 stage1.beta=0.1")
+    args = arguments()
+    args.choose = False
+    ablate.refuse_unfit(args, "stage1.lr_scale=2")
+
+
+def test_what_a_line_leaves_alone_keeps_the_settings_of_the_config(monkeypatch):
+    fields = {f"{stage}.lr_scale": 0.5 for stage in ("rlhf", "stage0", "stage1")}
+    monkeypatch.setattr(ablate, "start_of", lambda args, line, seed: "start")
+    monkeypatch.setattr(ablate, "chosen_of", lambda args, line: {"fields": fields, "folder": "no"})
+    assert ablate.choose(arguments(), "eval.iterations=4", 1) == {
+        "fields": fields, "tried": {}, "folder": "start"}
+
+
+def test_what_a_line_makes_anew():
+    args = arguments()
     assert ablate.changed(args, "rp.steps=5") == {"rp", "rlhf", "stage0", "stage1"}
     assert ablate.changed(args, "stage1.beta=0.5") == {"stage1"}
     assert ablate.changed(args, "eval.prompts=5 model.look_every=3") == set()
-    assert ablate.parts_of(args, "ppo.lam=0.5") == ["rlhf", "pit"]
-    assert ablate.parts_of(args, "pit.score=difference") == ["pit"]
-    assert ablate.parts_of(args, "") == ["rlhf", "pit"]
 
 
 def test_the_other_lines_go_on_where_one_fails(monkeypatch, tmp_path):
@@ -253,6 +283,19 @@ def test_differences_are_taken_seed_by_seed():
     assert lines[2:] == ["| `b` | +0.050 ± 0.635 | -0.050 ± 0.635 | 2, 1 |"]
 
 
+def test_costs_are_those_of_rlhf_alone_and_of_all_stages():
+    one = {"seconds": {"rlhf": 1.0, "rlhf_more": 5.0, "stage0": 2.0, "stage1": 4.0, "sft": 9.0}}
+    assert tables.spent([one], "seconds", "rlhf") == "1"
+    assert tables.spent([one, one], "seconds", "stage") == "6"
+
+
+def test_a_file_that_is_no_result_is_refused(tmp_path):
+    for text in ("{", "[]", '{"rows": []}'):
+        (tmp_path / "own-1.json").write_text(text)
+        with pytest.raises(UserError, match="own-1.json: no result of benchmarks/ablate.py"):
+            tables.read_results(tmp_path)
+
+
 def test_a_second_rewrite_is_compared_with_the_first():
     one = seed_of(1, 0.5, 0.7)
     assert tables.iteration_table({"": [one]}).count("\n") == 1  # none was made
@@ -287,7 +330,7 @@ def test_a_setting_that_diverges_is_left_out(monkeypatch):
     monkeypatch.setattr(ablate, "trained_to", trained_to)
     monkeypatch.setattr(ablate, "SETTINGS", [(1.0, 1.5), (2.0, 1.5)])
     monkeypatch.setattr(ablate, "on_validation", lambda trained, part: {"1.0": 0.5})
-    args = SimpleNamespace(config=str(ROOT / "configs" / "quick.toml"), overrides=[], name="quick")
+    args = arguments()
     found = ablate.choose(args, "", 1)
     assert found["tried"] == {part: {"(1.0, 1.5)": 0.5} for part in ("rlhf", "pit")}
     assert found["folder"] == "quick-1-pit-1.0-1.5"

@@ -79,6 +79,11 @@ def test_a_kill_just_after_a_stage_was_saved_leaves_nothing_behind(tmp_path):
     reader = Run(run.config, trains=False)
     reader.stage("walk", ("sft",), None)
     assert part.exists()  # who only reads removes nothing
+    mine = tiny_run(tmp_path / "mine", run__base=str(run.folder))
+    own = mine.folder / "walk.part.pt"
+    own.touch()  # half of another walk, which the base's does not replace
+    walk(mine, 5)
+    assert own.exists()
     walk(tiny_run(tmp_path), 5)
     assert not part.exists()
 
