@@ -13,7 +13,7 @@ each, share the work. At the end tables.py writes tables and a plot there.
 """
 
 import json
-import shlex
+import re
 import time
 from dataclasses import dataclass
 from itertools import product
@@ -58,13 +58,14 @@ class Trained:
 def config_of(args, line: str, fields: dict) -> Config:
     """Return the config with the command's own fields, those of a line, and `fields`, in this
     order. Raises UserError for what is no field."""
-    try:
-        words = [f"--{word}" for word in shlex.split(line)]
-    except ValueError as error:
-        raise UserError(f"--line={line}: {error}") from None
     more = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
             for key, value in fields.items()]
-    return load_config(args.config, args.overrides + words + more)
+    return load_config(args.config, args.overrides + [f"--{one}" for one in fields_in(line)] + more)
+
+
+def fields_in(line: str) -> list[str]:
+    """Return the fields of a line, "section.key=value", which stand apart."""
+    return list(filter(None, re.split(r"\s+(?=\w+\.\w+=)", line.strip())))
 
 
 def changed(args, line: str) -> set[str]:
@@ -83,7 +84,7 @@ def parts_of(args, line: str) -> dict[str, list[str]]:
 def refuse_unfit(args, line: str) -> None:
     """Raise UserError for a line that cannot be compared, before anything is trained."""
     config = config_of(args, line, {})
-    words = [word.partition("=")[0] for word in shlex.split(line)]
+    words = [one.partition("=")[0] for one in fields_in(line)]
     if config.data.files:
         raise UserError("lines are compared by the hidden judge of bills: leave data.files out")
     loaded_scores(config)

@@ -69,7 +69,8 @@ OLD = {"config.toml", "mine.py", "tricks.py", "second_core.py", "lora.py", "load
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_lines_of_the_config_are_taken(page):
     text = page.read_text(encoding="utf-8")
-    asked = re.sub(r'--line="([^"]+)"', lambda line: re.sub(r"(^|\s)", " --", line[1]), text)
+    asked = re.sub(r"""--line=(["'])(.+?)\1""", lambda line: re.sub(
+        r"(^|\s)(\w+\.\w+)=(\S+)", r" --\2='\3'", line[2]), text)
     lines = re.findall(r"--(\w+\.\w+)=('[^']*'|[^\s`']+)", asked)
     for field, value in lines:
         if field not in ("section.key", "run.base"):  # a placeholder, a folder that a run makes
