@@ -1,4 +1,4 @@
-"""The hidden judge of bills as a score for PPO (pit.score), for one row of docs/ablations.md: what
+"""The hidden judge of bills as a score for PPO (pit.score), for one arm of the evidence only: what
 errors are left with a perfect r_gap?"""
 
 from corpus import bills
