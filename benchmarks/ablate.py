@@ -137,7 +137,7 @@ def on_validation(trained: Trained, part: str) -> dict[str, float]:
     return golds
 
 
-def once(args, line: str, seed: int | None, name: str, make, **more) -> dict:
+def once(args, line: str, seed: int, name: str, make, **more) -> dict:
     """Return what a file of the results holds; before that, write what make() returns. Raises
     UserError for a file that was made with other settings: the config's, the line's, and `more`,
     Busy where another call is making it."""

@@ -39,13 +39,6 @@ FAILURES = {"no-kl": "no KL", "chance": "R_PIT at chance", "no-eos": "no_eos_sco
             "rate": "learning rate too high"}
 
 
-def save(figure, name: str) -> None:
-    """Write a figure as docs/tutorial/<name>.svg, the same file from the same data."""
-    figure.savefig(ROOT / "docs" / "tutorial" / f"{name}.svg", metadata={"Date": None},
-                   bbox_inches="tight")
-    pyplot.close(figure)
-
-
 def arrow(axis, start, end, **more) -> None:
     """Draw an arrow between two places."""
     axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "shrinkA": 26, "shrinkB": 26,
@@ -60,7 +53,7 @@ def boxes(axis, places: dict[str, tuple[float, float]], colours: dict[str, str])
     axis.set_axis_off()
 
 
-def draw_pipeline() -> None:
+def pipeline_figure():
     """Draw which model is trained from which, on what."""
     pairs, sft, pit_sft = "preference pairs\nx, y_w, y_l", "M_P^SFT\ny_w given x", (
         "M_PIT^SFT\ny_w given x, y_l")
@@ -77,10 +70,10 @@ def draw_pipeline() -> None:
         arrow(axis, places[start], places[end], shrinkA=45, shrinkB=45)
     axis.set_xlim(-0.5, 4.1)
     axis.set_ylim(-0.5, 3.5)
-    save(figure, "pipeline")
+    return figure
 
 
-def draw_rows(data: Data) -> None:
+def rows_figure(data: Data):
     """Draw a batch of M_PIT's as cells: prompt, draft, response, padding."""
     some = data.folds["sft"][range(3)]
     rows = data.pit_rows(some.x, some.y_l, some.y_w)
@@ -96,10 +89,10 @@ def draw_rows(data: Data) -> None:
     axis.set_xlim(0, rows.tokens.shape[1])
     axis.set_ylim(-3, 0)
     axis.set_axis_off()
-    save(figure, "rows")
+    return figure
 
 
-def draw_order() -> None:
+def order_figure():
     """Draw the order that Eq. 2 asks for: an arrow is a term."""
     places = {"r^{w,l}\nan improvement": (0, 2), "r^{w,w}\na copy": (-1, 1),
               "r^{l,l}\na copy": (1, 1), "r^{l,w}\na worsening": (0, 0)}
@@ -110,10 +103,10 @@ def draw_order() -> None:
         arrow(axis, start, end)
     axis.set_xlim(-1.6, 1.6)
     axis.set_ylim(-0.4, 2.4)
-    save(figure, "order")
+    return figure
 
 
-def draw_branches() -> None:
+def branches_figure():
     """Draw which token sees which where two responses share a prompt."""
     names = [*(f"p{i}" for i in range(4)), *(f"a{i}" for i in range(3)),
              *(f"b{i}" for i in range(3))]
@@ -124,10 +117,10 @@ def draw_branches() -> None:
     axis.set_yticks(range(len(names)), names)
     axis.set_xlabel("is seen")
     axis.set_ylabel("sees")
-    save(figure, "branches")
+    return figure
 
 
-def draw_ppo() -> None:
+def ppo_figure():
     """Draw the clipped loss of a token against rho, and beta against the KL."""
     rho, one = torch.linspace(0.5, 1.5, 201), torch.ones(201, 1)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3))
@@ -143,7 +136,7 @@ def draw_ppo() -> None:
     right.set_xlabel("KL (nats a response); kl_target 3")
     right.set_ylabel("the next beta")
     figure.tight_layout()
-    save(figure, "ppo")
+    return figure
 
 
 def logged(run: Run) -> list[dict]:
@@ -156,7 +149,7 @@ def logged(run: Run) -> list[dict]:
     return lines
 
 
-def draw_curves(run: Run) -> None:
+def curves_figure(run: Run):
     """Draw what to look at, stage by stage."""
     lines, names = logged(run), ("reward", "gold", "kl", "entropy")
     stages = list(dict.fromkeys(line["stage"] for line in lines))
@@ -171,10 +164,10 @@ def draw_curves(run: Run) -> None:
         axis.set_ylabel(name, fontsize=9)
     figure.supxlabel("iteration", fontsize=9)
     figure.tight_layout()
-    save(figure, "curves")
+    return figure
 
 
-def draw_failures(run: Run) -> None:
+def failures_figure(run: Run):
     """Draw stage 1 of the runs that fail on purpose, over the healthy run's in grey."""
     healthy = [line for line in logged(run) if line["stage"] == "stage1"]
     found = {}
@@ -185,7 +178,7 @@ def draw_failures(run: Run) -> None:
             found[title] = [line for line in lines if line["stage"] == "stage1" and line["step"]]
     found = {title: lines for title, lines in found.items() if lines}
     if not found:
-        return
+        return None
     names = ("reward", "gold", "kl", "eos_rate")
     figure, axes = pyplot.subplots(len(names), len(found), figsize=(2.6 * len(found), 7),
                                    sharex=True, sharey="row", squeeze=False)
@@ -199,10 +192,10 @@ def draw_failures(run: Run) -> None:
         axis.set_ylabel(name, fontsize=9)
     figure.supxlabel("iteration of stage 1", fontsize=9)
     figure.tight_layout()
-    save(figure, "failures")
+    return figure
 
 
-def draw_microscope(run: Run, data: Data) -> None:
+def microscope_figure(run: Run, data: Data):
     """Draw one rewrite of stage 1, a column a token (sample.py --explain prints the same)."""
     draft = data.prompt(QUESTION), data.response(DRAFT)
     *_, columns = microscope.examined(run, data, restore(run, data), draft,
@@ -224,27 +217,28 @@ def draw_microscope(run: Run, data: Data) -> None:
     axis.tick_params(length=0)
     for side in axis.spines.values():
         side.set_visible(False)
-    save(figure, "microscope")
+    return figure
 
 
 def main() -> None:
-    """Draw all pictures."""
+    """Draw all pictures, each as <name>.svg: the same file from the same run."""
     if matplotlib is None:
         raise UserError("the pictures need an extra: pip install matplotlib")
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "pit"
-    _, config = command_line(__doc__.splitlines()[0])
+    args, config = command_line(__doc__.splitlines()[0], (
+        "--to", {"type": Path, "default": ROOT / "docs" / "tutorial", "help": "a folder"}))
     config.run.ranks = 1
     run = Run(config, trains=False)
     data = load_data(run)
-    draw_pipeline()
-    draw_rows(data)
-    draw_order()
-    draw_branches()
-    draw_ppo()
-    draw_microscope(run, data)
-    draw_curves(run)
-    draw_failures(run)
+    figures = {
+        "pipeline": pipeline_figure(), "rows": rows_figure(data), "order": order_figure(),
+        "branches": branches_figure(), "ppo": ppo_figure(),
+        "microscope": microscope_figure(run, data), "curves": curves_figure(run),
+        "failures": failures_figure(run)}
+    for name, figure in figures.items():
+        if figure:
+            figure.savefig(args.to / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -202,6 +203,18 @@ def test_seconds_are_those_of_the_stages_that_a_report_stands_on(tmp_path):
     config = load_config(str(ROOT / TINY), ["--pit.curriculum=['stage1']"])
     assert list(inputs_of(config)) == [
         "data", "sft", "pit_sft", "rp", "rpit", "rlhf", "stage1", "rlhf_more"]
+
+
+@needs("matplotlib")
+def test_the_pictures_of_the_tutorial_are_drawn_from_a_run(trained, tmp_path):
+    folder, where, _ = trained
+    bad = folder.parent / "tiny-rate"  # a run that fails on purpose
+    shutil.copytree(folder, bad)
+    succeed("docs/figures.py", "--config", TINY, where, "--to", str(tmp_path))
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == {path.name for path in (ROOT / "docs" / "tutorial").glob("*.svg")}
+    assert "learning rate too high" in (tmp_path / "failures.svg").read_text()
+    shutil.rmtree(bad)
 
 
 @needs("matplotlib")
