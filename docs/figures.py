@@ -35,7 +35,7 @@ except ImportError:
 BLUE, ORANGE, GREEN, GREY, RED = "#8ecae6", "#ffb703", "#90be6d", "#dddddd", "#e76f51"
 QUESTION = "What is the bill for tea, a coupon and a hat?"
 DRAFT = "Of course! 13 in all: tea 5, coupon 2, hat 10."
-FAILURES = {"no-kl": "no KL", "chance": "R_PIT at chance", "no-eos": "no_eos_score too high",
+FAILURES = {"no-kl": "no KL, large steps", "chance": "R_PIT at chance", "no-eos": "no_eos_score too high",
             "rate": "learning rate too high"}
 
 
@@ -181,7 +181,7 @@ def failures_figure(run: Run):
         return None
     names = ("reward", "gold", "kl", "eos_rate")
     figure, axes = pyplot.subplots(len(names), len(found), figsize=(2.6 * len(found), 7),
-                                   sharex=True, sharey="row", squeeze=False)
+                                   sharex=True, squeeze=False)
     for (title, lines), column in zip(found.items(), axes.T):
         column[0].set_title(title, fontsize=9)
         for name, axis in zip(names, column):
