@@ -35,7 +35,7 @@ except ImportError:
 BLUE, ORANGE, GREEN, GREY, RED = "#8ecae6", "#ffb703", "#90be6d", "#dddddd", "#e76f51"
 QUESTION = "What is the bill for tea, a coupon and a hat?"
 DRAFT = "Of course! 13 in all: tea 5, coupon 2, hat 10."
-FAILURES = {"no-kl": "no KL, large steps", "chance": "R_PIT at chance", "no-eos": "no_eos_score too high",
+FAILURES = {"no-kl": "no KL", "chance": "R_PIT untrained", "no-eos": "no_eos_score too high",
             "rate": "learning rate too high"}
 
 
