@@ -160,20 +160,18 @@ def aspect_table(lines: Lines) -> str:
                          for system in (RL, PIT))] for line, seeds in lines.items()])
 
 
-def spent(seeds: list[dict], what: str, stage: str) -> str:
-    """Return the mean seconds or operations of RLHF, or of all stages "stage..."."""
-    sums = [sum(value for name, value in one[what].items()
+def spent(seeds: list[dict], stage: str) -> str:
+    """Return the mean operations of RLHF, or of all stages "stage...", in TFLOP."""
+    sums = [sum(value for name, value in one["tflop"].items()
                 if name == stage or stage != "rlhf" and name.startswith(stage)) for one in seeds]
     return f"{mean(sums):.4g}"
 
 
 def cost_table(lines: Lines) -> str:
-    """Return the seconds and the operations of RLHF, and of PIT's stages, on the machine of the
-    results."""
-    return markdown(
-        ["line", "seconds of RLHF", "of PIT's stages", "TFLOP of RLHF", "of PIT's stages"],
-        [[label(line), *(spent(seeds, what, stage) for what in ("seconds", "tflop")
-                         for stage in ("rlhf", "stage"))] for line, seeds in lines.items()])
+    """Return the operations of RLHF, and of PIT's stages."""
+    return markdown(["line", "TFLOP of RLHF", "of PIT's stages"], [
+        [label(line), spent(seeds, "rlhf"), spent(seeds, "stage")]
+        for line, seeds in lines.items()])
 
 
 def choice_table(choices: list[dict]) -> str:

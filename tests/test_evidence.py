@@ -284,9 +284,9 @@ def test_differences_are_taken_seed_by_seed():
 
 
 def test_costs_are_those_of_rlhf_alone_and_of_all_stages():
-    one = {"seconds": {"rlhf": 1.0, "rlhf_more": 5.0, "stage0": 2.0, "stage1": 4.0, "sft": 9.0}}
-    assert tables.spent([one], "seconds", "rlhf") == "1"
-    assert tables.spent([one, one], "seconds", "stage") == "6"
+    one = {"tflop": {"rlhf": 1.0, "rlhf_more": 5.0, "stage0": 2.0, "stage1": 4.0, "sft": 9.0}}
+    assert tables.spent([one], "rlhf") == "1"
+    assert tables.spent([one, one], "stage") == "6"
 
 
 def test_a_file_that_is_no_result_is_refused(tmp_path):
