@@ -10,6 +10,7 @@ questions of the same seed. The text of the page is written by hand and stays.
 import json
 import math
 import re
+import textwrap
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -196,7 +197,7 @@ def tables(results: Path) -> dict[str, str]:
 
 
 def plot(lines: Lines, path: Path) -> None:
-    """Draw the differences with their intervals."""
+    """Draw the differences with their intervals; none where the models are the same."""
     import matplotlib
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "pit"  # the same file from the same results
@@ -206,11 +207,16 @@ def plot(lines: Lines, path: Path) -> None:
     for panel, system in zip(panels, (RL, PIT)):
         for place, line in enumerate(found):
             values = found[line][system]
+            if not any(values):
+                continue  # the same models
             half = half_width(values) if len(values) > 1 else None  # one seed tells no width
             panel.errorbar(mean(values), place, xerr=half, fmt="o", color="tab:blue", capsize=3)
         panel.axvline(0, color="grey", linewidth=1)
-        panel.set_title(f"{system}: gold less that of the config as it is", fontsize=9)
-    panels[0].set_yticks(range(len(found)), list(found), fontsize=8)
+        panel.set_title(system, fontsize=9)
+    names = [textwrap.fill(line, 50) for line in found]
+    panels[0].set_yticks(range(len(found)), names, fontsize=8)
+    figure.supxlabel("gold, less that of the config as it is (95 % interval over seeds)",
+                     fontsize=9)
     panels[0].invert_yaxis()
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
