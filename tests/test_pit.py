@@ -330,7 +330,7 @@ def chain_shown(bills_run, monkeypatch, capsys, stop: bool, gaps, texts=tuple(
                         lambda model, read: rows.append(read) or torch.tensor(gaps[len(rows) - 1]))
     policies = dict.fromkeys(map(stages.title, run.config.stages()))
     models = SimpleNamespace(policies=policies, rpit=None)
-    args = SimpleNamespace(ref=texts[0], iters=3, temperature=1.0, stop=stop)
+    args = SimpleNamespace(ref=texts[0], iters=3, stop=stop, explain=False)
     sampler = Sampler(run, data, 1.0, None)
     sample.show_improvements(sampler, models, "What is the bill for tea?", args)
     return capsys.readouterr().out.splitlines()[2:], texts, [
