@@ -14,6 +14,7 @@ each, share the work. At the end tables.py writes tables and a plot there.
 
 import json
 import re
+import sys
 import time
 from dataclasses import dataclass
 from itertools import product
@@ -298,6 +299,8 @@ def main() -> None:
     args.line = list(dict.fromkeys([OWN, *args.line]))
     for line in args.line:
         refuse_unfit(args, line)
+        if not changed(args, line):
+            print(f"warning: --line={line} makes no model anew", file=sys.stderr)
     try:
         args.results.mkdir(parents=True, exist_ok=True)
     except OSError as error:
