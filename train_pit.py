@@ -159,11 +159,17 @@ def train_pit_stage(run: Run, data: Data, name: str, models: Models, before: dic
     return train_stage(run, data, task, before or fresh_start(run, data, task, models.rpit))
 
 
+def train_to_rlhf(run: Run, data: Data) -> tuple[Models, dict]:
+    """Train or restore the models up to M_P^RL, and return its checkpoint, too."""
+    models, inputs = train_start(run, data), inputs_of(run.config)["rlhf"]
+    rlhf = run.stage("rlhf", inputs, lambda: train_rlhf(run, data, models))
+    models.policies[title("rlhf")] = run.placed(new_gpt(run, data), rlhf["model"])
+    return models, rlhf
+
+
 def train_all(run: Run, data: Data) -> Models:
     """Train or restore every model of the method, in order."""
-    models, inputs, before = train_start(run, data), inputs_of(run.config), None
-    rlhf = run.stage("rlhf", inputs["rlhf"], lambda: train_rlhf(run, data, models))
-    models.policies[title("rlhf")] = run.placed(new_gpt(run, data), rlhf["model"])
+    (models, rlhf), inputs, before = train_to_rlhf(run, data), inputs_of(run.config), None
     for name in run.config.pit.curriculum:
         before = run.stage(name, inputs[name],
                            lambda: train_pit_stage(run, data, name, models, before))

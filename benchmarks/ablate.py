@@ -33,13 +33,13 @@ from runtime.config import Config
 from runtime.files import Busy, lock, write_whole
 from runtime.launch import guard
 from runtime.ranks import barrier, rank, ranks
-from runtime.run import NotFinite, Run, inputs_among, values_of
+from runtime.run import NotFinite, Run, inputs_among, iterations, values_of
 from runtime.settings import UserError, read_arguments
 from runtime.stages import inputs_of, title
 from sample import Sampler, answer, improve
 from ablations.scores import loaded_scores
-from train_pit import train_all, train_rlhf
-from train_reward import Models, new_gpt, train_start
+from train_pit import train_all, train_to_rlhf
+from train_reward import Models, train_start
 
 TEMPERATURES = (1.0, 0.5, 0.2)
 CHOSEN = ("lr_scale", "kl_target")  # of a stage, by six trials for RLHF and six for PIT
@@ -85,16 +85,15 @@ def parts_of(args, line: str) -> dict[str, list[str]]:
 def refuse_unfit(args, line: str) -> None:
     """Raise UserError for a line that cannot be compared, before anything is trained."""
     config = config_of(args, line, {})
-    words = [one.partition("=")[0] for one in fields_in(line)]
     if config.data.files:
         raise UserError("lines are compared by the hidden judge of bills: leave data.files out")
     loaded_scores(config)
-    stages = sum(parts_of(args, line).values(), [])
-    own = [word for word in words if word == "eval.temperatures" or word.startswith("run.")
-           or args.choose and word in [f"{stage}.{key}" for stage in stages for key in CHOSEN]]
-    if own:
-        raise UserError(f"--line={line}: {own[0]} is set by this script"
-                        + " under --choose" * (own[0][:4] not in ("run.", "eval")))
+    chosen = [f"{stage}.{key}" for stage in ("rlhf", *config.pit.curriculum) for key in CHOSEN]
+    for name in [one.partition("=")[0] for one in fields_in(line)]:
+        if name == "eval.temperatures" or name.startswith("run."):
+            raise UserError(f"--line={line}: {name} is set by this script")
+        if args.choose and name in chosen:
+            raise UserError(f"--line={line}: {name} is set by this script under --choose")
 
 
 def run_name(args, line: str, seed: int, *more) -> str:
@@ -113,11 +112,8 @@ def trained_to(part: str, args, line: str, name: str, fields: dict) -> Trained:
     run = Run(config_of(args, line, {"run.name": name} | fields))
     data = load_data(run)
     with run.precision():
-        models = train_all(run, data) if part == "pit" else train_start(run, data)
-        if part == "rlhf":
-            content = run.stage("rlhf", inputs_of(run.config)["rlhf"], lambda: train_rlhf(
-                run, data, models))
-            models.policies[title("rlhf")] = run.placed(new_gpt(run, data), content["model"])
+        models = (train_all(run, data) if part == "pit" else train_to_rlhf(run, data)[0]
+                  if part == "rlhf" else train_start(run, data))
     run.write_config()
     return Trained(run, data, models)
 
@@ -231,9 +227,7 @@ def columns(trained: Trained) -> dict[str, dict[str, list]]:
     """Return the figures of each iteration that the logs have of the stages of RL."""
     found = {}
     for stage in ("rlhf", *trained.run.config.pit.curriculum):
-        log = trained.run.used[stage].parent / "metrics.jsonl"
-        lines = [json.loads(one) for one in log.read_text(encoding="utf-8").splitlines()]
-        lines = [one for one in lines if one["stage"] == stage and one["step"] > 0]
+        lines = iterations(trained.run.used[stage].parent, stage)
         found[stage] = {key: [round(one[key], 4) for one in lines]
                         for key in LOGGED if lines and key in lines[-1]}
     return found

@@ -164,7 +164,7 @@ def aspect_table(lines: Lines) -> str:
 def spent(seeds: list[dict], stage: str) -> str:
     """Return the mean operations of RLHF, or of all stages "stage...", in TFLOP."""
     sums = [sum(value for name, value in one["tflop"].items()
-                if name == stage or stage != "rlhf" and name.startswith(stage)) for one in seeds]
+                if re.fullmatch(rf"{stage}\d*", name)) for one in seeds]
     return f"{mean(sums):.4g}"
 
 
@@ -187,9 +187,8 @@ def choice_table(choices: list[dict]) -> str:
     return markdown(["line", "policy", "(lr_scale, kl_target): gold"], made)
 
 
-def tables(results: Path) -> dict[str, str]:
+def tables(lines: Lines, choices: list[dict]) -> dict[str, str]:
     """Return all tables by their names."""
-    lines, choices = read_results(results)
     return {"own": own_table(lines), "gold": gold_table(lines),
             "difference": difference_table(lines), "iterations": iteration_table(lines),
             "aspects": aspect_table(lines), "cost": cost_table(lines),
@@ -230,12 +229,13 @@ def write(results: Path) -> str:
              "gold": "Gold, and PIT's lead in points", "iterations": "What a second rewrite adds",
              "aspects": "Totals and courtesy, T = 0.5 (each seed)", "cost": "What RL costs",
              "choices": "What was chosen from", "own": "All rows of the config as it is"}
-    made = tables(results)
+    lines, choices = read_results(results)
+    made = tables(lines, choices)
     text = "\n\n".join(f"{head}:\n\n{made[name]}" for name, head in heads.items()
                        if made[name].count("\n") > 1) + "\n"
     write_whole(results / "tables.md", lambda file: file.write(text.encode()))
     try:
-        plot(read_results(results)[0], results / "differences.svg")
+        plot(lines, results / "differences.svg")
     except ImportError:
         text += "\nno plot: it needs an extra, pip install matplotlib\n"
     return text
@@ -243,7 +243,7 @@ def write(results: Path) -> str:
 
 def filled(page: str, results: Path) -> str:
     """Return the page with each table between `<!-- table: name -->` and `<!-- end -->`."""
-    for name, table in tables(results).items():
+    for name, table in tables(*read_results(results)).items():
         made = f"<!-- table: {name} -->\n\n{table}\n\n<!-- end -->"
         page = re.sub(rf"(?s)<!-- table: {name} -->.*?<!-- end -->", lambda _: made, page)
     return page

@@ -7,7 +7,6 @@ runs that fail on purpose (docs/tutorial/7-read-your-run.md has their commands) 
 are there.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from evaluation import microscope  # noqa: E402
 from faster.branches import make_branches  # noqa: E402
 from pretrained.configure import command_line  # noqa: E402
 from runtime.launch import guard  # noqa: E402
-from runtime.run import Run  # noqa: E402
+from runtime.run import LOGS, Run, iterations  # noqa: E402
 from runtime.settings import UserError  # noqa: E402
 from sample import restore  # noqa: E402
 
@@ -141,12 +140,8 @@ def ppo_figure():
 
 def logged(run: Run) -> list[dict]:
     """Return what the logs have of the iterations of RLHF and of PIT's stages."""
-    lines = []
-    for stage in ("rlhf", *run.config.pit.curriculum):
-        log = run.used[stage].parent / "metrics.jsonl"
-        lines += [line for line in map(json.loads, log.read_text(encoding="utf-8").splitlines())
-                  if line["stage"] == stage and line["step"] > 0]
-    return lines
+    return [line for stage in ("rlhf", *run.config.pit.curriculum)
+            for line in iterations(run.used[stage].parent, stage)]
 
 
 def curves_figure(run: Run):
@@ -169,13 +164,12 @@ def curves_figure(run: Run):
 
 def failures_figure(run: Run):
     """Draw stage 1 of the runs that fail on purpose, over the healthy run's in grey."""
-    healthy = [line for line in logged(run) if line["stage"] == "stage1"]
+    healthy = iterations(run.used["stage1"].parent, "stage1")
     found = {}
     for name, title in FAILURES.items():
-        log = run.folder.parent / f"{run.config.run.name}-{name}" / "metrics.jsonl"
-        if log.exists():
-            lines = map(json.loads, log.read_text(encoding="utf-8").splitlines())
-            found[title] = [line for line in lines if line["stage"] == "stage1" and line["step"]]
+        folder = run.folder.parent / f"{run.config.run.name}-{name}"
+        if (folder / LOGS[0]).exists():
+            found[title] = iterations(folder, "stage1")
     found = {title: lines for title, lines in found.items() if lines}
     if not found:
         return None

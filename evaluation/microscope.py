@@ -45,9 +45,8 @@ def columns_of(run: Run, data: Data, rpit: RewardModel, learner: ppo.Learner,
     grids = {"log pi": rollout.logp, "log pi_ref": rollout.logp - rollout.kl,
              "-beta KL": -learner.beta * rollout.kl, "reward": rollout.rewards}
     if learner.critic:
-        after = torch.nn.functional.pad(rollout.values[:, 1:], (0, 1))
-        grids |= {"V": rollout.values,
-                  "delta": rollout.rewards + section.gamma * after - rollout.values}
+        known = rollout.rewards, rollout.values, rows.mask, section.gamma
+        grids |= {"V": rollout.values, "delta": ppo.compute_gae(*known, lam=0.0)[0]}
     grids |= {"A": advantages, "R_PIT": rpit(rows)[0]}
     tokens = {"token": [data.tokenizer.piece(i) for i in rows.responses()[0]]}
     return tokens | {name: grid[0][rows.mask[0]].tolist() for name, grid in grids.items()}

@@ -8,6 +8,7 @@ works on its rows, and `all_sum` adds up losses, counts and gradients. On a CPU 
 itself; under torchrun the ranks are torchrun's.
 """
 
+import json
 import sys
 import time
 import zlib
@@ -70,6 +71,12 @@ def inputs_among(config: Config, sections: tuple[str, ...]) -> dict:
     """Return the fields of these sections, or single fields, that decide what is made of them."""
     return {key: value for key, value in values_of(config).items()
             if {key, key.partition(".")[0]} & {*sections} and key not in ONLY_SPEED}
+
+
+def iterations(folder: Path, stage: str) -> list[dict]:
+    """Return the lines that a run's metrics have of a stage, but for the one before it began."""
+    log = (folder / LOGS[0]).read_text(encoding="utf-8").splitlines()
+    return [line for line in map(json.loads, log) if line["stage"] == stage and line["step"] > 0]
 
 
 def standing_on(folder: Path, base: str) -> list[Path]:
