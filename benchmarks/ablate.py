@@ -256,15 +256,15 @@ def finish(args, line: str, seed: int) -> None:
          chosen=chosen["fields"])
 
 
-def work_through(args) -> list[str]:
-    """Make the results that are missing, those that another call is making last; return what
-    failed."""
+def work_through(args, make) -> None:
+    """Call make(args, line, seed) for each, those that another call is making last. Raises UserError
+    at the end for what failed."""
     jobs, failed = [(line, seed) for line in args.line for seed in args.seeds], []
     while jobs:
         waiting = []
         for line, seed in jobs:
             try:
-                finish(args, line, seed)
+                make(args, line, seed)
             except Busy:
                 if ranks() > 1:
                     raise
@@ -276,20 +276,23 @@ def work_through(args) -> list[str]:
         if waiting == jobs:
             time.sleep(10)
         jobs = waiting
-    return failed
+    if failed:
+        raise UserError("; ".join(failed))
 
 
-def main() -> None:
-    """Make the results of the lines and seeds that are missing, and the tables."""
+def asked(about: str, results: str, *more: tuple[str, dict]):
+    """Return the arguments of the command line, of which each line can be trained; make the folder
+    of the results, by default <run.dir>/<name>-`results`."""
     args, args.overrides = read_arguments(
-        __doc__.splitlines()[0],
+        about.splitlines()[0],
         ("--line", {"action": "append", "default": [], "help": "fields: 'a.b=1 c.d=2'"}),
         ("--seeds", {"nargs": "+", "type": int, "default": [1, 2, 3]}),
-        ("--choose", {"action": "store_true", "help": "first find each line's rate and KL"}),
-        ("--results", {"type": Path, "help": "a folder; by default <run.dir>/<name>-results"}))
+        ("--results", {"type": Path, "help": f"a folder; by default <run.dir>/<name>-{results}"}),
+        *more)
+    args.choose = getattr(args, "choose", False)
     run = config_of(args, OWN, {}).run
     args.name, args.runs, args.ranks, args.base = run.name, Path(run.dir), run.ranks, run.base
-    args.results = args.results or args.runs / f"{args.name}-results"
+    args.results = args.results or args.runs / f"{args.name}-{results}"
     args.line = list(dict.fromkeys([OWN, *args.line]))
     for line in args.line:
         refuse_unfit(args, line)
@@ -300,11 +303,18 @@ def main() -> None:
     except OSError as error:
         raise UserError(f"{args.results}: cannot make this folder ({error.strerror}); name another "
                         "one in --results") from None
-    failed = work_through(args)
-    if rank() == 0:
-        print(tables.write(args.results))
-    if failed:
-        raise UserError("; ".join(failed))
+    return args
+
+
+def main() -> None:
+    """Make the results of the lines and seeds that are missing, and the tables."""
+    args = asked(__doc__, "results", ("--choose", {
+        "action": "store_true", "help": "first find each line's rate and KL"}))
+    try:
+        work_through(args, finish)
+    finally:
+        if rank() == 0:
+            print(tables.write(args.results))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,98 @@
+"""What brings a reward model's prices right: steps, rate, pairs, the form of the score.
+
+    python benchmarks/prices.py --config configs/quick.toml --seeds 1 2 \\
+        --line="rp.steps=3800 rpit.steps=2400" --line="reward.lm_coef=0"
+
+For each line and seed we train R_P and R_PIT alone, on top of the config's own run of that seed, and
+measure on validation questions what they pay for one change of the right answer (report/prices.py),
+how often they agree with held-out pairs, and what they are good for before any RL: the gold of the
+best of four answers of M_P^SFT by R_P, and of the best of four rewrites of such an answer by
+M_PIT^SFT, by r_gap. Models and responses are at temperature 1.
+
+What is finished is a file in --results; two calls at once, with --run.ranks=1 each, share the work.
+"""
+
+import numpy as np
+import ablate
+import tables
+import script  # noqa: F401  (the project's modules are found from here on)
+
+from evaluation import measure
+from report.evaluate import stage_costs
+from report.judge import Judge
+from report.prices import price_list
+from runtime.launch import guard
+from runtime.ranks import rank
+from sample import Sampler, answer, improve
+
+NUMBER = 4  # responses to choose from
+
+
+def chosen_by(scores: list[np.ndarray], tries: list) -> list:
+    """Return of each question the response with the highest score."""
+    return [tries[k][i] for i, k in enumerate(np.argmax(scores, axis=0))]
+
+
+def measured(args, line: str, seed: int) -> dict:
+    """Train a line's reward models; return their prices, agreements and the gold of their choices,
+    and the seconds of R_P and R_PIT."""
+    trained = ablate.trained_to("start", args, line, ablate.run_name(args, line, seed, "start"), {
+        "run.seed": seed,
+        "run.base": ablate.start_of(args, ablate.OWN, seed) if line else args.base})
+    run, data, models = trained.run, trained.data, trained.models
+    fold = data.folds["valid"]
+    x = fold.x[:run.config.eval.prompts]
+    judge, policies = Judge(data, models, x), models.policies
+    sampler = Sampler(run, data, 1.0, run.generator("prices"))
+    with run.precision():
+        answers = [answer(sampler, policies["M_P^SFT"], x) for _ in range(NUMBER)]
+        y_ref = answers[0]
+        rewrites = [improve(sampler, policies["M_PIT^SFT"], x, y_ref) for _ in range(NUMBER)]
+        best = {"M_P^SFT": y_ref, "best of 4 by R_P": chosen_by(
+                    [measure.rp_scores(data, models.rp, x, y) for y in answers], answers),
+                "M_PIT^SFT": rewrites[0], "best of 4 by r_gap": chosen_by(
+                    [measure.gap_scores(data, models.rpit, x, y, y_ref) for y in rewrites], rewrites)}
+        agreements = measure.held_out_accuracies(data, models.rp, models.rpit, "valid")
+        prices = price_list(data, models, x, run.config.data)
+    seconds = {stage: spent for stage, (spent, _) in stage_costs(run, ("rp", "rpit")).items()}
+    return {"prices": prices, "gold": {name: float(np.mean(judge.grades(y)))
+                                       for name, y in best.items()},
+            "agreements": {name: one["accuracy"] for name, one in agreements.items()},
+            "seconds": seconds}
+
+
+def finish(args, line: str, seed: int) -> None:
+    """Make a line's result of a seed."""
+    ablate.once(args, line, seed, f"{ablate.slug(line)}-{seed}", lambda: measured(args, line, seed))
+
+
+def table(results) -> str:
+    """Return what R_P and R_PIT pay, and the gold of what they choose: means over seeds."""
+    found = {}
+    for content in map(tables.read, sorted(results.glob("*.json"))):
+        found.setdefault(content["line"], []).append(content)
+    changes = next(iter(found.values()))[0]["prices"]
+    right = {change: one["right"] for change, one in changes.items()}
+    made = [["right price", "", *(f"{price:+.2f}" for price in right.values()), "", ""]]
+    for line in sorted(found, key=lambda line: (line != "", line)):
+        for model, choice, agreement in (("R_P", "best of 4 by R_P", "R_P"),
+                                         ("R_PIT", "best of 4 by r_gap", "R_PIT wl>lw")):
+            seeds = found[line]
+            made.append([tables.label(line), model, *(
+                tables.over_seeds([one["prices"][change][model][0] for one in seeds], "+.2f")
+                for change in right),
+                tables.over_seeds([one["agreements"][agreement] for one in seeds], ".3f"),
+                tables.over_seeds([one["gold"][choice] for one in seeds], ".3f")])
+    return tables.markdown(["line", "", *right, "agrees with labels", "gold, best of 4"], made)
+
+
+def main() -> None:
+    """Make the results of the lines and seeds that are missing, and print the table."""
+    args = ablate.asked(__doc__, "prices")
+    ablate.work_through(args, finish)
+    if rank() == 0:
+        print(table(args.results))
+
+
+if __name__ == "__main__":
+    guard(main)
