@@ -26,7 +26,7 @@ from ppo import Critic, Learner, Prompts, Task
 from pretrained.configure import command_line
 from report.evaluate import evaluate
 from report.page import write
-from report.rivals import refiner_data
+from report.rivals import refiner_data, train_sft_more
 from reward import RewardModel
 from runtime.launch import guard
 from runtime.run import Run
@@ -138,12 +138,13 @@ def train_rlhf(run: Run, data: Data, models: Models) -> dict:
     return train_stage(run, data, task, fresh_start(run, data, task, models.rp))
 
 
-def train_rlhf_more(run: Run, data: Data, models: Models, before: dict) -> dict:
-    """Go on from M_P^RL's checkpoint, for as many more samples as PIT's stages take."""
+def train_rlhf_more(run: Run, data: Data, models: Models) -> dict:
+    """Train RLHF from M_P^SFT of equal budget, for the samples of M_P^RL and PIT together."""
     config, task = run.config, rlhf_task(run, data, "rlhf_more", models)
-    budget = sum(getattr(config, name).batches(config.ppo) for name in config.pit.curriculum)
-    stage = replace(task.stage, iterations=budget)
-    return train_stage(run, data, replace(task, stage=stage), before)
+    more = sum(getattr(config, name).batches(config.ppo) for name in config.pit.curriculum)
+    stage = replace(task.stage, iterations=task.stage.iterations + more)
+    task = replace(task, stage=stage, anchor=models.policies[title("sft_more")])
+    return train_stage(run, data, task, fresh_start(run, data, task, models.rp))
 
 
 def train_pit_stage(run: Run, data: Data, name: str, models: Models, before: dict | None) -> dict:
@@ -159,25 +160,25 @@ def train_pit_stage(run: Run, data: Data, name: str, models: Models, before: dic
     return train_stage(run, data, task, before or fresh_start(run, data, task, models.rpit))
 
 
-def train_to_rlhf(run: Run, data: Data) -> tuple[Models, dict]:
-    """Train or restore the models up to M_P^RL, and return its checkpoint, too."""
+def train_to_rlhf(run: Run, data: Data) -> Models:
+    """Train or restore the models up to M_P^RL."""
     models, inputs = train_start(run, data), inputs_of(run.config)["rlhf"]
-    rlhf = run.stage("rlhf", inputs, lambda: train_rlhf(run, data, models))
-    models.policies[title("rlhf")] = run.placed(new_gpt(run, data), rlhf["model"])
-    return models, rlhf
+    content = run.stage("rlhf", inputs, lambda: train_rlhf(run, data, models))
+    models.policies[title("rlhf")] = run.placed(new_gpt(run, data), content["model"])
+    return models
 
 
 def train_all(run: Run, data: Data) -> Models:
     """Train or restore every model of the method, in order."""
-    (models, rlhf), inputs, before = train_to_rlhf(run, data), inputs_of(run.config), None
+    models, inputs, before = train_to_rlhf(run, data), inputs_of(run.config), None
     for name in run.config.pit.curriculum:
         before = run.stage(name, inputs[name],
                            lambda: train_pit_stage(run, data, name, models, before))
         models.policies[title(name)] = run.placed(new_gpt(run, data), before["model"])
     if run.config.eval.equal_budget:
-        content = run.stage("rlhf_more", inputs["rlhf_more"],
-                            lambda: train_rlhf_more(run, data, models, rlhf))
-        models.policies[title("rlhf_more")] = run.placed(new_gpt(run, data), content["model"])
+        for name, make in ("sft_more", train_sft_more), ("rlhf_more", train_rlhf_more):
+            content = run.stage(name, inputs[name], lambda: make(run, data, models))
+            models.policies[title(name)] = run.placed(new_gpt(run, data), content["model"])
     return models
 
 

@@ -43,7 +43,7 @@ from train_reward import Models, train_start
 
 TEMPERATURES = (1.0, 0.5, 0.2)
 CHOSEN = ("lr_scale", "kl_target")  # of a stage, by six trials for RLHF and six for PIT
-SETTINGS = list(product((0.5, 1.0, 2.0), (1.5, 3.0)))
+SETTINGS = list(product((0.5, 1.0, 2.0), (1.5, 3.0)))  # to begin with
 LOGGED = ("reward", "kl", "gold", "entropy", "explained_variance", "length")
 OWN = ""  # the line of the config as it is
 
@@ -112,7 +112,7 @@ def trained_to(part: str, args, line: str, name: str, fields: dict) -> Trained:
     run = Run(config_of(args, line, {"run.name": name} | fields))
     data = load_data(run)
     with run.precision():
-        models = (train_all(run, data) if part == "pit" else train_to_rlhf(run, data)[0]
+        models = (train_all(run, data) if part == "pit" else train_to_rlhf(run, data)
                   if part == "rlhf" else train_start(run, data))
     run.write_config()
     return Trained(run, data, models)
@@ -180,26 +180,41 @@ def choose(args, line: str, seed: int) -> dict:
                        if key.partition(".")[0] in stages}
             base = first["folder"] if Path(first["folder"]).exists() else base
             continue
-        runs, tried[part] = {}, {}
-        for setting in SETTINGS:
+        golds, settings, start = {}, list(SETTINGS), fields | {
+            "run.base": base, "run.seed": seed, "eval.equal_budget": False}
+        for setting in settings:  # it grows
             name = run_name(args, line, seed, part, *setting)
-            tries = {f"{stage}.{key}": value for stage in stages
-                     for key, value in zip(CHOSEN, setting)}
-            asked = fields | tries | {
-                "run.base": base, "run.seed": seed, "eval.equal_budget": False}
             try:
-                trained = trained_to(part, args, line, name, asked)
+                trained = trained_to(part, args, line, name, start | tries(stages, setting))
+                golds[setting] = max(on_validation(trained, part).values())
             except NotFinite as error:  # of all ranks at once: the other settings go on
                 print(f"{name}: {error}", flush=True)
                 interrupt.release()
-                continue
-            tried[part][str(setting)] = max(on_validation(trained, part).values())
-            runs[str(setting)] = str(trained.run.folder), tries
-        if not runs:
+            if setting == settings[-1] and golds:
+                settings += beyond(settings, max(golds, key=golds.get))
+        if not golds:
             raise NotFinite(f"{line or 'the config'}: no setting of {part} is finite")
-        base, best = runs[max(tried[part], key=tried[part].get)]
-        fields = fields | best
+        best = max(golds, key=golds.get)
+        base = str(args.runs / run_name(args, line, seed, part, *best))
+        fields = fields | tries(stages, best)
+        tried[part] = {str(setting): gold for setting, gold in golds.items()}
     return {"fields": fields, "tried": tried, "folder": base}
+
+
+def tries(stages: list[str], setting: tuple) -> dict[str, float]:
+    """Return the fields of a setting, the same for all of these stages."""
+    return {f"{stage}.{key}": value for stage in stages for key, value in zip(CHOSEN, setting)}
+
+
+def beyond(settings: list[tuple], best: tuple) -> list[tuple]:
+    """Return what is next to the best setting and outside of all that were tried: half the lowest
+    rate or target, or twice the highest. The grid goes on until the best lies inside of it."""
+    found = []
+    for axis, tried in enumerate(zip(*settings)):
+        for edge, factor in ((min(tried), 0.5), (max(tried), 2.0)):
+            if best[axis] == edge:
+                found.append((*best[:axis], edge * factor, *best[axis + 1:]))
+    return found
 
 
 def chosen_of(args, line: str) -> dict:
@@ -209,7 +224,7 @@ def chosen_of(args, line: str) -> dict:
         return {"fields": {}, "folder": "", "seed": None}
     return once(args, line, args.seeds[0], f"choices-{slug(line)}",
                 lambda: choose(args, line, args.seeds[0]),
-                SETTINGS=list(map(list, SETTINGS)))
+                SETTINGS=list(map(list, SETTINGS)), edges="extended")
 
 
 def base_of(args, line: str, seed: int, chosen: dict) -> str:
@@ -234,17 +249,22 @@ def columns(trained: Trained) -> dict[str, dict[str, list]]:
 
 
 def measure(args, line: str, seed: int, chosen: dict) -> dict:
-    """Train a line with what was chosen; return its report without texts, the gold on validation
-    questions, and the logs of RL."""
+    """Train a line with what was chosen; return its report without texts, each system's gold on
+    validation questions by temperature, and the logs of RL."""
     trained = trained_to("pit", args, line, run_name(args, line, seed), chosen["fields"] | {
         "run.base": base_of(args, line, seed, chosen), "run.seed": seed,
         "eval.temperatures": list(TEMPERATURES)})
-    valid = {part: on_validation(trained, part) for part in parts_of(args, line)}
-    with trained.run.precision():
-        report = evaluate(trained.run, trained.data, trained.models)
+    reports, setting = {}, trained.run.config.eval
+    for setting.split in ("valid", "test"):
+        with trained.run.precision():
+            reports[setting.split] = evaluate(trained.run, trained.data, trained.models)
+    valid = {}
+    for row in reports["valid"]["rows"]:
+        if row["temperature"] is not None and row["iteration"] < 2:
+            valid.setdefault(row["system"], {}).setdefault(str(row["temperature"]), row["gold"])
     return {"final": title(trained.run.config.pit.curriculum[-1]), "valid": valid,
-            "log": columns(trained)} | {
-        key: value for key, value in report.items() if key not in ("examples", "responses")}
+            "log": columns(trained)} | {key: value for key, value in reports["test"].items()
+                                        if key not in ("examples", "responses")}
 
 
 def finish(args, line: str, seed: int) -> None:

@@ -90,7 +90,7 @@ def row_of(seed: dict, system: str, temperature: float, iteration: int = 1) -> d
 
 def best(seed: dict, system: str) -> dict:
     """Return a system's row at the temperature that was best on validation questions."""
-    golds = seed["valid"]["rlhf" if system == RL else "pit"]
+    golds = seed["valid"][RL if system == RL else seed["final"]]
     return row_of(seed, system, float(max(golds, key=golds.get)))
 
 
@@ -252,7 +252,7 @@ def filled(page: str, results: Path) -> str:
 def main() -> None:
     """Fill the tables of the page in anew, and draw the plot."""
     arguments(__doc__)  # it takes none
-    page, results = ROOT / "docs" / "ablations.md", ROOT / "benchmarks" / "results"
+    page, results = ROOT / "docs" / "ablations.md", ROOT / "benchmarks" / "results" / "quick"
     if not read_results(results)[0]:
         raise UserError(f"{results}: no results; docs/ablations.md has the command that makes them")
     made = filled(page.read_text(encoding="utf-8"), results).encode()

@@ -48,6 +48,7 @@ class Table:
             "system": system, "against": against, "iteration": iteration,
             "temperature": temperature} | measure.comparison(np.sign(grades - others), longer) | {
             "gold": float(grades.mean()) if self.judge.hidden else None,
+            "grades": grades.round(4).tolist(),
             "aspects": {name: float(np.mean([a[name] for a in aspects]))
                         for name in (aspects[0] if aspects else {})},
             "length": float(np.mean([len(ids) for ids in y])),
@@ -129,6 +130,8 @@ def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperatu
     table.add(f"best of {setting.best_of}", best, "M_P^RL", y_0, temperature)
     more = None
     if "RLHF equal budget" in policies:
+        table.add("M_P^SFT equal budget", answers("M_P^SFT equal budget"), "M_P^RL", y_0,
+                  temperature)
         more = answers("RLHF equal budget")
         table.add("RLHF equal budget", more, "M_P^RL", y_0, temperature)
     chains, refined = {}, []

@@ -19,7 +19,7 @@ from runtime.run import Run
 from runtime.stages import inputs_of
 from runtime.state import weights_of
 from sample import Sampler, answer, generate
-from train_reward import Models, Training, lm_loss, new_gpt, train
+from train_reward import Models, Training, lm_loss, new_gpt, sft_loss, train
 
 
 def best_of(sampler: Sampler, models: Models, x: list, number: int) -> list:
@@ -35,6 +35,14 @@ def self_refine(sampler: Sampler, policy: GPT, x: list, y_ref: list) -> list:
     data = sampler.data
     feedback = generate(sampler, policy, [data.feedback(*pair) for pair in zip(x, y_ref)])
     return generate(sampler, policy, [data.rewrite(*triple) for triple in zip(x, y_ref, feedback)])
+
+
+def train_sft_more(run: Run, data: Data, models: Models) -> dict:
+    """Train M_P^SFT for as many steps more as M_PIT^SFT takes, on other batches than before."""
+    model = run.placed(new_gpt(run, data), weights_of(models.policies["M_P^SFT"]))
+    train(run, data, model, Training(
+        "sft_more", run.config.pit_sft, data.folds["sft"], sft_loss, (1, 1, 0)))
+    return {"model": weights_of(model)}
 
 
 # ------------------------------------------------------------------------- a taught Self-Refine

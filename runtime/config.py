@@ -183,7 +183,7 @@ class EvalSection:
     iterations: int = 4
     best_of: int = 4
     examples: int = 8           # prompts that are shown with all their responses
-    equal_budget: bool = False  # let RLHF go on, for the samples of PIT's stages
+    equal_budget: bool = False  # train a one-pass rival with all steps and samples of PIT
     seed: int = zero_or_more(1)  # of the evaluation's samples and of the examples that are shown
 
 

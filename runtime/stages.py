@@ -21,20 +21,22 @@ def inputs_of(config) -> dict[str, tuple[str, ...]]:
 
 
 def rl_inputs(config) -> dict[str, tuple[str, ...]]:
-    """Return the inputs of each stage of RL. A stage of PIT depends on those before it, too."""
+    """Return the inputs of each stage of RL, and of what a rival's starts from. A stage of PIT
+    depends on those before it, too."""
     inputs, before = {"rlhf": OF_R_P + ("ppo", "rlhf")}, SUPERVISED + (
         "ppo", "pit.score", "pit.score_file")
     for name in config.pit.curriculum:
         before += (name,) if getattr(config, name).reference == "data" else ("rlhf", name)
         inputs[name] = before
     if config.eval.equal_budget:
-        inputs["rlhf_more"] = inputs["rlhf"] + tuple(
+        inputs["sft_more"] = BASE + ("sft", "pit_sft")
+        inputs["rlhf_more"] = inputs["rlhf"] + ("pit_sft",) + tuple(
             f"{name}.{what}" for name in config.pit.curriculum
             for what in ("iterations", "reference", "best_of"))
     return inputs
 
 
 def title(stage: str) -> str:
-    """Return what the report calls the policy of a stage of RL: of stage0 "PIT stage 0"."""
-    others = {"rlhf": "M_P^RL", "rlhf_more": "RLHF equal budget"}
+    """Return what the report calls the policy of a stage: of stage0 "PIT stage 0"."""
+    others = {"rlhf": "M_P^RL", "sft_more": "M_P^SFT equal budget", "rlhf_more": "RLHF equal budget"}
     return others.get(stage, f"PIT stage {stage.removeprefix('stage')}")

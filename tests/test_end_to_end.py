@@ -19,11 +19,11 @@ from runtime.stages import inputs_of
 from test_docs import PAGES, commands
 
 TINY = "configs/tiny.toml"
-FITS = {"sft": [5, 10, 15, 20], "pit_sft": [5], "rp": [5], "rpit": [5]}
+FITS = {"sft": [5, 10, 15, 20], "pit_sft": [5], "rp": [5], "rpit": [5], "sft_more": [5]}
 STAGES = {"rlhf": [0, 1, 2, 3], "stage0": [0, 1, 2, 3], "stage1": [1, 2, 3],
-          "rlhf_more": list(range(1, 10))}  # stage 1 draws its references too
+          "rlhf_more": list(range(13))}  # 3, 3, and twice 3: stage 1 draws its references too
 ROW = {"system", "against", "iteration", "temperature", "win", "tie", "lose", "delta", "ci_low",
-       "ci_high", "equal_length", "gold", "aspects", "length", "cut", "copies"}
+       "ci_high", "equal_length", "gold", "grades", "aspects", "length", "cut", "copies"}
 REPORT = {"name", "seed", "eval_seed", "split", "prompts", "judge", "rows", "reward", "seconds",
           "tflop", "peak_tflop_a_second", "prices", "data", "examples", "responses"}
 PROMPT = "What is the bill for tea, a coupon and a hat?"
@@ -76,7 +76,7 @@ def test_a_run_leaves_everything_it_should(trained):
 def test_the_models_of_a_run_are_different_ones(trained):
     folder = trained[0]
     weights = {name: load(folder / f"{name}.pt")["model"]["embedding.weight"]
-               for name in ("sft", "pit_sft", *STAGES)}
+               for name in ("sft", "pit_sft", "sft_more", *STAGES)}
     names = sorted(weights)
     assert not any(torch.equal(weights[a], weights[b])
                    for i, a in enumerate(names) for b in names[:i])
@@ -87,9 +87,10 @@ def test_the_report_has_every_system_and_key(trained):
     assert set(report) == REPORT
     assert (report["prompts"], report["split"], report["judge"]) == (16, "test", "hidden judge")
     found = [(r["system"], r["against"], r["temperature"], r["iteration"]) for r in report["rows"]]
-    rl, sft, more = "M_P^RL", "M_P^SFT", "RLHF equal budget"
+    rl, sft, more, longer = "M_P^RL", "M_P^SFT", "RLHF equal budget", "M_P^SFT equal budget"
     assert found == [row for t in (1.0, 0.5) for row in [
-        (sft, rl, t, 0), (rl, sft, t, 0), ("best of 4", rl, t, 0), (more, rl, t, 0),
+        (sft, rl, t, 0), (rl, sft, t, 0), ("best of 4", rl, t, 0), (longer, rl, t, 0),
+        (more, rl, t, 0),
         ("M_PIT^SFT", rl, t, 1), ("PIT stage 0", rl, t, 1), ("PIT stage 0", rl, t, 2),
         ("PIT stage 1", rl, t, 1), ("PIT stage 1", rl, t, 2), ("PIT stage 1", sft, t, 1),
         ("PIT stage 1", more, t, 1), ("PIT stage 1", more, t, 2)]] + [
@@ -101,8 +102,9 @@ def test_the_report_has_every_system_and_key(trained):
         assert row["ci_low"] <= row["delta"] <= row["ci_high"]
         assert row["gold"] == pytest.approx(sum(bills.WEIGHTS[k] * v
                                                 for k, v in row["aspects"].items()))
-        assert (row["copies"] is None) == (row["system"] in (sft, rl, "best of 4", more, "y_l",
-                                                             "y_w"))
+        assert sum(row["grades"]) / 16 == pytest.approx(row["gold"], abs=1e-4)
+        assert (row["copies"] is None) == (row["system"] in (
+            sft, rl, "best of 4", longer, more, "y_l", "y_w"))
     assert_finite(report["rows"])
     assert report["data"]["read"] == 600 and report["data"]["test"] == 50
     assert set(report["seconds"]) == {"data", *FITS, *STAGES, "evaluation"} == set(report["tflop"])
@@ -202,7 +204,7 @@ def test_seconds_are_those_of_the_stages_that_a_report_stands_on(tmp_path):
     assert stage_costs(run, ["data", "sft"]) == {"data": (1, 10), "sft": (3, 30)}
     config = load_config(str(ROOT / TINY), ["--pit.curriculum=['stage1']"])
     assert list(inputs_of(config)) == [
-        "data", "sft", "pit_sft", "rp", "rpit", "rlhf", "stage1", "rlhf_more"]
+        "data", "sft", "pit_sft", "rp", "rpit", "rlhf", "stage1", "sft_more", "rlhf_more"]
 
 
 @needs("matplotlib")

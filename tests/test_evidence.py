@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -112,7 +113,8 @@ def made(tmp_path_factory):
 
     def gold(trained, part, real=ablate.on_validation):
         name = trained.run.folder.name
-        golds[name] = {T: value + (name[-3:] == "2.0") for T, value in real(trained, part).items()}
+        best = name.endswith("-1.0-2.0")
+        golds[name] = {T: value + best for T, value in real(trained, part).items()}
         return golds[name]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ablate, "SETTINGS", [(1.0, 2.0), (0.5, 4.0)])
@@ -144,7 +146,8 @@ def test_the_best_setting_on_validation_questions_is_taken(made):
                                 for key, value in (("lr_scale", 1.0), ("kl_target", 2.0))}
     for part in ("rlhf", "pit"):
         assert chosen["tried"][part]["(1.0, 2.0)"] == max(golds[f"tiny-1-{part}-1.0-2.0"].values())
-        assert chosen["tried"][part]["(1.0, 2.0)"] > chosen["tried"][part]["(0.5, 4.0)"]
+        assert list(chosen["tried"][part]) == [  # the best of the first two lay at two edges
+            "(1.0, 2.0)", "(0.5, 4.0)", "(2.0, 2.0)", "(1.0, 1.0)"]
     own = json.loads((folder / "results" / "choices-pit.score=difference.json").read_text())
     assert list(own["tried"]) == ["pit"] and own["fields"]["rlhf.lr_scale"] == 1.0
 
@@ -157,7 +160,7 @@ def test_stages_are_made_once_where_nothing_changes(made):
     assert stages("tiny-1-start") == {"data", "sft", "pit_sft", "rp", "rpit"}
     assert stages("tiny-1-rlhf-1.0-2.0") == {"rlhf"}
     assert stages("tiny-1-pit-1.0-2.0") == {"stage0", "stage1"}
-    assert stages("tiny-1") == {"rlhf_more"}                       # all else stands in its trials
+    assert stages("tiny-1") == {"sft_more", "rlhf_more"}           # all else stands in its trials
     assert stages("tiny-pit.score=difference-2") == {"stage0", "stage1"}  # M_P^RL is the config's
     assert stages("tiny-ppo.advantage=group-ppo.group=2-2") == {
         "rlhf", "stage0", "stage1", "rlhf_more"}
@@ -177,6 +180,9 @@ def test_without_choices_a_line_stands_on_the_run_of_the_config(monkeypatch, tmp
     made = {f"{path.parent.name}/{path.stem}" for path in tmp_path.glob("*/*.pt")}
     assert {name for name in made if "=" in name and "part" not in name} == {
         "tiny-stage1.iterations=1-3/stage1", "tiny-stage1.iterations=1-3/rlhf_more"}
+    assert {*json.loads((tmp_path / "results" / "own-3.json").read_text())["valid"]} == {
+        "M_P^SFT", "M_P^RL", "best of 4", "M_P^SFT equal budget", "RLHF equal budget",
+        "M_PIT^SFT", "PIT stage 0", "PIT stage 1"}
     assert "tiny-3/stage1" in made and "tiny-3/rlhf" in made
 
 
@@ -270,7 +276,7 @@ def seed_of(number, rl, pit):
              "gold": gold + t / 10, "delta": 10 * gold, "ci_low": 1 - number, "ci_high": 9}
             for t in (1.0, 0.5) for system, against, iteration, gold in systems]
     return {"seed": number, "final": "PIT stage 1", "rows": rows, "valid": {
-        "rlhf": {"1.0": 0.1, "0.5": 0.2}, "pit": {"1.0": 0.2, "0.5": 0.1}}}
+        "M_P^RL": {"1.0": 0.1, "0.5": 0.2}, "PIT stage 1": {"1.0": 0.2, "0.5": 0.1}}}
 
 
 def test_differences_are_taken_seed_by_seed():
@@ -322,6 +328,13 @@ def test_the_plot_is_the_same_each_time(made, tmp_path):
     assert b"pit.score=difference" in (tmp_path / "a.svg").read_bytes()
 
 
+def test_a_grid_goes_on_beyond_an_edge_where_its_best_setting_lies():
+    grid = [(rate, target) for rate in (0.5, 1.0, 2.0) for target in (1.5, 3.0)]
+    assert ablate.beyond(grid, (1.0, 3.0)) == [(1.0, 6.0)]
+    assert ablate.beyond(grid, (0.5, 1.5)) == [(0.25, 1.5), (0.5, 0.75)]
+    assert ablate.beyond(grid + [(1.0, 6.0), (4.0, 3.0)], (2.0, 3.0)) == []
+
+
 def test_a_setting_that_diverges_is_left_out(monkeypatch):
     def trained_to(part, args, line, name, fields):
         if name.endswith("-2.0-1.5") or line == "ppo.lam=0.5" and "rlhf" in name:
@@ -330,9 +343,11 @@ def test_a_setting_that_diverges_is_left_out(monkeypatch):
     monkeypatch.setattr(ablate, "trained_to", trained_to)
     monkeypatch.setattr(ablate, "SETTINGS", [(1.0, 1.5), (2.0, 1.5)])
     monkeypatch.setattr(ablate, "on_validation", lambda trained, part: {"1.0": 0.5})
-    args = arguments()
+    args = arguments(runs=Path("runs"))
     found = ablate.choose(args, "", 1)
-    assert found["tried"] == {part: {"(1.0, 1.5)": 0.5} for part in ("rlhf", "pit")}
-    assert found["folder"] == "quick-1-pit-1.0-1.5"
+    assert found["tried"] == {part: {  # the last one was not finite; the grid goes on all the same
+        "(1.0, 1.5)": 0.5, "(0.5, 1.5)": 0.5, "(1.0, 0.75)": 0.5, "(1.0, 3.0)": 0.5}
+        for part in ("rlhf", "pit")}
+    assert Path(found["folder"]) == Path("runs/quick-1-pit-1.0-1.5")
     with pytest.raises(NotFinite, match="^ppo.lam=0.5: no setting of rlhf is finite$"):
         ablate.choose(args, "ppo.lam=0.5", 1)

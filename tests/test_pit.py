@@ -358,10 +358,13 @@ def test_each_stage_starts_from_and_is_anchored_to_what_the_method_says(bills_ru
     monkeypatch.setattr(run.config, "stage1", StageSection(iterations=7, beta=0.2))
     sft, pit_sft = models.policies["M_P^SFT"], models.policies["M_PIT^SFT"]
     before = copy.deepcopy(sft), copy.deepcopy(pit_sft)
-    rlhf = train_pit.train_rlhf(run, data, models)
+    train_pit.train_rlhf(run, data, models)
     zero = train_pit.train_pit_stage(run, data, "stage0", models, None)
     train_pit.train_pit_stage(run, data, "stage1", models, zero)
-    train_pit.train_rlhf_more(run, data, models, rlhf)
+    more = copy.deepcopy(sft)
+    more.embedding.weight.data += 2
+    monkeypatch.setitem(models.policies, "M_P^SFT equal budget", more)
+    train_pit.train_rlhf_more(run, data, models)
     task, policy, critic, anchor, spread, stage, beta = seen[0]  # Eq. 3
     assert same(policy, sft) and anchor is sft and spread == [1.0, 2.0]
     assert beta == run.config.rlhf.beta
@@ -375,11 +378,11 @@ def test_each_stage_starts_from_and_is_anchored_to_what_the_method_says(bills_ru
     assert torch.equal(policy.embedding.weight, pit_sft.embedding.weight + 1) and beta == 0.2
     assert anchor is pit_sft and spread == [3.0, 4.0] and critic.head.bias.item() == 1
     assert task.draw(None, 1, 4).source == ["M_P^RL"] * 4 and stage == run.config.stage1
-    task, policy, critic, anchor, spread, stage, beta = seen[3]  # 50 of stage 0, 7 twice of 1
-    assert torch.equal(policy.embedding.weight, sft.embedding.weight + 1)
-    assert anchor is sft and beta == run.config.rlhf.beta and critic.head.bias.item() == 1
-    assert stage == StageSection(iterations=64) and task.name == "rlhf_more"
-    assert spread == [1.0, 2.0]
+    task, policy, critic, anchor, spread, stage, beta = seen[3]  # the rival by one pass
+    assert same(policy, more) and anchor is more and beta == run.config.rlhf.beta
+    assert same(critic.trunk, models.rp.trunk) and critic.head.bias.item() == 0
+    assert stage == StageSection(iterations=114) and task.name == "rlhf_more"  # 50 + 50 + 2 * 7
+    assert set(task.draw(None, 1, 4).source) == {""}  # prompts alone, as in Eq. 3
     assert same(sft, before[0]) and same(pit_sft, before[1])  # the models are left as they were
 
 
@@ -508,7 +511,7 @@ def test_a_row_of_the_table_by_hand():
         "system": "A", "against": "B", "iteration": 2, "temperature": 0.5, "win": 50, "tie": 25,
         "lose": 25, "delta": 25, "ci_low": pytest.approx(25 - half), "gold": 1.5,
         "ci_high": min(100, 25 + half), "equal_length": row["equal_length"],
-        "aspects": {"length": 1.5, "empty": 0.25},
+        "grades": [3.0, 2.0, 1.0, 0.0], "aspects": {"length": 1.5, "empty": 0.25},
         "length": 1.5, "cut": 25, "copies": 50}
     longer = np.array([2, 1, 0, -2])
     assert row["equal_length"] == [100 * x for x in measure.at_equal_length(
