@@ -35,7 +35,7 @@ from runtime.launch import guard
 from runtime.ranks import barrier, rank, ranks
 from runtime.run import NotFinite, Run, inputs_among, iterations, values_of
 from runtime.settings import UserError, read_arguments
-from runtime.stages import inputs_of, title
+from runtime.stages import inputs_of, rl_inputs, title
 from sample import Sampler, answer, improve
 from ablations.scores import loaded_scores
 from train_pit import train_all, train_to_rlhf
@@ -241,7 +241,7 @@ def base_of(args, line: str, seed: int, chosen: dict) -> str:
 def columns(trained: Trained) -> dict[str, dict[str, list]]:
     """Return the figures of each iteration that the logs have of the stages of RL."""
     found = {}
-    for stage in ("rlhf", *trained.run.config.pit.curriculum):
+    for stage in rl_inputs(trained.run.config):
         lines = iterations(trained.run.used[stage].parent, stage)
         found[stage] = {key: [round(one[key], 4) for one in lines]
                         for key in LOGGED if lines and key in lines[-1]}
@@ -277,8 +277,8 @@ def finish(args, line: str, seed: int) -> None:
 
 
 def work_through(args, make) -> None:
-    """Call make(args, line, seed) for each, those that another call is making last. Raises UserError
-    at the end for what failed."""
+    """Call make(args, line, seed) for each, those that another call is making last. Raises
+    UserError at the end for what failed."""
     jobs, failed = [(line, seed) for line in args.line for seed in args.seeds], []
     while jobs:
         waiting = []

@@ -3,11 +3,11 @@
     python benchmarks/prices.py --config configs/quick.toml --seeds 1 2 \\
         --line="rp.steps=3800 rpit.steps=2400" --line="reward.lm_coef=0"
 
-For each line and seed we train R_P and R_PIT alone, on top of the config's own run of that seed, and
-measure on validation questions what they pay for one change of the right answer (report/prices.py),
-how often they agree with held-out pairs, and what they are good for before any RL: the gold of the
-best of four answers of M_P^SFT by R_P, and of the best of four rewrites of such an answer by
-M_PIT^SFT, by r_gap. Models and responses are at temperature 1.
+For each line and seed we train R_P and R_PIT alone, on top of the config's own run of that seed.
+On validation questions we measure what they pay for one change of the right answer
+(report/prices.py), how often they agree with labels, and what they are good for before any RL: the
+gold of the best of four answers of M_P^SFT by R_P, and of the best of four rewrites of such an
+answer by M_PIT^SFT, by r_gap. Responses are sampled at temperature 1.
 
 What is finished is a file in --results; two calls at once, with --run.ranks=1 each, share the work.
 """
@@ -48,10 +48,10 @@ def measured(args, line: str, seed: int) -> dict:
         answers = [answer(sampler, policies["M_P^SFT"], x) for _ in range(NUMBER)]
         y_ref = answers[0]
         rewrites = [improve(sampler, policies["M_PIT^SFT"], x, y_ref) for _ in range(NUMBER)]
-        best = {"M_P^SFT": y_ref, "best of 4 by R_P": chosen_by(
-                    [measure.rp_scores(data, models.rp, x, y) for y in answers], answers),
-                "M_PIT^SFT": rewrites[0], "best of 4 by r_gap": chosen_by(
-                    [measure.gap_scores(data, models.rpit, x, y, y_ref) for y in rewrites], rewrites)}
+        scores = [measure.rp_scores(data, models.rp, x, y) for y in answers]
+        gaps = [measure.gap_scores(data, models.rpit, x, y, y_ref) for y in rewrites]
+        best = {"M_P^SFT": y_ref, "best of 4 by R_P": chosen_by(scores, answers),
+                "M_PIT^SFT": rewrites[0], "best of 4 by r_gap": chosen_by(gaps, rewrites)}
         agreements = measure.held_out_accuracies(data, models.rp, models.rpit, "valid")
         prices = price_list(data, models, x, run.config.data)
     seconds = {stage: spent for stage, (spent, _) in stage_costs(run, ("rp", "rpit")).items()}
@@ -66,32 +66,12 @@ def finish(args, line: str, seed: int) -> None:
     ablate.once(args, line, seed, f"{ablate.slug(line)}-{seed}", lambda: measured(args, line, seed))
 
 
-def table(results) -> str:
-    """Return what R_P and R_PIT pay, and the gold of what they choose: means over seeds."""
-    found = {}
-    for content in map(tables.read, sorted(results.glob("*.json"))):
-        found.setdefault(content["line"], []).append(content)
-    changes = next(iter(found.values()))[0]["prices"]
-    right = {change: one["right"] for change, one in changes.items()}
-    made = [["right price", "", *(f"{price:+.2f}" for price in right.values()), "", ""]]
-    for line in sorted(found, key=lambda line: (line != "", line)):
-        for model, choice, agreement in (("R_P", "best of 4 by R_P", "R_P"),
-                                         ("R_PIT", "best of 4 by r_gap", "R_PIT wl>lw")):
-            seeds = found[line]
-            made.append([tables.label(line), model, *(
-                tables.over_seeds([one["prices"][change][model][0] for one in seeds], "+.2f")
-                for change in right),
-                tables.over_seeds([one["agreements"][agreement] for one in seeds], ".3f"),
-                tables.over_seeds([one["gold"][choice] for one in seeds], ".3f")])
-    return tables.markdown(["line", "", *right, "agrees with labels", "gold, best of 4"], made)
-
-
 def main() -> None:
     """Make the results of the lines and seeds that are missing, and print the table."""
     args = ablate.asked(__doc__, "prices")
     ablate.work_through(args, finish)
     if rank() == 0:
-        print(table(args.results))
+        print(tables.price_table(args.results))
 
 
 if __name__ == "__main__":

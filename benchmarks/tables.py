@@ -1,27 +1,28 @@
-"""Make tables and a plot of ablate.py's results, and fill the tables into docs/ablations.md.
+"""Make tables and plots of the results in benchmarks/results, and fill the tables into docs/.
 
     python benchmarks/tables.py
 
 Figures are means over seeds with 95 % intervals (Student's); a difference is taken seed by seed,
 `*`: its interval excludes zero. Gold is at each system's own best temperature, chosen on validation
-questions of the same seed. The text of the page is written by hand and stays.
+questions of the same seed. The text of the pages is written by hand and stays.
 """
 
 import json
 import math
 import re
-import textwrap
 from pathlib import Path
 from statistics import mean, stdev
 
 from script import ROOT, arguments
 
+from runtime.config import Config
 from runtime.files import write_whole
 from runtime.launch import guard
 from runtime.settings import UserError
 
 STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306,
            10: 2.262}  # 97.5 % quantiles, by the number of seeds
+RESULTS = ROOT / "benchmarks" / "results"
 RL, PIT = "M_P^RL", "PIT"
 Lines = dict[str, list[dict]]  # the results of each line's seeds; "": the config as it is, first
 
@@ -81,30 +82,40 @@ def label(line: str) -> str:
 
 
 def row_of(seed: dict, system: str, temperature: float, iteration: int = 1) -> dict:
-    """Return the report's row of M_P^RL, or of PIT's first or later rewrite of its drafts."""
-    name, against, iteration = {RL: (RL, "M_P^SFT", 0), PIT: (seed["final"], RL, iteration)}[system]
-    return next(row for row in seed["rows"] if (
-        row["system"], row["against"], row["iteration"], row["temperature"]) == (
-        name, against, iteration, temperature))
+    """Return the report's row of a system: "PIT" is its last stage, which rewrites M_P^RL's drafts,
+    the first or a later time. Responses of the data have no temperature."""
+    name = seed["final"] if system == PIT else system
+    return next(row for row in seed["rows"] if row["system"] == name
+                and row["against"] == ("M_P^SFT" if name == RL else RL)
+                and row["iteration"] in (0, iteration)
+                and row["temperature"] in (None, temperature))
 
 
-def best(seed: dict, system: str) -> dict:
+def best(seed: dict, system: str, iteration: int = 1) -> dict:
     """Return a system's row at the temperature that was best on validation questions."""
-    golds = seed["valid"][RL if system == RL else seed["final"]]
-    return row_of(seed, system, float(max(golds, key=golds.get)))
+    golds = seed["valid"].get(seed["final"] if system == PIT else system, {"1": 0})
+    return row_of(seed, system, float(max(golds, key=golds.get)), iteration)
 
 
-def own_table(lines: Lines) -> str:
-    """Return all rows of the config as it is. `*`: every seed's interval excludes zero, on the
-    same side."""
-    made = []
-    for rows in zip(*(seed["rows"] for seed in lines.get("", []))):
-        one = rows[0]
-        sure = all(r["ci_low"] > 0 for r in rows) or all(r["ci_high"] < 0 for r in rows)
-        made.append([one["system"], str(one["temperature"] or ""), str(one["iteration"] or ""),
-                     one["against"], over_seeds([r["gold"] for r in rows], ".3f"),
-                     over_seeds([r["delta"] for r in rows], "+.1f") + " *" * sure])
-    return markdown(["system", "T", "iteration", "against", "gold", "win - lose"], made)
+def wins(row: dict, other: dict) -> float:
+    """Return win - lose of a row's responses over another row's, in points."""
+    return 100 * mean((a > b) - (a < b) for a, b in zip(row["grades"], other["grades"]))
+
+
+def systems(seeds: list[dict]) -> list[tuple[str, int]]:
+    """Return the systems that every seed's report has, each with its iteration, PIT's last stage as
+    "PIT"; the best first."""
+    each = [dict.fromkeys((PIT if row["system"] == one["final"] else row["system"],
+                           row["iteration"]) for row in one["rows"]) for one in seeds]
+    common = [name for name in each[0] if all(name in other for other in each)]
+    return sorted(common, key=lambda name: -mean(best(one, *name)["gold"] for one in seeds))
+
+
+def named(system: str, iteration: int) -> str:
+    """Return how a system is named in the tables."""
+    more = f", rewrite {iteration}" if iteration > 1 else ""
+    return {"M_PIT^SFT": "M_PIT^SFT (Aligner)", "y_w": "y_w of the data",
+            "y_l": "y_l of the data"}.get(system, system) + more
 
 
 def gold_table(lines: Lines) -> str:
@@ -175,6 +186,62 @@ def cost_table(lines: Lines) -> str:
         for line, seeds in lines.items()])
 
 
+def headline_table(lines: Lines) -> str:
+    """Return of each system its gold, and by how much PIT's first rewrite wins over it."""
+    made, seeds = [], lines.get("", [])
+    for name in systems(seeds) if seeds else []:
+        golds = [[row_of(one, name[0], t, name[1])["gold"] for one in seeds] for t in (1.0, 0.5)]
+        own = [best(one, *name)["gold"] for one in seeds]
+        over = [[wins(row_of(one, PIT, 1.0), row_of(one, name[0], 1.0, name[1])) for one in seeds],
+                [wins(best(one, PIT), best(one, *name)) for one in seeds]]
+        made.append([named(*name), *(cell(golds, ".3f") for golds in (*golds, own)),
+                     *("" if name == (PIT, 1) else cell(points) for points in over)])
+    return markdown(["system", "gold, T = 1", "T = 0.5", "own best T", "PIT over it, T = 1",
+                     "own best T"], made)
+
+
+def system_table(lines: Lines) -> str:
+    """Return the shares of the judge's aspects, each system at its own best temperature."""
+    seeds = lines.get("", [])
+    aspects = list(seeds[0]["rows"][0]["aspects"]) if seeds else []
+    return markdown(["system", *aspects], [
+        [named(*name), *(cell([best(one, *name)["aspects"][aspect] for one in seeds], ".2f")
+                         for aspect in aspects)]
+        for name in (systems(seeds) if seeds else [])])
+
+
+BUDGETS = {RL: "sft rp rlhf", "RLHF equal budget": "sft sft_more rp rlhf_more",
+           PIT: "sft pit_sft rp rpit rlhf stage0 stage1"}  # the stages behind each
+
+
+def budget_table(lines: Lines) -> str:
+    """Return what each system took: responses sampled in RL, operations and seconds of RL and of
+    all its stages; means over seeds."""
+    made, seeds = [], lines.get("", [])
+    for system, stages in BUDGETS.items() if seeds else []:
+        all_of = stages.split()
+        of_rl = [stage for stage in all_of if stage.startswith(("rlhf", "stage"))]
+        number = mean(sum(sampled(one)[stage] for stage in of_rl) for one in seeds)
+        made.append([system, f"{number:,.0f}", *(
+            f"{mean(sum(one[unit].get(stage, 0) for stage in some) for one in seeds):.4g}"
+            for unit in ("tflop", "seconds") for some in (of_rl, all_of))])
+    return markdown(["system", "responses sampled", "TFLOP of RL", "of all", "seconds of RL",
+                     "of all"], made)
+
+
+def sampled(seed: dict) -> dict[str, int]:
+    """Return how many responses each stage of RL samples, drafts included."""
+    config = Config()
+    for key, value in seed["settings"].items():
+        section, _, name = key.partition(".")
+        if name:
+            setattr(getattr(config, section), name, value)
+    batches = {"rlhf": config.rlhf.iterations} | {
+        stage: getattr(config, stage).batches(config.ppo) for stage in config.pit.curriculum}
+    return {stage: config.ppo.batch * number
+            for stage, number in (batches | {"rlhf_more": sum(batches.values())}).items()}
+
+
 def choice_table(choices: list[dict]) -> str:
     """Return the gold of each setting on validation questions of the first seed."""
     made = []
@@ -187,78 +254,79 @@ def choice_table(choices: list[dict]) -> str:
     return markdown(["line", "policy", "(lr_scale, kl_target): gold"], made)
 
 
+def price_table(folder: Path) -> str:
+    """Return what R_P and R_PIT pay in each line of prices.py's results, how often they agree with
+    labels, and the gold of what they choose."""
+    found, made = {}, []
+    for content in map(read, sorted(folder.glob("*.json"))):
+        found.setdefault(content["line"], []).append(content)
+    right = {change: one["right"] for change, one in found[""][0]["prices"].items()}
+    for line, seeds in sorted(found.items()):
+        for model, choice, agreement in (("R_P", "best of 4 by R_P", "R_P"),
+                                         ("R_PIT", "best of 4 by r_gap", "R_PIT wl>lw")):
+            columns = [(f"{change} ({price:+.2f})", "+.2f", [
+                one["prices"][change][model][0] for one in seeds]) for change, price in right.items()]
+            columns += [("agrees", ".3f", [one["agreements"][agreement] for one in seeds]),
+                        ("best of 4", ".3f", [one["gold"][choice] for one in seeds])]
+            made.append([label(line), model, *(over_seeds(values, form) if len(seeds) > 1 else
+                                               format(values[0], form)
+                                               for _, form, values in columns)])
+    return markdown(["line", "", *(head for head, *_ in columns)], made)
+
+
 def tables(lines: Lines, choices: list[dict]) -> dict[str, str]:
     """Return all tables by their names."""
-    return {"own": own_table(lines), "gold": gold_table(lines),
+    return {"headline": headline_table(lines), "systems": system_table(lines),
+            "budget": budget_table(lines), "gold": gold_table(lines),
             "difference": difference_table(lines), "iterations": iteration_table(lines),
             "aspects": aspect_table(lines), "cost": cost_table(lines),
             "choices": choice_table(choices)}
 
 
-def plot(lines: Lines, path: Path) -> None:
-    """Draw the differences with their intervals; none where the models are the same."""
-    import matplotlib
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "pit"  # the same file from the same results
-    from matplotlib import pyplot
-    found = differences(lines)
-    figure, panels = pyplot.subplots(1, 2, sharey=True, figsize=(10, 1.2 + 0.45 * len(found)))
-    for panel, system in zip(panels, (RL, PIT)):
-        for place, line in enumerate(found):
-            values = found[line][system]
-            if not any(values):
-                continue  # the same models
-            half = half_width(values) if len(values) > 1 else None  # one seed tells no width
-            panel.errorbar(mean(values), place, xerr=half, fmt="o", color="tab:blue", capsize=3)
-        panel.axvline(0, color="grey", linewidth=1)
-        panel.set_title(system, fontsize=9)
-    names = [textwrap.fill(line, 50) for line in found]
-    panels[0].set_yticks(range(len(found)), names, fontsize=8)
-    figure.supxlabel("gold, less that of the config as it is (95 % interval over seeds)",
-                     fontsize=9)
-    panels[0].invert_yaxis()
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
-
-
 def write(results: Path) -> str:
-    """Write tables.md and, where matplotlib is there, differences.svg beside the results; return
-    the tables."""
+    """Write tables.md and, where matplotlib is there, plots beside the results; return the
+    tables."""
     heads = {"difference": "Gold, less that of the config as it is (`*`: not zero, at 95 %)",
              "gold": "Gold, and PIT's lead in points", "iterations": "What a second rewrite adds",
              "aspects": "Totals and courtesy, T = 0.5 (each seed)", "cost": "What RL costs",
-             "choices": "What was chosen from", "own": "All rows of the config as it is"}
+             "choices": "What was chosen from", "systems": "Aspects, each at its own best T",
+            "headline": "The config as it is: gold, and PIT's win - lose over each system",
+            "budget": "What each system took"}
     lines, choices = read_results(results)
     made = tables(lines, choices)
     text = "\n\n".join(f"{head}:\n\n{made[name]}" for name, head in heads.items()
                        if made[name].count("\n") > 1) + "\n"
     write_whole(results / "tables.md", lambda file: file.write(text.encode()))
     try:
-        plot(lines, results / "differences.svg")
+        import plots  # it imports this module
+        plots.draw(lines, results)
     except ImportError:
         text += "\nno plot: it needs an extra, pip install matplotlib\n"
     return text
 
 
-def filled(page: str, results: Path) -> str:
-    """Return the page with each table between `<!-- table: name -->` and `<!-- end -->`."""
-    for name, table in tables(*read_results(results)).items():
-        made = f"<!-- table: {name} -->\n\n{table}\n\n<!-- end -->"
-        page = re.sub(rf"(?s)<!-- table: {name} -->.*?<!-- end -->", lambda _: made, page)
-    return page
+def filled(page: str, made: dict[str, dict[str, str]]) -> str:
+    """Return the page with each table between `<!-- table: folder/name -->` and `<!-- end -->`."""
+    def table(mark: re.Match) -> str:
+        return f"{mark[1]}\n\n{made[mark[2]][mark[3]]}\n\n<!-- end -->"
+    return re.sub(r"(?s)(<!-- table: ([\w-]+)/(\w+) -->).*?<!-- end -->", table, page)
 
 
 def main() -> None:
-    """Fill the tables of the page in anew, and draw the plot."""
+    """Fill the tables of the pages in anew, and draw the plots."""
     arguments(__doc__)  # it takes none
-    page, results = ROOT / "docs" / "ablations.md", ROOT / "benchmarks" / "results" / "quick"
-    if not read_results(results)[0]:
-        raise UserError(f"{results}: no results; docs/ablations.md has the command that makes them")
-    made = filled(page.read_text(encoding="utf-8"), results).encode()
-    write_whole(page, lambda file: file.write(made))  # its text has no other copy
-    write(results)
-    print(f"written: {page}")
+    made = {}
+    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
+        if folder.name.endswith("-prices"):
+            made[folder.name] = {"prices": price_table(folder)}
+        else:
+            made[folder.name] = tables(*read_results(folder))
+            write(folder)
+    for name in ("results.md", "ablations.md"):
+        page = ROOT / "docs" / name
+        text = filled(page.read_text(encoding="utf-8"), made).encode()
+        write_whole(page, lambda file: file.write(text))  # what is written by hand has no other copy
+        print(f"written: {page}")
 
 
 if __name__ == "__main__":

@@ -38,5 +38,6 @@ def rl_inputs(config) -> dict[str, tuple[str, ...]]:
 
 def title(stage: str) -> str:
     """Return what the report calls the policy of a stage: of stage0 "PIT stage 0"."""
-    others = {"rlhf": "M_P^RL", "sft_more": "M_P^SFT equal budget", "rlhf_more": "RLHF equal budget"}
+    others = {"rlhf": "M_P^RL", "rlhf_more": "RLHF equal budget",
+              "sft_more": "M_P^SFT equal budget"}
     return others.get(stage, f"PIT stage {stage.removeprefix('stage')}")
