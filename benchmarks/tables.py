@@ -260,12 +260,13 @@ def price_table(folder: Path) -> str:
     found, made = {}, []
     for content in map(read, sorted(folder.glob("*.json"))):
         found.setdefault(content["line"], []).append(content)
-    right = {change: one["right"] for change, one in found[""][0]["prices"].items()}
+    right = {change: price["right"] for change, price in found[""][0]["prices"].items()}
     for line, seeds in sorted(found.items()):
         for model, choice, agreement in (("R_P", "best of 4 by R_P", "R_P"),
                                          ("R_PIT", "best of 4 by r_gap", "R_PIT wl>lw")):
-            columns = [(f"{change} ({price:+.2f})", "+.2f", [
-                one["prices"][change][model][0] for one in seeds]) for change, price in right.items()]
+            columns = [(f"{change} ({price:+.2f})", "+.2f",
+                        [one["prices"][change][model][0] for one in seeds])
+                       for change, price in right.items()]
             columns += [("agrees", ".3f", [one["agreements"][agreement] for one in seeds]),
                         ("best of 4", ".3f", [one["gold"][choice] for one in seeds])]
             made.append([label(line), model, *(over_seeds(values, form) if len(seeds) > 1 else
@@ -325,7 +326,7 @@ def main() -> None:
     for name in ("results.md", "ablations.md"):
         page = ROOT / "docs" / name
         text = filled(page.read_text(encoding="utf-8"), made).encode()
-        write_whole(page, lambda file: file.write(text))  # what is written by hand has no other copy
+        write_whole(page, lambda file: file.write(text))  # what we wrote by hand has no other copy
         print(f"written: {page}")
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +23,8 @@ from train_reward import new_gpt
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import ablate  # noqa: E402
+import plots  # noqa: E402
+import prices  # noqa: E402
 import tables  # noqa: E402
 
 
@@ -254,19 +257,20 @@ def test_what_another_call_is_making_comes_last(monkeypatch, tmp_path):
 
 
 def test_tables_go_between_their_marks_and_leave_the_text(made):
-    results = made[0] / "results"
-    page = "# Title\n" + "".join(f"<!-- table: {name} --> old <!-- end -->\nText of {name}.\n"
-                                 for name in (
-                                     "gold", "difference", "iterations", "aspects", "cost",
-                                     "choices"))
-    filled = tables.filled(page, results)
+    folder, names = made[0] / "results", ("headline", "systems", "budget", "gold", "difference",
+                                          "iterations", "aspects", "cost", "choices")
+    found = {"tiny": tables.tables(*tables.read_results(folder))}
+    assert sorted(found["tiny"]) == sorted(names)
+    page = "# Title\n" + "".join(f"<!-- table: tiny/{name} --> old <!-- end -->\nText of {name}.\n"
+                                 for name in names)
+    filled = tables.filled(page, found)
     assert filled.startswith("# Title\n") and " old " not in filled and "Text of cost." in filled
     parts = [part.splitlines() for part in filled.split("\n\n") if part.startswith("|")]
-    assert [len(part) - 2 for part in parts] == [3, 2, 3, 3, 3, 5]
+    assert [len(part) - 2 for part in parts] == [12, 12, 3, 3, 2, 3, 3, 3, 5]
     for part in parts:
         assert len({line.count("|") for line in part}) == 1
     assert "| `pit.score=difference` | the same |" in filled
-    assert tables.filled(filled, results) == filled
+    assert tables.filled(filled, found) == filled
     assert "tables.md" in made[2]
 
 
@@ -311,21 +315,77 @@ def test_a_second_rewrite_is_compared_with_the_first():
         "| as it is | 0.800 | +0.100 | 0.750 | +0.050 |"]
 
 
-def test_a_row_has_the_mean_each_seed_and_a_star_where_all_intervals_exclude_zero():
-    line = "| PIT stage 1 | 0.5 | 1 | M_P^RL | 0.800 (0.700, 0.900) | +7.5 (+6.5, +8.5)"
-    seeds = [seed_of(0, 0.5, 0.65), seed_of(1, 0.5, 0.85)]
-    assert f"{line} |" in tables.own_table({"": seeds})  # one interval begins at zero
-    seeds[1] = seed_of(0.5, 0.5, 0.85)
-    assert f"{line} * |" in tables.own_table({"": seeds})
+def test_systems_are_compared_question_by_question_each_at_its_own_best_temperature():
+    """Two seeds of two questions; PIT is better at T = 1, RLHF at T = 0.5."""
+    def row(system, t, grades, against="M_P^RL", iteration=0):
+        return {"system": system, "against": against, "iteration": iteration, "temperature": t,
+                "gold": sum(grades) / 2, "grades": grades, "aspects": {"total": grades[0]}}
+    seed = {"final": "PIT stage 1", "valid": {"M_P^RL": {"1.0": 0.1, "0.5": 0.2},
+                                              "PIT stage 1": {"1.0": 0.9, "0.5": 0.8}}, "rows": [
+        row("M_P^RL", 1.0, [0.2, 0.4], "M_P^SFT"), row("M_P^RL", 0.5, [0.9, 0.3], "M_P^SFT"),
+        row("PIT stage 1", 1.0, [0.9, 0.9], iteration=1), row("PIT stage 1", 0.5, [0.9, 0.8],
+                                                              iteration=1),
+        row("PIT stage 1", 1.0, [1.0, 0.1], "M_P^SFT", 1), row("y_w", None, [1.0, 1.0])]}
+    assert tables.systems([seed, seed]) == [("y_w", 0), ("PIT", 1), ("M_P^RL", 0)]
+    assert tables.headline_table({"": [seed, seed]}).splitlines()[2:] == [
+        "| y_w of the data | 1.000 ± 0.000 | 1.000 ± 0.000 | 1.000 ± 0.000 | -100.0 ± 0.0 * | "
+        "-100.0 ± 0.0 * |",
+        "| PIT | 0.900 ± 0.000 | 0.850 ± 0.000 | 0.900 ± 0.000 |  |  |",
+        "| M_P^RL | 0.300 ± 0.000 | 0.600 ± 0.000 | 0.600 ± 0.000 | +100.0 ± 0.0 * | "
+        "+50.0 ± 0.0 * |"]  # at T = 0.5 M_P^RL ties on the first question
+    assert tables.system_table({"": [seed]}).splitlines()[-1] == "| M_P^RL | 0.90 |"
+
+
+def test_samples_are_counted_with_the_drafts_of_a_group():
+    settings = {"ppo.batch": 16, "ppo.advantage": "group", "ppo.group": 4, "rlhf.iterations": 10,
+                "stage0.iterations": 4, "stage1.iterations": 8, "stage0.reference": "data"}
+    assert tables.sampled({"settings": settings}) == {
+        "rlhf": 160, "stage0": 64, "stage1": 160, "rlhf_more": 384}
+
+
+def test_the_table_of_prices_has_both_reward_models_of_each_line(tmp_path):
+    for seed, total in (1, -2.0), (2, -1.0):
+        (tmp_path / f"own-{seed}.json").write_text(json.dumps({
+            "line": "", "seed": seed, "settings": {},
+            "agreements": {"R_P": 0.7, "R_PIT wl>lw": 0.8},
+            "gold": {"best of 4 by R_P": 0.5, "best of 4 by r_gap": 0.6}, "prices": {
+                "wrong total": {"right": -2.4, "R_P": [total, -9, 9], "R_PIT": [-1, 0, 0]}}}))
+    assert tables.price_table(tmp_path).splitlines()[2:] == [
+        "| as it is | R_P | -1.50 (-2.00, -1.00) | 0.700 (0.700, 0.700) | 0.500 (0.500, 0.500) |",
+        "| as it is | R_PIT | -1.00 (-1.00, -1.00) | 0.800 (0.800, 0.800) | 0.600 (0.600, 0.600) |"]
+
+
+def test_reward_models_of_a_line_stand_on_the_run_of_the_config(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", [
+        "prices.py", "--config", str(ROOT / "configs" / "tiny.toml"), f"--run.dir={tmp_path}",
+        *TINY, "--seeds", "1", "--line=rp.steps=6"])
+    prices.main()
+    assert "| `rp.steps=6` | R_PIT |" in capsys.readouterr().out
+    own, line = (json.loads((tmp_path / "tiny-prices" / f"{name}-1.json").read_text())
+                 for name in ("own", "rp.steps=6"))
+    assert own["prices"]["insult"]["R_PIT"] == line["prices"]["insult"]["R_PIT"]  # the same model
+    assert own["prices"]["insult"]["R_P"] != line["prices"]["insult"]["R_P"]
+    assert own["gold"]["M_P^SFT"] == line["gold"]["M_P^SFT"]
+    assert {path.stem for path in (tmp_path / "tiny-rp.steps=6-1-start").glob("*.pt")} == {"rp"}
+
+
+def test_the_best_of_several_responses_is_chosen_question_by_question():
+    scores = [np.array([1.0, 5.0]), np.array([2.0, 4.0])]
+    assert prices.chosen_by(scores, ["ab", "cd"]) == ["c", "b"]
 
 
 @needs("matplotlib")
-def test_the_plot_is_the_same_each_time(made, tmp_path):
+def test_the_plots_are_the_same_each_time(made, tmp_path):
     lines, _ = tables.read_results(made[0] / "results")
-    for name in ("a.svg", "b.svg"):
-        tables.plot(lines, tmp_path / name)
-    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    assert b"pit.score=difference" in (tmp_path / "a.svg").read_bytes()
+    names = {"differences.svg", "wins.svg", "curves.svg"}
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        plots.draw(lines, folder)
+        assert {path.name for path in folder.iterdir()} == names
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert b"pit.score=difference" in (tmp_path / "a" / "differences.svg").read_bytes()
+    assert b"M_P^SFT equal budget" in (tmp_path / "a" / "wins.svg").read_bytes()
 
 
 def test_a_grid_goes_on_beyond_an_edge_where_its_best_setting_lies():
