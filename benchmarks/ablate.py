@@ -5,11 +5,12 @@
 
 Each line is one or several fields. Every seed of a line is a run on top of the config's own run of
 that seed, so that only what the line changes is trained anew. With --choose each line, and the
-config, is first given the same SETTINGS of learning rate and target KL, for RLHF and then on top of
-it for PIT: on the first seed, by gold on validation questions, each at its own best temperature.
+config, is first given settings of learning rate and target KL, for RLHF and then on top of it for
+PIT: SETTINGS, then the neighbours of the best, on the first seed, by gold on validation questions,
+each at its own best temperature.
 
 What is finished is a file in --results and not made again. Two calls at once, with --run.ranks=1
-each, share the work. At the end tables.py writes tables and a plot there.
+each, share the work. At the end tables.py writes tables and plots there.
 """
 
 import json
@@ -26,7 +27,7 @@ import script  # noqa: F401  (the project's modules are found from here on)
 
 from data import Data, load_data
 from pretrained.configure import load_config
-from report.evaluate import evaluate
+from report.evaluate import evaluate, golds_on_validation
 from report.judge import Judge
 from runtime import interrupt
 from runtime.config import Config
@@ -42,9 +43,10 @@ from train_pit import train_all, train_to_rlhf
 from train_reward import Models, train_start
 
 TEMPERATURES = (1.0, 0.5, 0.2)
-CHOSEN = ("lr_scale", "kl_target")  # of a stage, by six trials for RLHF and six for PIT
-SETTINGS = list(product((0.5, 1.0, 2.0), (1.5, 3.0)))  # to begin with
+CHOSEN = ("lr_scale", "kl_target")  # of RLHF, and of PIT's stages alike
+SETTINGS = list(product((0.5, 1.0, 2.0), (1.5, 3.0)))  # that the choice begins with
 LOGGED = ("reward", "kl", "gold", "entropy", "explained_variance", "length")
+FORMAT = 2  # of the results; 1 had no grades of single questions
 OWN = ""  # the line of the config as it is
 
 
@@ -140,7 +142,8 @@ def once(args, line: str, seed: int, name: str, make, **more) -> dict:
     Busy where another call is making it."""
     path = args.results / f"{name}.json"
     settings = {key: value for key, value in values_of(config_of(args, line, {})).items()
-                if not key.startswith("run.")} | {"TEMPERATURES": list(TEMPERATURES)} | more
+                if not key.startswith("run.")} | {
+        "TEMPERATURES": list(TEMPERATURES), "FORMAT": FORMAT} | more
     alone = args.ranks == 1 and not path.exists() and lock(args.runs / f"{args.name}-claims" / name)
     if not path.exists():
         content = {"line": line, "seed": seed, "settings": settings} | make()
@@ -191,7 +194,7 @@ def choose(args, line: str, seed: int) -> dict:
                 print(f"{name}: {error}", flush=True)
                 interrupt.release()
             if setting == settings[-1] and golds:
-                settings += beyond(settings, max(golds, key=golds.get))
+                settings += untried(settings, max(golds, key=golds.get))
         if not golds:
             raise NotFinite(f"{line or 'the config'}: no setting of {part} is finite")
         best = max(golds, key=golds.get)
@@ -206,15 +209,12 @@ def tries(stages: list[str], setting: tuple) -> dict[str, float]:
     return {f"{stage}.{key}": value for stage in stages for key, value in zip(CHOSEN, setting)}
 
 
-def beyond(settings: list[tuple], best: tuple) -> list[tuple]:
-    """Return what is next to the best setting and outside of all that were tried: half the lowest
-    rate or target, or twice the highest. The grid goes on until the best lies inside of it."""
-    found = []
-    for axis, tried in enumerate(zip(*settings)):
-        for edge, factor in ((min(tried), 0.5), (max(tried), 2.0)):
-            if best[axis] == edge:
-                found.append((*best[:axis], edge * factor, *best[axis + 1:]))
-    return found
+def untried(settings: list[tuple], best: tuple) -> list[tuple]:
+    """Return the neighbours of the best setting that were not tried: half and twice its rate, half
+    and twice its target KL. So no best setting lies at an edge."""
+    rate, target = best
+    return [one for one in ((rate / 2, target), (rate * 2, target), (rate, target / 2),
+                            (rate, target * 2)) if one not in settings]
 
 
 def chosen_of(args, line: str) -> dict:
@@ -224,7 +224,7 @@ def chosen_of(args, line: str) -> dict:
         return {"fields": {}, "folder": "", "seed": None}
     return once(args, line, args.seeds[0], f"choices-{slug(line)}",
                 lambda: choose(args, line, args.seeds[0]),
-                SETTINGS=list(map(list, SETTINGS)), edges="extended")
+                SETTINGS=list(map(list, SETTINGS)))
 
 
 def base_of(args, line: str, seed: int, chosen: dict) -> str:
@@ -254,17 +254,12 @@ def measure(args, line: str, seed: int, chosen: dict) -> dict:
     trained = trained_to("pit", args, line, run_name(args, line, seed), chosen["fields"] | {
         "run.base": base_of(args, line, seed, chosen), "run.seed": seed,
         "eval.temperatures": list(TEMPERATURES)})
-    reports, setting = {}, trained.run.config.eval
-    for setting.split in ("valid", "test"):
-        with trained.run.precision():
-            reports[setting.split] = evaluate(trained.run, trained.data, trained.models)
-    valid = {}
-    for row in reports["valid"]["rows"]:
-        if row["temperature"] is not None and row["iteration"] < 2:
-            valid.setdefault(row["system"], {}).setdefault(str(row["temperature"]), row["gold"])
+    made = trained.run, trained.data, trained.models
+    with trained.run.precision():
+        valid, report = golds_on_validation(*made), evaluate(*made)
     return {"final": title(trained.run.config.pit.curriculum[-1]), "valid": valid,
-            "log": columns(trained)} | {key: value for key, value in reports["test"].items()
-                                        if key not in ("examples", "responses")}
+            "log": columns(trained)} | {
+        key: value for key, value in report.items() if key not in ("examples", "responses")}
 
 
 def finish(args, line: str, seed: int) -> None:

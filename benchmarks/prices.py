@@ -63,7 +63,8 @@ def measured(args, line: str, seed: int) -> dict:
 
 def finish(args, line: str, seed: int) -> None:
     """Make a line's result of a seed."""
-    ablate.once(args, line, seed, f"{ablate.slug(line)}-{seed}", lambda: measured(args, line, seed))
+    ablate.once(args, line, seed, f"{ablate.slug(line)}-{seed}", lambda: measured(args, line, seed),
+                NUMBER=NUMBER)
 
 
 def main() -> None:

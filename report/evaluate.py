@@ -207,13 +207,32 @@ def once_each(fold: Fold, number: int) -> Pairs:
     return fold[list(first.values())[:number]]
 
 
+def held_out(run: Run, data: Data, split: str) -> Pairs:
+    """Return a pair of each of the questions that an evaluation asks."""
+    groups = getattr(run.config.data, split)
+    return once_each(data.folds[split], min(run.config.eval.prompts, groups))
+
+
+def golds_on_validation(run: Run, data: Data, models: Models) -> dict[str, dict[str, float]]:
+    """Return each system's gold on validation questions, by temperature: for choices. Bills only."""
+    x, refining = held_out(run, data, "valid").x, refiner(run, data, models)
+    table, found = Table(Judge(data, models, x), run.config.data.max_response), {}
+    for temperature in run.config.eval.temperatures:
+        evaluate_at(run, data, models, table, x, temperature, lambda name, sampler, make: make(),
+                    refining)
+    for row in table.rows:
+        if row["iteration"] < 2 and row["against"] == ("M_P^SFT" if row["system"] == "M_P^RL"
+                                                       else "M_P^RL"):
+            found.setdefault(row["system"], {})[str(row["temperature"])] = row["gold"]
+    return found
+
+
 def evaluate(run: Run, data: Data, models: Models) -> dict:
     """Return the content of report.json."""
     models = replace(models, judge=trained_judge(run, data, models))
     refining = refiner(run, data, models)
     costs, setting, kept = stage_costs(run, inputs_of(run.config)), run.config.eval, Kept(run)
-    groups = getattr(run.config.data, setting.split)
-    fold = once_each(data.folds[setting.split], min(setting.prompts, groups))
+    fold = held_out(run, data, setting.split)
     x = fold.x
     judge = Judge(data, models, x)
     table = Table(judge, run.config.data.max_response)

@@ -17,19 +17,18 @@ def inputs_of(config) -> dict[str, tuple[str, ...]]:
         "rpit": BASE + ("sft", "pit_sft", "reward", "rpit")}
     judge = {"judge": POINTWISE + ("judge",)} if config.data.files else {}
     refiner = {"refiner": BASE + ("sft", "pit_sft", "refine")} if config.refine.lessons else {}
-    return supervised | rl_inputs(config) | judge | refiner
+    rival = {"sft_more": BASE + ("sft", "pit_sft")} if config.eval.equal_budget else {}
+    return supervised | rival | rl_inputs(config) | judge | refiner
 
 
 def rl_inputs(config) -> dict[str, tuple[str, ...]]:
-    """Return the inputs of each stage of RL, and of what a rival's starts from. A stage of PIT
-    depends on those before it, too."""
+    """Return the inputs of each stage of RL. A stage of PIT depends on those before it, too."""
     inputs, before = {"rlhf": OF_R_P + ("ppo", "rlhf")}, SUPERVISED + (
         "ppo", "pit.score", "pit.score_file")
     for name in config.pit.curriculum:
         before += (name,) if getattr(config, name).reference == "data" else ("rlhf", name)
         inputs[name] = before
     if config.eval.equal_budget:
-        inputs["sft_more"] = BASE + ("sft", "pit_sft")
         inputs["rlhf_more"] = inputs["rlhf"] + ("pit_sft",) + tuple(
             f"{name}.{what}" for name in config.pit.curriculum
             for what in ("iterations", "reference", "best_of"))

@@ -150,7 +150,7 @@ def test_the_best_setting_on_validation_questions_is_taken(made):
     for part in ("rlhf", "pit"):
         assert chosen["tried"][part]["(1.0, 2.0)"] == max(golds[f"tiny-1-{part}-1.0-2.0"].values())
         assert list(chosen["tried"][part]) == [  # the best of the first two lay at two edges
-            "(1.0, 2.0)", "(0.5, 4.0)", "(2.0, 2.0)", "(1.0, 1.0)"]
+            "(1.0, 2.0)", "(0.5, 4.0)", "(0.5, 2.0)", "(2.0, 2.0)", "(1.0, 1.0)", "(1.0, 4.0)"]
     own = json.loads((folder / "results" / "choices-pit.score=difference.json").read_text())
     assert list(own["tried"]) == ["pit"] and own["fields"]["rlhf.lr_scale"] == 1.0
 
@@ -388,11 +388,12 @@ def test_the_plots_are_the_same_each_time(made, tmp_path):
     assert b"M_P^SFT equal budget" in (tmp_path / "a" / "wins.svg").read_bytes()
 
 
-def test_a_grid_goes_on_beyond_an_edge_where_its_best_setting_lies():
+def test_a_grid_goes_on_until_all_neighbours_of_its_best_setting_were_tried():
     grid = [(rate, target) for rate in (0.5, 1.0, 2.0) for target in (1.5, 3.0)]
-    assert ablate.beyond(grid, (1.0, 3.0)) == [(1.0, 6.0)]
-    assert ablate.beyond(grid, (0.5, 1.5)) == [(0.25, 1.5), (0.5, 0.75)]
-    assert ablate.beyond(grid + [(1.0, 6.0), (4.0, 3.0)], (2.0, 3.0)) == []
+    assert ablate.untried(grid, (1.0, 3.0)) == [(1.0, 6.0)]
+    assert ablate.untried(grid, (0.5, 1.5)) == [(0.25, 1.5), (0.5, 0.75)]
+    assert ablate.untried(grid + [(1.0, 6.0)], (1.0, 3.0)) == []
+    assert ablate.untried(grid + [(1.0, 6.0)], (1.0, 6.0)) == [(0.5, 6.0), (2.0, 6.0), (1.0, 12.0)]
 
 
 def test_a_setting_that_diverges_is_left_out(monkeypatch):
