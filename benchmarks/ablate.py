@@ -188,7 +188,7 @@ def choose(args, line: str, seed: int) -> dict:
         for setting in settings:  # it grows
             name = run_name(args, line, seed, part, *setting)
             try:
-                trained = trained_to(part, args, line, name, start | tries(stages, setting))
+                trained = trained_to(part, args, line, name, start | stage_fields(stages, setting))
                 golds[setting] = max(on_validation(trained, part).values())
             except NotFinite as error:  # of all ranks at once: the other settings go on
                 print(f"{name}: {error}", flush=True)
@@ -199,12 +199,12 @@ def choose(args, line: str, seed: int) -> dict:
             raise NotFinite(f"{line or 'the config'}: no setting of {part} is finite")
         best = max(golds, key=golds.get)
         base = str(args.runs / run_name(args, line, seed, part, *best))
-        fields = fields | tries(stages, best)
+        fields = fields | stage_fields(stages, best)
         tried[part] = {str(setting): gold for setting, gold in golds.items()}
     return {"fields": fields, "tried": tried, "folder": base}
 
 
-def tries(stages: list[str], setting: tuple) -> dict[str, float]:
+def stage_fields(stages: list[str], setting: tuple) -> dict[str, float]:
     """Return the fields of a setting, the same for all of these stages."""
     return {f"{stage}.{key}": value for stage in stages for key, value in zip(CHOSEN, setting)}
 
@@ -271,9 +271,9 @@ def finish(args, line: str, seed: int) -> None:
          chosen=chosen["fields"])
 
 
-def work_through(args, make) -> None:
-    """Call make(args, line, seed) for each, those that another call is making last. Raises
-    UserError at the end for what failed."""
+def work_through(args, make) -> list[str]:
+    """Call make(args, line, seed) for each, those that another call is making last; return what
+    failed."""
     jobs, failed = [(line, seed) for line in args.line for seed in args.seeds], []
     while jobs:
         waiting = []
@@ -291,11 +291,10 @@ def work_through(args, make) -> None:
         if waiting == jobs:
             time.sleep(10)
         jobs = waiting
-    if failed:
-        raise UserError("; ".join(failed))
+    return failed
 
 
-def asked(about: str, results: str, *more: tuple[str, dict]):
+def arguments(about: str, results: str, *more: tuple[str, dict]):
     """Return the arguments of the command line, of which each line can be trained; make the folder
     of the results, by default <run.dir>/<name>-`results`."""
     args, args.overrides = read_arguments(
@@ -323,13 +322,13 @@ def asked(about: str, results: str, *more: tuple[str, dict]):
 
 def main() -> None:
     """Make the results of the lines and seeds that are missing, and the tables."""
-    args = asked(__doc__, "results", ("--choose", {
+    args = arguments(__doc__, "results", ("--choose", {
         "action": "store_true", "help": "first find each line's rate and KL"}))
-    try:
-        work_through(args, finish)
-    finally:
-        if rank() == 0:
-            print(tables.write(args.results))
+    failed = work_through(args, finish)
+    if rank() == 0:
+        print(tables.write(args.results))
+    if failed:
+        raise UserError("; ".join(failed))
 
 
 if __name__ == "__main__":

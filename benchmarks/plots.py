@@ -1,7 +1,8 @@
-"""Plots of ablate.py's results, drawn by tables.py where matplotlib is installed.
+"""Draw the results of ablate.py: differences of lines, PIT against every system, curves of RL.
 
-Intervals are 95 % over seeds (Student's); bands are the lowest and the highest seed. One colour a
-meaning: blue is T = 1, or gold; orange each system's own best temperature, or reward; grey KL.
+    python benchmarks/plots.py              # those in benchmarks/results; needs matplotlib
+
+Intervals are 95 % over seeds (Student's), bands are the lowest and the highest seed.
 """
 
 import textwrap
@@ -10,23 +11,31 @@ from statistics import mean
 
 import numpy as np
 import tables
+from script import arguments
 from tables import PIT, RL, Lines
+
+from runtime.launch import guard
+from runtime.settings import UserError
 
 STAGES = {"rlhf": "RLHF", "rlhf_more": "RLHF, equal budget", "stage0": "PIT, stage 0",
           "stage1": "PIT, stage 1"}
 
 
-def draw(lines: Lines, folder: Path) -> None:
-    """Draw what the results have. Raises ImportError without matplotlib."""
-    import matplotlib
+def draw(folder: Path) -> None:
+    """Draw what the results of a folder have, beside them. Raises UserError without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("plots need an extra: pip install matplotlib") from None
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "pit"  # the same file from the same results
+    lines, _ = tables.read_results(folder)
     own = lines.get("", [])
     if tables.differences(lines):
-        differences(lines, folder / "differences.svg")
+        draw_differences(lines, folder / "differences.svg")
     if own:
-        wins(own, folder / "wins.svg")
-        curves(own, folder / "curves.svg")
+        draw_wins(own, folder / "wins.svg")
+        draw_curves(own, folder / "curves.svg")
 
 
 def saved(figure, path: Path) -> None:
@@ -44,7 +53,7 @@ def point(axis, values: list[float], place: float, colour: str, label: str = "")
                   label=label or None)
 
 
-def differences(lines: Lines, path: Path) -> None:
+def draw_differences(lines: Lines, path: Path) -> None:
     """Draw each line's gold less that of the config as it is, the best for PIT first; nothing where
     the models are the same."""
     from matplotlib import pyplot
@@ -63,7 +72,7 @@ def differences(lines: Lines, path: Path) -> None:
     saved(figure, path)
 
 
-def wins(seeds: list[dict], path: Path) -> None:
+def draw_wins(seeds: list[dict], path: Path) -> None:
     """Draw by how much PIT's first rewrite wins over each other system, the weakest first."""
     from matplotlib import pyplot
     shown = [name for name in tables.systems(seeds) if name != (PIT, 1)][::-1]
@@ -84,7 +93,7 @@ def wins(seeds: list[dict], path: Path) -> None:
     saved(figure, path)
 
 
-def curves(seeds: list[dict], path: Path) -> None:
+def draw_curves(seeds: list[dict], path: Path) -> None:
     """Draw gold, reward and KL along the iterations of each stage: mean and range of the seeds."""
     from matplotlib import pyplot
     stages = [stage for stage in STAGES if all(one["log"].get(stage) for one in seeds)]
@@ -103,3 +112,16 @@ def curves(seeds: list[dict], path: Path) -> None:
     figure.supxlabel("iteration (line: mean of the seeds, band: lowest and highest seed)",
                      fontsize=9)
     saved(figure, path)
+
+
+def main() -> None:
+    """Draw all results anew."""
+    arguments(__doc__)  # it takes none
+    for folder in sorted(tables.RESULTS.iterdir()):
+        if folder.is_dir() and not folder.name.endswith("-prices"):
+            draw(folder)
+            print(f"drawn: {folder}")
+
+
+if __name__ == "__main__":
+    guard(main)

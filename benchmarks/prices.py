@@ -23,6 +23,7 @@ from report.judge import Judge
 from report.prices import price_list
 from runtime.launch import guard
 from runtime.ranks import rank
+from runtime.settings import UserError
 from sample import Sampler, answer, improve
 
 NUMBER = 4  # responses to choose from
@@ -69,8 +70,10 @@ def finish(args, line: str, seed: int) -> None:
 
 def main() -> None:
     """Make the results of the lines and seeds that are missing, and print the table."""
-    args = ablate.asked(__doc__, "prices")
-    ablate.work_through(args, finish)
+    args = ablate.arguments(__doc__, "prices")
+    failed = ablate.work_through(args, finish)
+    if failed:
+        raise UserError("; ".join(failed))
     if rank() == 0:
         print(tables.price_table(args.results))
 

@@ -1,10 +1,10 @@
-"""Make tables and plots of the results in benchmarks/results, and fill the tables into docs/.
+"""Make tables of the results in benchmarks/results, and fill them into the pages of docs/.
 
     python benchmarks/tables.py
 
 Figures are means over seeds with 95 % intervals (Student's); a difference is taken seed by seed,
 `*`: its interval excludes zero. Gold is at each system's own best temperature, chosen on validation
-questions of the same seed. The text of the pages is written by hand and stays.
+questions of the same seed. The text of the pages is written by hand and stays. plots.py draws.
 """
 
 import json
@@ -23,7 +23,7 @@ from runtime.settings import UserError
 STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306,
            10: 2.262}  # 97.5 % quantiles, by the number of seeds
 RESULTS = ROOT / "benchmarks" / "results"
-RL, PIT = "M_P^RL", "PIT"
+RL, PIT, DATA = "M_P^RL", "PIT", ("y_w", "y_l")
 Lines = dict[str, list[dict]]  # the results of each line's seeds; "": the config as it is, first
 
 
@@ -93,13 +93,16 @@ def row_of(seed: dict, system: str, temperature: float, iteration: int = 1) -> d
 
 def best(seed: dict, system: str, iteration: int = 1) -> dict:
     """Return a system's row at the temperature that was best on validation questions."""
-    golds = seed["valid"].get(seed["final"] if system == PIT else system, {"1": 0})
+    if system in DATA:
+        return row_of(seed, system, 1.0)
+    golds = seed["valid"][seed["final"] if system == PIT else system]
     return row_of(seed, system, float(max(golds, key=golds.get)), iteration)
 
 
 def wins(row: dict, other: dict) -> float:
     """Return win - lose of a row's responses over another row's, in points."""
-    return 100 * mean((a > b) - (a < b) for a, b in zip(row["grades"], other["grades"]))
+    return 100 * mean((a > b) - (a < b)
+                      for a, b in zip(row["grades"], other["grades"], strict=True))
 
 
 def systems(seeds: list[dict]) -> list[tuple[str, int]]:
@@ -114,8 +117,8 @@ def systems(seeds: list[dict]) -> list[tuple[str, int]]:
 def named(system: str, iteration: int) -> str:
     """Return how a system is named in the tables."""
     more = f", rewrite {iteration}" if iteration > 1 else ""
-    return {"M_PIT^SFT": "M_PIT^SFT (Aligner)", "y_w": "y_w of the data",
-            "y_l": "y_l of the data"}.get(system, system) + more
+    data = " of the data" if system in DATA else ""
+    return {"M_PIT^SFT": "M_PIT^SFT (Aligner)"}.get(system, system) + data + more
 
 
 def gold_table(lines: Lines) -> str:
@@ -210,21 +213,20 @@ def system_table(lines: Lines) -> str:
         for name in (systems(seeds) if seeds else [])])
 
 
-BUDGETS = {RL: "sft rp rlhf", "RLHF equal budget": "sft sft_more rp rlhf_more",
-           PIT: "sft pit_sft rp rpit rlhf stage0 stage1"}  # the stages behind each
-
-
 def budget_table(lines: Lines) -> str:
     """Return what each system took: responses sampled in RL, operations and seconds of RL and of
     all its stages; means over seeds."""
     made, seeds = [], lines.get("", [])
-    for system, stages in BUDGETS.items() if seeds else []:
-        all_of = stages.split()
-        of_rl = [stage for stage in all_of if stage.startswith(("rlhf", "stage"))]
-        number = mean(sum(sampled(one)[stage] for stage in of_rl) for one in seeds)
-        made.append([system, f"{number:,.0f}", *(
-            f"{mean(sum(one[unit].get(stage, 0) for stage in some) for one in seeds):.4g}"
-            for unit in ("tflop", "seconds") for some in (of_rl, all_of))])
+    stages = seeds[0]["settings"]["pit.curriculum"] if seeds else []
+    budgets = {RL: (["sft", "rp"], ["rlhf"]),
+               "RLHF equal budget": (["sft", "sft_more", "rp"], ["rlhf_more"]),
+               PIT: (["sft", "pit_sft", "rp", "rpit"], ["rlhf", *stages])}
+    for system, (supervised, of_rl) in budgets.items():
+        if all(stage in one["seconds"] for one in seeds for stage in of_rl) and seeds:
+            number = mean(sum(sampled(one)[stage] for stage in of_rl) for one in seeds)
+            made.append([system, f"{number:,.0f}", *(
+                f"{mean(sum(one[unit][stage] for stage in some) for one in seeds):.4g}"
+                for unit in ("tflop", "seconds") for some in (of_rl, supervised + of_rl))])
     return markdown(["system", "responses sampled", "TFLOP of RL", "of all", "seconds of RL",
                      "of all"], made)
 
@@ -258,9 +260,10 @@ def price_table(folder: Path) -> str:
     """Return what R_P and R_PIT pay in each line of prices.py's results, how often they agree with
     labels, and the gold of what they choose."""
     found, made = {}, []
-    for content in map(read, sorted(folder.glob("*.json"))):
+    for content in sorted(map(read, folder.glob("*.json")), key=lambda one: one["seed"]):
         found.setdefault(content["line"], []).append(content)
-    right = {change: price["right"] for change, price in found[""][0]["prices"].items()}
+    each = [one["prices"] for seeds in found.values() for one in seeds]
+    right = {change: mean(prices[change]["right"] for prices in each) for change in each[0]}
     for line, seeds in sorted(found.items()):
         for model, choice, agreement in (("R_P", "best of 4 by R_P", "R_P"),
                                          ("R_PIT", "best of 4 by r_gap", "R_PIT wl>lw")):
@@ -285,8 +288,7 @@ def tables(lines: Lines, choices: list[dict]) -> dict[str, str]:
 
 
 def write(results: Path) -> str:
-    """Write tables.md and, where matplotlib is there, plots beside the results; return the
-    tables."""
+    """Write tables.md beside the results; return it."""
     heads = {"difference": "Gold, less that of the config as it is (`*`: not zero, at 95 %)",
              "gold": "Gold, and PIT's lead in points", "iterations": "What a second rewrite adds",
              "aspects": "Totals and courtesy, T = 0.5 (each seed)", "cost": "What RL costs",
@@ -298,23 +300,22 @@ def write(results: Path) -> str:
     text = "\n\n".join(f"{head}:\n\n{made[name]}" for name, head in heads.items()
                        if made[name].count("\n") > 1) + "\n"
     write_whole(results / "tables.md", lambda file: file.write(text.encode()))
-    try:
-        import plots  # it imports this module
-        plots.draw(lines, results)
-    except ImportError:
-        text += "\nno plot: it needs an extra, pip install matplotlib\n"
     return text
 
 
 def filled(page: str, made: dict[str, dict[str, str]]) -> str:
-    """Return the page with each table between `<!-- table: folder/name -->` and `<!-- end -->`."""
+    """Return the page with each table between `<!-- table: folder/name -->` and `<!-- end -->`.
+    Raises UserError for a mark of a table that is not there."""
     def table(mark: re.Match) -> str:
-        return f"{mark[1]}\n\n{made[mark[2]][mark[3]]}\n\n<!-- end -->"
+        text = made.get(mark[2], {}).get(mark[3])
+        if text is None:
+            raise UserError(f"{mark[1]}: no such table of benchmarks/results")
+        return f"{mark[1]}\n\n{text}\n\n<!-- end -->"
     return re.sub(r"(?s)(<!-- table: ([\w-]+)/(\w+) -->).*?<!-- end -->", table, page)
 
 
 def main() -> None:
-    """Fill the tables of the pages in anew, and draw the plots."""
+    """Fill the tables of the pages in anew."""
     arguments(__doc__)  # it takes none
     made = {}
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):

@@ -214,7 +214,7 @@ def held_out(run: Run, data: Data, split: str) -> Pairs:
 
 
 def golds_on_validation(run: Run, data: Data, models: Models) -> dict[str, dict[str, float]]:
-    """Return each system's gold on validation questions, by temperature: for choices. Bills only."""
+    """Return each system's gold on validation questions of bills, by temperature: for choices."""
     x, refining = held_out(run, data, "valid").x, refiner(run, data, models)
     table, found = Table(Judge(data, models, x), run.config.data.max_response), {}
     for temperature in run.config.eval.temperatures:

@@ -1,7 +1,9 @@
 """Lines beside the config: their choices and tables; and what Self-Refine is taught."""
 
+import copy
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+import train_reward
 from conftest import ROOT, needs, read_lines, tiny_run
 from corpus import bills
 from data import load_data
-from report import rivals, rubric
+from report import evaluate, rivals, rubric
 from runtime.files import lock
 from runtime.run import NotFinite
 from runtime.settings import UserError
@@ -72,6 +75,18 @@ def test_a_draft_with_an_unknown_character_is_no_lesson(tmp_path):
     some.y_w[0] = some.y_l[0] = [0, *some.y_w[0]]
     assert "⁇" in data.tokenizer.decode(some.y_w[0])
     assert len(rivals.refiner_examples(run, few)) == 9
+
+
+def test_the_rival_goes_on_from_the_supervised_model(bills_run, monkeypatch):
+    run, data = bills_run
+    seen, models = [], SimpleNamespace(policies={"M_P^SFT": new_gpt(run, data, 2)})
+    monkeypatch.setattr(rivals, "train", lambda run, data, model, training: seen.append(
+        (copy.deepcopy(model), training)))
+    rivals.train_sft_more(run, data, models)
+    (start, training), = seen
+    assert torch.equal(start.embedding.weight, models.policies["M_P^SFT"].embedding.weight)
+    assert training.fold is data.folds["sft"] and training.fit is run.config.pit_sft
+    assert training.loss is train_reward.sft_loss
 
 
 def test_a_refiner_is_taught_where_the_config_asks_for_lessons(tmp_path):
@@ -271,13 +286,15 @@ def test_tables_go_between_their_marks_and_leave_the_text(made):
         assert len({line.count("|") for line in part}) == 1
     assert "| `pit.score=difference` | the same |" in filled
     assert tables.filled(filled, found) == filled
+    with pytest.raises(UserError, match="tiny/gone -->: no such table"):
+        tables.filled("<!-- table: tiny/gone --> <!-- end -->", found)
     assert "tables.md" in made[2]
 
 
 def seed_of(number, rl, pit):
     systems = (("M_P^RL", "M_P^SFT", 0, rl), ("PIT stage 1", "M_P^RL", 1, pit))
     rows = [{"system": system, "against": against, "iteration": iteration, "temperature": t,
-             "gold": gold + t / 10, "delta": 10 * gold, "ci_low": 1 - number, "ci_high": 9}
+             "gold": gold + t / 10, "delta": 10 * gold}
             for t in (1.0, 0.5) for system, against, iteration, gold in systems]
     return {"seed": number, "final": "PIT stage 1", "rows": rows, "valid": {
         "M_P^RL": {"1.0": 0.1, "0.5": 0.2}, "PIT stage 1": {"1.0": 0.2, "0.5": 0.1}}}
@@ -315,25 +332,48 @@ def test_a_second_rewrite_is_compared_with_the_first():
         "| as it is | 0.800 | +0.100 | 0.750 | +0.050 |"]
 
 
+def test_temperatures_are_chosen_on_validation_questions(bills_run, monkeypatch):
+    run, data = bills_run
+    asked, models = [], SimpleNamespace(judge=None)
+
+    def add_rows(run, data, models, table, x, temperature, kept, refining):
+        asked.append((x, temperature))
+        table.rows += [
+            {"system": "PIT stage 0", "against": against, "iteration": iteration, "gold": gold,
+             "temperature": temperature} for against, iteration, gold in (
+                ("M_P^RL", 1, 0.5), ("M_P^RL", 2, 0.6), ("M_P^SFT", 1, 0.7))]
+    monkeypatch.setattr(evaluate, "evaluate_at", add_rows)
+    monkeypatch.setattr(evaluate, "refiner", lambda *_: None)
+    monkeypatch.setattr(run.config.eval, "prompts", 3)
+    monkeypatch.setattr(run.config.eval, "temperatures", [1.0, 0.2])
+    assert evaluate.golds_on_validation(run, data, models) == {
+        "PIT stage 0": {"1.0": 0.5, "0.2": 0.5}}  # the first rewrite of M_P^RL's drafts
+    valid = evaluate.once_each(data.folds["valid"], 3).x
+    assert asked == [(valid, 1.0), (valid, 0.2)]
+
+
 def test_systems_are_compared_question_by_question_each_at_its_own_best_temperature():
-    """Two seeds of two questions; PIT is better at T = 1, RLHF at T = 0.5."""
+    """Two questions, two seeds; on validation PIT is better at T = 1, RLHF at T = 0.5."""
     def row(system, t, grades, against="M_P^RL", iteration=0):
         return {"system": system, "against": against, "iteration": iteration, "temperature": t,
                 "gold": sum(grades) / 2, "grades": grades, "aspects": {"total": grades[0]}}
-    seed = {"final": "PIT stage 1", "valid": {"M_P^RL": {"1.0": 0.1, "0.5": 0.2},
-                                              "PIT stage 1": {"1.0": 0.9, "0.5": 0.8}}, "rows": [
-        row("M_P^RL", 1.0, [0.2, 0.4], "M_P^SFT"), row("M_P^RL", 0.5, [0.9, 0.3], "M_P^SFT"),
-        row("PIT stage 1", 1.0, [0.9, 0.9], iteration=1), row("PIT stage 1", 0.5, [0.9, 0.8],
-                                                              iteration=1),
-        row("PIT stage 1", 1.0, [1.0, 0.1], "M_P^SFT", 1), row("y_w", None, [1.0, 1.0])]}
-    assert tables.systems([seed, seed]) == [("y_w", 0), ("PIT", 1), ("M_P^RL", 0)]
-    assert tables.headline_table({"": [seed, seed]}).splitlines()[2:] == [
+    def seed(first):
+        return {"final": "PIT stage 1", "valid": {
+            "M_P^RL": {"1.0": 0.1, "0.5": 0.2}, "PIT stage 1": {"1.0": 0.9, "0.5": 0.8}}, "rows": [
+            row("M_P^RL", 1.0, [first, 0.4], "M_P^SFT"), row("M_P^RL", 0.5, [0.9, 0.3], "M_P^SFT"),
+            row("PIT stage 1", 1.0, [0.9, 0.9], iteration=1),
+            row("PIT stage 1", 0.5, [0.9, 0.8], iteration=1),
+            row("PIT stage 1", 1.0, [1.0, 0.1], "M_P^SFT", 1), row("y_w", None, [1.0, 1.0])]}
+    seeds = [seed(0.2), seed(1.0)]
+    assert tables.systems(seeds) == [("y_w", 0), ("PIT", 1), ("M_P^RL", 0)]
+    assert tables.headline_table({"": seeds}).splitlines()[2:] == [
         "| y_w of the data | 1.000 ± 0.000 | 1.000 ± 0.000 | 1.000 ± 0.000 | -100.0 ± 0.0 * | "
         "-100.0 ± 0.0 * |",
         "| PIT | 0.900 ± 0.000 | 0.850 ± 0.000 | 0.900 ± 0.000 |  |  |",
-        "| M_P^RL | 0.300 ± 0.000 | 0.600 ± 0.000 | 0.600 ± 0.000 | +100.0 ± 0.0 * | "
-        "+50.0 ± 0.0 * |"]  # at T = 0.5 M_P^RL ties on the first question
-    assert tables.system_table({"": [seed]}).splitlines()[-1] == "| M_P^RL | 0.90 |"
+        # at T = 1 100 and 0 points: 50 and 12.71 * 50; at T = 0.5 a tie and a win
+        "| M_P^RL | 0.500 ± 2.542 | 0.600 ± 0.000 | 0.600 ± 0.000 | +50.0 ± 635.5 | "
+        "+50.0 ± 0.0 * |"]
+    assert tables.system_table({"": seeds[:1]}).splitlines()[-1] == "| M_P^RL | 0.90 |"
 
 
 def test_samples_are_counted_with_the_drafts_of_a_group():
@@ -376,12 +416,11 @@ def test_the_best_of_several_responses_is_chosen_question_by_question():
 
 @needs("matplotlib")
 def test_the_plots_are_the_same_each_time(made, tmp_path):
-    lines, _ = tables.read_results(made[0] / "results")
     names = {"differences.svg", "wins.svg", "curves.svg"}
     for folder in (tmp_path / "a", tmp_path / "b"):
-        folder.mkdir()
-        plots.draw(lines, folder)
-        assert {path.name for path in folder.iterdir()} == names
+        shutil.copytree(made[0] / "results", folder)
+        plots.draw(folder)
+        assert {path.name for path in folder.glob("*.svg")} == names
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert b"pit.score=difference" in (tmp_path / "a" / "differences.svg").read_bytes()
