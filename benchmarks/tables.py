@@ -278,38 +278,38 @@ def price_table(folder: Path) -> str:
     return markdown(["line", "", *(head for head, *_ in columns)], made)
 
 
-def tables(lines: Lines, choices: list[dict]) -> dict[str, str]:
-    """Return all tables by their names."""
-    return {"headline": headline_table(lines), "systems": system_table(lines),
-            "budget": budget_table(lines), "gold": gold_table(lines),
-            "difference": difference_table(lines), "iterations": iteration_table(lines),
-            "aspects": aspect_table(lines), "cost": cost_table(lines),
-            "choices": choice_table(choices)}
+TABLES = {  # each with its heading
+    "headline": (headline_table, "The config as it is: gold, and PIT over each system in points"),
+    "systems": (system_table, "Aspects, each system at its own best T"),
+    "budget": (budget_table, "What each system took"),
+    "difference": (difference_table, "Gold, less that of the config as it is"),
+    "gold": (gold_table, "Gold, and PIT's lead in points"),
+    "iterations": (iteration_table, "What a second rewrite adds"),
+    "aspects": (aspect_table, "Totals and courtesy, T = 0.5 (each seed)"),
+    "cost": (cost_table, "What RL costs")}
 
 
 def write(results: Path) -> str:
     """Write tables.md beside the results; return it."""
-    heads = {"difference": "Gold, less that of the config as it is (`*`: not zero, at 95 %)",
-             "gold": "Gold, and PIT's lead in points", "iterations": "What a second rewrite adds",
-             "aspects": "Totals and courtesy, T = 0.5 (each seed)", "cost": "What RL costs",
-             "choices": "What was chosen from", "systems": "Aspects, each at its own best T",
-            "headline": "The config as it is: gold, and PIT's win - lose over each system",
-            "budget": "What each system took"}
     lines, choices = read_results(results)
-    made = tables(lines, choices)
-    text = "\n\n".join(f"{head}:\n\n{made[name]}" for name, head in heads.items()
-                       if made[name].count("\n") > 1) + "\n"
+    made = [(head, table(lines)) for table, head in TABLES.values()]
+    made.append(("What was chosen from", choice_table(choices)))
+    text = "\n\n".join(f"{head}:\n\n{table}" for head, table in made
+                       if table.count("\n") > 1) + "\n"
     write_whole(results / "tables.md", lambda file: file.write(text.encode()))
     return text
 
 
-def filled(page: str, made: dict[str, dict[str, str]]) -> str:
+def filled(page: str, results: Path) -> str:
     """Return the page with each table between `<!-- table: folder/name -->` and `<!-- end -->`.
     Raises UserError for a mark of a table that is not there."""
     def table(mark: re.Match) -> str:
-        text = made.get(mark[2], {}).get(mark[3])
-        if text is None:
-            raise UserError(f"{mark[1]}: no such table of benchmarks/results")
+        folder, name = results / mark[2], mark[3]
+        if not folder.is_dir() or name not in [*TABLES, "choices", "prices"]:
+            raise UserError(f"{mark[1]}: no such table of {results}")
+        lines, choices = read_results(folder)
+        text = (price_table(folder) if name == "prices" else choice_table(choices)
+                if name == "choices" else TABLES[name][0](lines))
         return f"{mark[1]}\n\n{text}\n\n<!-- end -->"
     return re.sub(r"(?s)(<!-- table: ([\w-]+)/(\w+) -->).*?<!-- end -->", table, page)
 
@@ -317,16 +317,9 @@ def filled(page: str, made: dict[str, dict[str, str]]) -> str:
 def main() -> None:
     """Fill the tables of the pages in anew."""
     arguments(__doc__)  # it takes none
-    made = {}
-    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
-        if folder.name.endswith("-prices"):
-            made[folder.name] = {"prices": price_table(folder)}
-        else:
-            made[folder.name] = tables(*read_results(folder))
-            write(folder)
     for name in ("results.md", "ablations.md"):
         page = ROOT / "docs" / name
-        text = filled(page.read_text(encoding="utf-8"), made).encode()
+        text = filled(page.read_text(encoding="utf-8"), RESULTS).encode()
         write_whole(page, lambda file: file.write(text))  # what we wrote by hand has no other copy
         print(f"written: {page}")
 

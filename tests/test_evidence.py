@@ -272,22 +272,20 @@ def test_what_another_call_is_making_comes_last(monkeypatch, tmp_path):
 
 
 def test_tables_go_between_their_marks_and_leave_the_text(made):
-    folder, names = made[0] / "results", ("headline", "systems", "budget", "gold", "difference",
-                                          "iterations", "aspects", "cost", "choices")
-    found = {"tiny": tables.tables(*tables.read_results(folder))}
-    assert sorted(found["tiny"]) == sorted(names)
-    page = "# Title\n" + "".join(f"<!-- table: tiny/{name} --> old <!-- end -->\nText of {name}.\n"
-                                 for name in names)
-    filled = tables.filled(page, found)
+    page = "# Title\n" + "".join(
+        f"<!-- table: results/{name} --> old <!-- end -->\nText of {name}.\n"
+        for name in [*tables.TABLES, "choices"])
+    filled = tables.filled(page, made[0])
     assert filled.startswith("# Title\n") and " old " not in filled and "Text of cost." in filled
     parts = [part.splitlines() for part in filled.split("\n\n") if part.startswith("|")]
-    assert [len(part) - 2 for part in parts] == [12, 12, 3, 3, 2, 3, 3, 3, 5]
+    assert [len(part) - 2 for part in parts] == [12, 12, 3, 2, 3, 3, 3, 3, 5]
     for part in parts:
         assert len({line.count("|") for line in part}) == 1
     assert "| `pit.score=difference` | the same |" in filled
-    assert tables.filled(filled, found) == filled
-    with pytest.raises(UserError, match="tiny/gone -->: no such table"):
-        tables.filled("<!-- table: tiny/gone --> <!-- end -->", found)
+    assert tables.filled(filled, made[0]) == filled
+    for mark in ("results/nothing", "nowhere/gold"):
+        with pytest.raises(UserError, match=f"{mark} -->: no such table"):
+            tables.filled(f"<!-- table: {mark} --> <!-- end -->", made[0])
     assert "tables.md" in made[2]
 
 

@@ -45,7 +45,8 @@ def on_cpu(tmp_path_factory) -> list[dict]:
     (["--run.amp=off"], 1e-4), ([], 0.02), (["--run.compile=true"], 0.02)])
 def test_supervised_training_logs_what_a_cpu_does_and_ppo_runs(tmp_path, on_cpu, fields, tolerance):
     lines = run(tmp_path, "gpu", *fields)
-    assert {line["stage"] for line in lines} == {*FITS, "rlhf", "stage0", "stage1", "rlhf_more"}
+    assert {line["stage"] for line in lines} == {
+        *FITS, "rlhf", "stage0", "stage1", "sft_more", "rlhf_more"}
     supervised = [line for line in lines if line["stage"] in FITS]
     assert len(supervised) == len(on_cpu) > 0
     for one, other in zip(supervised, on_cpu):
