@@ -144,6 +144,22 @@ def differences(lines: Lines) -> dict[str, dict]:
     return found
 
 
+def rewrite_table(lines: Lines) -> str:
+    """Return how the first rewrites of each line's PIT compare with those of the config's, question
+    by question."""
+    first, made = {one["seed"]: one for one in lines.get("", [])}, []
+    for line, seeds in lines.items():
+        pairs = [(one, first[one["seed"]]) for one in seeds if one["seed"] in first]
+        if line and pairs:
+            points = [[wins(row_of(a, PIT, 1.0), row_of(b, PIT, 1.0)) for a, b in pairs],
+                      [wins(best(a, PIT), best(b, PIT)) for a, b in pairs]]
+            made.append([label(line), cell([best(a, PIT)["gold"] for a, _ in pairs], ".3f"),
+                         cell([best(b, PIT)["gold"] for _, b in pairs], ".3f"),
+                         *map(cell, points)])
+    return markdown(["line", "gold of its PIT", "of the config's PIT", "win - lose, T = 1",
+                     "own best T"], made)
+
+
 def difference_table(lines: Lines) -> str:
     """Return the differences with their intervals."""
     return markdown(["line", RL, PIT, "seeds"], [
@@ -284,6 +300,7 @@ TABLES = {  # each with its heading
     "budget": (budget_table, "What each system took"),
     "difference": (difference_table, "Gold, less that of the config as it is"),
     "gold": (gold_table, "Gold, and PIT's lead in points"),
+    "rewrites": (rewrite_table, "PIT of each line over PIT of the config as it is, in points"),
     "iterations": (iteration_table, "What a second rewrite adds"),
     "aspects": (aspect_table, "Totals and courtesy, T = 0.5 (each seed)"),
     "cost": (cost_table, "What RL costs")}

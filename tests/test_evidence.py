@@ -278,7 +278,7 @@ def test_tables_go_between_their_marks_and_leave_the_text(made):
     filled = tables.filled(page, made[0])
     assert filled.startswith("# Title\n") and " old " not in filled and "Text of cost." in filled
     parts = [part.splitlines() for part in filled.split("\n\n") if part.startswith("|")]
-    assert [len(part) - 2 for part in parts] == [12, 12, 3, 2, 3, 3, 3, 3, 5]
+    assert [len(part) - 2 for part in parts] == [12, 12, 3, 2, 3, 2, 3, 3, 3, 5]
     for part in parts:
         assert len({line.count("|") for line in part}) == 1
     assert "| `pit.score=difference` | the same |" in filled
@@ -372,6 +372,12 @@ def test_systems_are_compared_question_by_question_each_at_its_own_best_temperat
         "| M_P^RL | 0.500 ± 2.542 | 0.600 ± 0.000 | 0.600 ± 0.000 | +50.0 ± 635.5 | "
         "+50.0 ± 0.0 * |"]
     assert tables.system_table({"": seeds[:1]}).splitlines()[-1] == "| M_P^RL | 0.90 |"
+    other = seed(0.2)
+    other["rows"][2] = row("PIT stage 1", 1.0, [0.9, 0.7], iteration=1)  # a tie and a loss
+    for one, number in zip((*seeds, other), (1, 2, 1)):
+        one["seed"] = number
+    assert tables.rewrite_table({"": seeds, "a.b=1": [other]}).splitlines()[2:] == [
+        "| `a.b=1` | 0.800 | 0.900 | -50.0 | -50.0 |"]
 
 
 def test_samples_are_counted_with_the_drafts_of_a_group():
