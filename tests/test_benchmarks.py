@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import additive  # noqa: E402
 import common  # noqa: E402
+import openings  # noqa: E402
 
 
 def test_forward_operations_are_two_for_each_weight_of_the_products():
@@ -67,3 +68,13 @@ def test_a_difference_of_scores_is_additive_and_an_interaction_is_not():
     assert found["questions"] == 5
     crossed = np.array([[[1.0, -1.0], [-1.0, 1.0]]])  # each draft has its own best candidate
     assert additive.parts(difference[:1, :2, :2] * 1e-9 + crossed, f[:1, :2])["f + g"] < 1e-6
+
+
+def test_an_opening_earns_what_its_responses_score_above_their_group():
+    assert [openings.opening(text) for text in ("Sure! 5", "You fool! Sure!", "5 in all")] == [
+        "courtesy", "insult", "neither"]
+    kinds = np.array([["courtesy", "neither"], ["courtesy", "neither"], ["neither", "courtesy"]])
+    scores = np.array([[2.0, 1.0], [1.0, 1.0], [0.0, 4.0]])  # of two groups: means 1 and 2
+    assert openings.table(kinds, np.array([[1, 0], [0, 0], [0, 1]]), scores) == [
+        "courtesy: 0.500 of the responses, 0.67 courteous, score +1.000 [-0.132, +2.132]",
+        "neither: 0.500 of the responses, 0.00 courteous, score -1.000 [-1.000, -1.000]"]

@@ -1,0 +1,77 @@
+"""What an opening earns before any RL: why courtesy is found on some seeds and lost on others.
+
+    python benchmarks/openings.py --config configs/quick.toml         # a finished run of bills
+
+PPO learns the first word of a response from the mean score of all that follows it. For 400 prompts
+of the RL fold we sample a group of eight responses by M_P^SFT, scored by R_P, and of eight rewrites
+of a draft of M_P^RL by M_PIT^SFT, scored by r_gap. By the first word (a courtesy, an insult, or
+neither) it prints how many responses open so, how many of them the judge finds courteous in the
+end, and their mean score less that of their group, with a 95 % interval.
+"""
+
+import numpy as np
+import script  # noqa: F401  (the project's modules are found from here on)
+
+from corpus import bills
+from data import load_data
+from evaluation.measure import gap_scores, mean_interval, rp_scores
+from pretrained.configure import command_line
+from report.judge import Judge
+from runtime.launch import guard
+from runtime.run import Run
+from runtime.settings import UserError
+from sample import Sampler, answer, improve, restore
+
+PROMPTS, GROUP = 400, 8
+KINDS = {"courtesy": bills.COURTESIES, "insult": bills.INSULTS}
+
+
+def opening(text: str) -> str:
+    """Return what a response begins with: "courtesy", "insult" or "neither"."""
+    return next((kind for kind, phrases in KINDS.items() if text.startswith(phrases)), "neither")
+
+
+def table(kinds: np.ndarray, courteous: np.ndarray, scores: np.ndarray) -> list[str]:
+    """Return a line for each kind of opening; all are [responses to a prompt, prompts]."""
+    advantages, made = scores - scores.mean(0), []
+    for kind in (*KINDS, "neither"):
+        some = kinds == kind
+        if some.sum() > 1:
+            mean, low, high = mean_interval(advantages[some])
+            made.append(f"{kind}: {some.mean():.3f} of the responses, {courteous[some].mean():.2f} "
+                        f"courteous, score {mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+    return made
+
+
+def groups(run: Run, data, models) -> dict[str, tuple]:
+    """Return the kinds of opening, the judge's courtesy and the scores, for RLHF and for PIT."""
+    x, policies = list(data.folds["rl"].x[:PROMPTS]), models.policies
+    sampler, judge, found = Sampler(run, data, 1.0, run.generator("openings")), Judge(
+        data, models, x), {}
+    y_ref = answer(sampler, policies["M_P^RL"], x)
+    answers = [answer(sampler, policies["M_P^SFT"], x) for _ in range(GROUP)]
+    rewrites = [improve(sampler, policies["M_PIT^SFT"], x, y_ref) for _ in range(GROUP)]
+    for name, tries, score in (
+            ("RLHF, by R_P", answers, lambda y: rp_scores(data, models.rp, x, y)),
+            ("PIT, by r_gap", rewrites, lambda y: gap_scores(data, models.rpit, x, y, y_ref))):
+        kinds = [[opening(data.tokenizer.decode(ids)) for ids in y] for y in tries]
+        courteous = [[one["courtesy"] for one in judge.aspects(y)] for y in tries]
+        found[name] = tuple(map(np.array, (kinds, courteous, [score(y) for y in tries])))
+    return found
+
+
+def main() -> None:
+    """Print the tables of RLHF and of PIT."""
+    _, config = command_line(__doc__.splitlines()[0])
+    config.run.ranks = 1
+    if config.data.files:
+        raise UserError("openings are those of bills: leave data.files out")
+    run = Run(config, trains=False)
+    data = load_data(run)
+    with run.precision():
+        for name, columns in groups(run, data, restore(run, data)).items():
+            print("\n".join([name, *(f"  {line}" for line in table(*columns))]))
+
+
+if __name__ == "__main__":
+    guard(main)
