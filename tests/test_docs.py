@@ -96,6 +96,8 @@ def test_commands_name_scripts_configs_and_options_that_are_there(page):
         script = ROOT / (words[1].replace(".", "/") + ".py" if words[0] == "-m" else next(
             word for word in words if word.endswith(".py")))
         text = script.read_text(encoding="utf-8")
+        if "import ablate\n" in text:  # whose arguments it takes, too
+            text += (ROOT / "benchmarks" / "ablate.py").read_text(encoding="utf-8")
         for option in words[words.index(words[1] if words[0] == "-m" else script.relative_to(
                 ROOT).as_posix()) + 1:]:
             name = option.partition("=")[0]
