@@ -6,7 +6,8 @@ PPO learns the first word of a response from the mean score of all that follows 
 of the RL fold we sample a group of eight responses by M_P^SFT, scored by R_P, and of eight rewrites
 of a draft of M_P^RL by M_PIT^SFT, scored by r_gap. By the first word (a courtesy, an insult, or
 neither) it prints how many responses open so, how many of them the judge finds courteous in the
-end, and their mean score less that of their group, with a 95 % interval.
+end, and their mean score less that of their group, with a 95 % interval. As in PPO a score's unit
+is the standard deviation of all (train_pit.measure_scale).
 """
 
 import numpy as np
@@ -33,7 +34,7 @@ def opening(text: str) -> str:
 
 def table(kinds: np.ndarray, courteous: np.ndarray, scores: np.ndarray) -> list[str]:
     """Return a line for each kind of opening; all are [responses to a prompt, prompts]."""
-    advantages, made = scores - scores.mean(0), []
+    advantages, made = (scores - scores.mean(0)) / scores.std(), []
     for kind in (*KINDS, "neither"):
         some = kinds == kind
         if some.sum() > 1:

@@ -74,7 +74,7 @@ def test_an_opening_earns_what_its_responses_score_above_their_group():
     assert [openings.opening(text) for text in ("Sure! 5", "You fool! Sure!", "5 in all")] == [
         "courtesy", "insult", "neither"]
     kinds = np.array([["courtesy", "neither"], ["courtesy", "neither"], ["neither", "courtesy"]])
-    scores = np.array([[2.0, 1.0], [1.0, 1.0], [0.0, 4.0]])  # of two groups: means 1 and 2
+    scores = np.array([[2.0, 1.0], [1.0, 1.0], [0.0, 4.0]])  # means 1, 2; std 1.258
     assert openings.table(kinds, np.array([[1, 0], [0, 0], [0, 1]]), scores) == [
-        "courtesy: 0.500 of the responses, 0.67 courteous, score +1.000 [-0.132, +2.132]",
-        "neither: 0.500 of the responses, 0.00 courteous, score -1.000 [-1.000, -1.000]"]
+        "courtesy: 0.500 of the responses, 0.67 courteous, score +0.795 [-0.105, +1.694]",
+        "neither: 0.500 of the responses, 0.00 courteous, score -0.795 [-0.795, -0.795]"]
