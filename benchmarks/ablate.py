@@ -300,7 +300,7 @@ def arguments(about: str, results: str, *more: tuple[str, dict]):
     args, args.overrides = read_arguments(
         about.splitlines()[0],
         ("--line", {"action": "append", "default": [], "help": "fields: 'a.b=1 c.d=2'"}),
-        ("--seeds", {"nargs": "+", "type": int, "default": [1, 2, 3]}),
+        ("--seeds", {"nargs": "+", "type": int, "default": [1, 2, 3], "help": "by default 1 2 3"}),
         ("--results", {"type": Path, "help": f"a folder; by default <run.dir>/<name>-{results}"}),
         *more)
     args.choose = getattr(args, "choose", False)
@@ -324,9 +324,10 @@ def main() -> None:
     """Make the results of the lines and seeds that are missing, and the tables."""
     args = arguments(__doc__, "results", ("--choose", {
         "action": "store_true", "help": "first find each line's rate and KL"}))
+    tables.read_results(args.results)  # a file that is none is refused before any training
     failed = work_through(args, finish)
     if rank() == 0:
-        print(tables.write(args.results))
+        print(f"{tables.write(args.results)}\nwritten: {args.results / 'tables.md'}")
     if failed:
         raise UserError("; ".join(failed))
 

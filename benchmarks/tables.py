@@ -35,7 +35,7 @@ def read(path: Path) -> dict:
             return content
     except (ValueError, AttributeError):
         pass
-    raise UserError(f"{path}: no result of benchmarks/ablate.py; delete it")
+    raise UserError(f"{path}: no result of ablate.py or prices.py; delete it")
 
 
 def read_results(folder: Path) -> tuple[Lines, list[dict]]:

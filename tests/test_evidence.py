@@ -317,7 +317,7 @@ def test_costs_are_those_of_rlhf_alone_and_of_all_stages():
 def test_a_file_that_is_no_result_is_refused(tmp_path):
     for text in ("{", "[]", '{"rows": []}'):
         (tmp_path / "own-1.json").write_text(text)
-        with pytest.raises(UserError, match="own-1.json: no result of benchmarks/ablate.py"):
+        with pytest.raises(UserError, match="own-1.json: no result of ablate.py or prices.py"):
             tables.read_results(tmp_path)
 
 
