@@ -204,7 +204,7 @@ def test_seconds_are_those_of_the_stages_that_a_report_stands_on(tmp_path):
     assert stage_costs(run, ["data", "sft"]) == {"data": (1, 10), "sft": (3, 30)}
     config = load_config(str(ROOT / TINY), ["--pit.curriculum=['stage1']"])
     assert list(inputs_of(config)) == [
-        "data", "sft", "pit_sft", "rp", "rpit", "rlhf", "stage1", "sft_more", "rlhf_more"]
+        "data", "sft", "pit_sft", "rp", "rpit", "sft_more", "rlhf", "stage1", "rlhf_more"]
 
 
 @needs("matplotlib")
