@@ -10,7 +10,7 @@ PIT: SETTINGS, then the neighbours of the best, on the first seed, by gold on va
 each at its own best temperature.
 
 What is finished is a file in --results and not made again. Two calls at once, with --run.ranks=1
-each, share the work. At the end tables.py writes tables and plots there.
+each, share the work. At the end tables.py writes tables there.
 """
 
 import json

@@ -16,7 +16,7 @@ import torch
 
 import reward
 from corpus import bills
-from data import load_data
+from data import Data, load_data
 from evaluation.show import prompt_text
 from pretrained.configure import command_line
 from runtime.launch import guard
@@ -65,16 +65,22 @@ def parts(r: np.ndarray, gold: np.ndarray) -> dict[str, float]:
             "g, gold": correlation(g, gold)}
 
 
-def main() -> None:
-    """Print the parts as a line of JSON."""
-    _, config = command_line(__doc__.splitlines()[0])
+def finished_bills(about: str, why: str) -> tuple[Run, Data]:
+    """Return a finished run of the command line, on one rank, and its data. Raises UserError, which
+    says why, for data that are no bills."""
+    _, config = command_line(about.splitlines()[0])
     config.run.ranks = 1
     if config.data.files:
-        raise UserError("f and g are compared with the hidden judge's grades: leave data.files out")
+        raise UserError(f"{why}: leave data.files out")
     run = Run(config, trains=False)
-    data = load_data(run)
+    return run, load_data(run)
+
+
+def main() -> None:
+    """Print the parts as a line of JSON."""
+    run, data = finished_bills(__doc__, "f and g are compared with the hidden judge's grades")
     with torch.no_grad(), run.precision():
-        found = parts(*tables(run, data, restore(run, data), config.eval.prompts))
+        found = parts(*tables(run, data, restore(run, data), run.config.eval.prompts))
     print(json.dumps({name: round(value, 3) for name, value in found.items()}))
 
 

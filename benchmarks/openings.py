@@ -11,16 +11,14 @@ is the standard deviation of all (train_pit.measure_scale).
 """
 
 import numpy as np
+from additive import finished_bills
 import script  # noqa: F401  (the project's modules are found from here on)
 
 from corpus import bills
-from data import load_data
 from evaluation.measure import gap_scores, mean_interval, rp_scores
-from pretrained.configure import command_line
 from report.judge import Judge
 from runtime.launch import guard
 from runtime.run import Run
-from runtime.settings import UserError
 from sample import Sampler, answer, improve, restore
 
 PROMPTS, GROUP = 400, 8
@@ -63,12 +61,7 @@ def groups(run: Run, data, models) -> dict[str, tuple]:
 
 def main() -> None:
     """Print the tables of RLHF and of PIT."""
-    _, config = command_line(__doc__.splitlines()[0])
-    config.run.ranks = 1
-    if config.data.files:
-        raise UserError("openings are those of bills: leave data.files out")
-    run = Run(config, trains=False)
-    data = load_data(run)
+    run, data = finished_bills(__doc__, "openings are those of bills")
     with run.precision():
         for name, columns in groups(run, data, restore(run, data)).items():
             print("\n".join([name, *(f"  {line}" for line in table(*columns))]))

@@ -75,16 +75,14 @@ def draw_differences(lines: Lines, path: Path) -> None:
 def draw_wins(seeds: list[dict], path: Path) -> None:
     """Draw by how much PIT's first rewrite wins over each other system, the weakest first."""
     from matplotlib import pyplot
-    at_one, own = {}, {}
-    for name in [name for name in tables.systems(seeds) if name != (PIT, 1)]:
-        at_one[name] = [tables.wins(tables.row_of(one, PIT, 1.0),
-                                    tables.row_of(one, name[0], 1.0, name[1])) for one in seeds]
-        own[name] = [tables.wins(tables.best(one, PIT), tables.best(one, *name)) for one in seeds]
-    shown = sorted(own, key=lambda name: -mean(own[name]))
+    leads = {name: tables.leads(seeds, *name)
+             for name in tables.systems(seeds) if name != (PIT, 1)}
+    shown = sorted(leads, key=lambda name: -mean(leads[name][1]))
     figure, axis = pyplot.subplots(figsize=(8, 1.4 + 0.36 * len(shown)))
     for place, name in enumerate(shown):
-        point(axis, at_one[name], place - 0.13, "tab:blue", "T = 1" * (place == 0))
-        point(axis, own[name], place + 0.13, "tab:orange", "own best T" * (place == 0))
+        at_one, own = leads[name]
+        point(axis, at_one, place - 0.13, "tab:blue", "T = 1" * (place == 0))
+        point(axis, own, place + 0.13, "tab:orange", "own best T" * (place == 0))
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(range(len(shown)), [tables.named(*name) for name in shown], fontsize=8)
     axis.set_xlabel("PIT's first rewrite: win - lose over the system, points; 0: as good as PIT "

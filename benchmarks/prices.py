@@ -21,17 +21,13 @@ from evaluation import measure
 from report.evaluate import stage_costs
 from report.judge import Judge
 from report.prices import price_list
+from report.rivals import chosen_by
 from runtime.launch import guard
 from runtime.ranks import rank
 from runtime.settings import UserError
 from sample import Sampler, answer, improve
 
 NUMBER = 4  # responses to choose from
-
-
-def chosen_by(scores: list[np.ndarray], tries: list) -> list:
-    """Return of each question the response with the highest score."""
-    return [tries[k][i] for i, k in enumerate(np.argmax(scores, axis=0))]
 
 
 def measured(args, line: str, seed: int) -> dict:

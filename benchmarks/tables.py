@@ -105,6 +105,13 @@ def wins(row: dict, other: dict) -> float:
                       for a, b in zip(row["grades"], other["grades"], strict=True))
 
 
+def leads(seeds: list[dict], system: str, iteration: int) -> tuple[list[float], list[float]]:
+    """Return by how much PIT's first rewrite wins over a system, seed by seed: at T = 1, and each
+    at its own best temperature."""
+    return ([wins(row_of(one, PIT, 1.0), row_of(one, system, 1.0, iteration)) for one in seeds],
+            [wins(best(one, PIT), best(one, system, iteration)) for one in seeds])
+
+
 def systems(seeds: list[dict]) -> list[tuple[str, int]]:
     """Return the systems that every seed's report has, each with its iteration, PIT's last stage as
     "PIT"; the best first."""
@@ -131,31 +138,32 @@ def gold_table(lines: Lines) -> str:
          for line, seeds in lines.items()])
 
 
+def paired(lines: Lines) -> dict[str, list[tuple[dict, dict]]]:
+    """Return each line's results beside those of the config as it is, of the seeds that both
+    have."""
+    own = {one["seed"]: one for one in lines.get("", [])}
+    pairs = {line: [(one, own[one["seed"]]) for one in seeds if one["seed"] in own]
+             for line, seeds in lines.items() if line}
+    return {line: both for line, both in pairs.items() if both}
+
+
 def differences(lines: Lines) -> dict[str, dict]:
     """Return each line's gold less that of the config as it is, of the seeds that both have: for
     M_P^RL and PIT a list, and the seeds."""
-    first, found = {one["seed"]: one for one in lines.get("", [])}, {}
-    for line, seeds in lines.items():
-        pairs = [(one, first[one["seed"]]) for one in seeds if one["seed"] in first]
-        if line and pairs:
-            found[line] = {system: [best(a, system)["gold"] - best(b, system)["gold"]
-                                    for a, b in pairs] for system in (RL, PIT)} | {
-                "seeds": [a["seed"] for a, _ in pairs]}
-    return found
+    return {line: {system: [best(a, system)["gold"] - best(b, system)["gold"] for a, b in pairs]
+                   for system in (RL, PIT)} | {"seeds": [a["seed"] for a, _ in pairs]}
+            for line, pairs in paired(lines).items()}
 
 
 def rewrite_table(lines: Lines) -> str:
     """Return how the first rewrites of each line's PIT compare with those of the config's, question
     by question."""
-    first, made = {one["seed"]: one for one in lines.get("", [])}, []
-    for line, seeds in lines.items():
-        pairs = [(one, first[one["seed"]]) for one in seeds if one["seed"] in first]
-        if line and pairs:
-            points = [[wins(row_of(a, PIT, 1.0), row_of(b, PIT, 1.0)) for a, b in pairs],
-                      [wins(best(a, PIT), best(b, PIT)) for a, b in pairs]]
-            made.append([label(line), cell([best(a, PIT)["gold"] for a, _ in pairs], ".3f"),
-                         cell([best(b, PIT)["gold"] for _, b in pairs], ".3f"),
-                         *map(cell, points)])
+    made = []
+    for line, pairs in paired(lines).items():
+        points = [[wins(row_of(a, PIT, 1.0), row_of(b, PIT, 1.0)) for a, b in pairs],
+                  [wins(best(a, PIT), best(b, PIT)) for a, b in pairs]]
+        made.append([label(line), cell([best(a, PIT)["gold"] for a, _ in pairs], ".3f"),
+                     cell([best(b, PIT)["gold"] for _, b in pairs], ".3f"), *map(cell, points)])
     return markdown(["line", "gold of its PIT", "of the config's PIT", "win - lose, T = 1",
                      "own best T"], made)
 
@@ -211,10 +219,8 @@ def headline_table(lines: Lines) -> str:
     for name in systems(seeds) if seeds else []:
         golds = [[row_of(one, name[0], t, name[1])["gold"] for one in seeds] for t in (1.0, 0.5)]
         own = [best(one, *name)["gold"] for one in seeds]
-        over = [[wins(row_of(one, PIT, 1.0), row_of(one, name[0], 1.0, name[1])) for one in seeds],
-                [wins(best(one, PIT), best(one, *name)) for one in seeds]]
         made.append([named(*name), *(cell(golds, ".3f") for golds in (*golds, own)),
-                     *("" if name == (PIT, 1) else cell(points) for points in over)])
+                     *("" if name == (PIT, 1) else cell(points) for points in leads(seeds, *name))])
     return markdown(["system", "gold, T = 1", "T = 0.5", "own best T", "PIT over it, T = 1",
                      "own best T"], made)
 

@@ -22,11 +22,15 @@ from sample import Sampler, answer, generate
 from train_reward import Models, Training, lm_loss, new_gpt, sft_loss, train
 
 
+def chosen_by(scores: list[np.ndarray], tries: list) -> list:
+    """Return of each question the response with the highest score."""
+    return [tries[k][i] for i, k in enumerate(np.argmax(scores, axis=0))]
+
+
 def best_of(sampler: Sampler, models: Models, x: list, number: int) -> list:
     """Return the best by R_P of `number` responses of M_P^RL."""
     tries = [answer(sampler, models.policies["M_P^RL"], x) for _ in range(number)]
-    scores = [rp_scores(sampler.data, models.rp, x, y) for y in tries]
-    return [tries[k][i] for i, k in enumerate(np.argmax(scores, axis=0))]
+    return chosen_by([rp_scores(sampler.data, models.rp, x, y) for y in tries], tries)
 
 
 def self_refine(sampler: Sampler, policy: GPT, x: list, y_ref: list) -> list:
