@@ -5,6 +5,10 @@
                          their "prompt" (TRL; UltraFeedback-binarized)
     OpenAI's summaries   {"info", "summaries", "choice"}
     judge sets           {"instruction", "response1", "response2"} and votes (PandaLM)
+    HelpSteer3           {"context", "response1", "response2", "overall_preference"}
+    SHP                  {"history", "human_ref_A", "human_ref_B", "labels"}
+    Nectar               {"prompt", "answers"}, ranked
+    Chatbot Arena        {"conversation_a", "conversation_b", "winner"}
     plain                {"prompt", "chosen", "rejected"}
 
 A file holds JSON lines, one JSON list, or a Parquet table; it may be gzipped. A reader takes one
@@ -192,12 +196,17 @@ def read_hh(record: dict, where: str) -> TextPair | str:
         sides.append((prompt.strip(), response.strip()))
     if sides[0][0] != sides[1][0]:
         return "prompts differ"
-    parts = re.split(r"(?:^|\n\n)(Human|Assistant):", sides[0][0])
+    return hh_pair(*sides[0], sides[1][1])
+
+
+def hh_pair(prompt: str, chosen: str, rejected: str) -> TextPair | str:
+    """Make a pair whose prompt is a conversation as text, without the last "Assistant:"."""
+    parts = re.split(r"(?:^|\n\n)(Human|Assistant):", prompt)
     roles = {"Human": "user", "Assistant": "assistant"}
     turns = [(roles[name], text.strip()) for name, text in zip(parts[1::2], parts[2::2])]
     if not turns or parts[0].strip() or turns[-1][0] != "user":
         return "no turn 'Human:' before the response"
-    return TextPair(key_of(turns), turns, sides[0][1], sides[1][1])
+    return TextPair(key_of(turns), turns, chosen, rejected)
 
 
 def read_turns(messages, key: str, where: str) -> list[Turn]:
@@ -225,15 +234,20 @@ def read_conversations(record: dict, where: str) -> TextPair | str:
             turns = turns if turns[:len(before)] == before else before + turns
         elif prompt is not None and turns and turns[0][0] == "assistant":
             turns = [("user", text_field(record, "prompt", where))] + turns
-        if not turns or turns[-1][0] != "assistant":
-            return "no response at the end"
         sides.append(turns)
-    before = sides[0][:-1]
-    if before != sides[1][:-1]:
+    return turns_pair(*sides)
+
+
+def turns_pair(chosen: list[Turn], rejected: list[Turn]) -> TextPair | str:
+    """Make a pair of two conversations that should differ in the last turn only."""
+    if not all(turns and turns[-1][0] == "assistant" for turns in (chosen, rejected)):
+        return "no response at the end"
+    prompt = chosen[:-1]
+    if prompt != rejected[:-1]:
         return "prompts differ"
-    if not before or before[-1][0] != "user":
+    if not prompt or prompt[-1][0] != "user":
         return "no turn of the user before the response"
-    return TextPair(key_of(before), before, sides[0][-1][1], sides[1][-1][1])
+    return TextPair(key_of(prompt), prompt, chosen[-1][1], rejected[-1][1])
 
 
 def read_summaries(record: dict, where: str) -> TextPair | str:
@@ -268,11 +282,67 @@ def read_votes(record: dict, where: str) -> TextPair | str:
     return one_turn_pair(prompt, *(texts if lead > 0 else texts[::-1])) if lead else "tie"
 
 
+def read_helpsteer(record: dict, where: str) -> TextPair | str:
+    """Read HelpSteer3: a preference from -3, response1 is much better, to 3, response2 is."""
+    preference = record["overall_preference"]
+    if type(preference) not in (int, float) or not -3 <= preference <= 3:
+        raise Unusable(where, "expected overall_preference from -3 to 3", f", found {preference}")
+    before = read_turns(record.get("context"), "context", where)
+    sides = [before + [("assistant", text_field(record, key, where).strip())]
+             for key in ("response1", "response2")]
+    return turns_pair(*(sides if preference < 0 else sides[::-1])) if preference else "tie"
+
+
+def read_shp(record: dict, where: str) -> TextPair | str:
+    """Read SHP: `labels` is 1 where A is preferred, 0 where B is. Many pairs are of one post, and
+    `history` is its text."""
+    if record.get("labels") not in (0, 1):
+        raise Unusable(where, "expected labels, 0 or 1", f", found {record.get('labels')}")
+    texts = [text_field(record, f"human_ref_{name}", where).strip() for name in "AB"]
+    return one_turn_pair(text_field(record, "history", where).strip(),
+                         *(texts if record["labels"] else texts[::-1]))
+
+
+def read_nectar(record: dict, where: str) -> TextPair | str:
+    """Read Nectar: the best against the worst of some answers, of which 1 is the best rank."""
+    answers = record["answers"]
+    if not (isinstance(answers, list) and answers and all(isinstance(one, dict) and type(
+            one.get("rank")) in (int, float) for one in answers)):
+        raise Unusable(where, "expected answers, each with a rank")
+    ranked = sorted(answers, key=lambda one: one["rank"])
+    if ranked[0]["rank"] == ranked[-1]["rank"]:
+        return "tie"
+    prompt = text_field(record, "prompt", where).strip().removesuffix("Assistant:").strip()
+    return hh_pair(prompt, *(text_field(one, "answer", where).strip()
+                             for one in (ranked[0], ranked[-1])))
+
+
+def read_arena(record: dict, where: str) -> TextPair | str:
+    """Read Chatbot Arena: each model has a conversation of its own, so that those of several turns
+    seldom are a pair."""
+    winner = text_field(record, "winner", where)
+    if winner.startswith("tie"):
+        return "tie"
+    if winner not in ("model_a", "model_b"):
+        raise Unusable(where, "expected winner model_a, model_b or tie", f", found {winner!r}")
+    sides = [read_turns(record[f"conversation_{name}"], f"conversation_{name}", where)
+             for name in "ab"]
+    return turns_pair(*(sides if winner == "model_a" else sides[::-1]))
+
+
 def find_reader(record: dict, where: str):
     """Return the reader of a record's format: of several that fit the most special one, first.
     Raises Unusable where none fits."""
     if "summaries" in record:
         return read_summaries
+    if "human_ref_A" in record and "human_ref_B" in record:
+        return read_shp
+    if "conversation_a" in record and "conversation_b" in record:
+        return read_arena
+    if "answers" in record:
+        return read_nectar
+    if "overall_preference" in record:
+        return read_helpsteer
     if "response1" in record and "response2" in record:
         return read_votes
     if "chosen" in record and "rejected" in record:

@@ -122,15 +122,69 @@ def test_one_prompt_is_one_key_in_whatever_format_it_comes(tmp_path):
 
 GOOD = {"plain": sides("y", "n", prompt="q"), "conversations": sides(QY, QN),
         "HH-RLHF": sides("\n\nHuman: q\n\nAssistant: y", "\n\nHuman: q\n\nAssistant: n"),
-        "summaries": summarised("q", "y", "n"), "judge set": JUDGED | {"preference": 1}}
+        "summaries": summarised("q", "y", "n"), "judge set": JUDGED | {"preference": 1},
+        "HelpSteer3": {"domain": "stem", "language": "english", "context": said("u: q"),
+                       "response1": "n", "response2": "y", "overall_preference": 2,
+                       "individual_preference": [{"score": 2, "reasoning": "r", "feedback1": "f"}]},
+        "SHP": {"post_id": "p", "history": "q", "human_ref_A": "y", "human_ref_B": "n",
+                "labels": 1, "score_A": 9, "score_B": 2},
+        "Nectar": {"prompt": "\n\nHuman: q\n\nAssistant: ", "turns": 1, "answers": [
+            {"answer": text, "model": "m", "rank": rank}
+            for text, rank in (("o", 2.0), ("n", 3.0), ("y", 1.0))]},
+        "Chatbot Arena": {"question_id": "5", "model_a": "m", "model_b": "o", "winner": "model_b",
+                          "conversation_a": QN, "conversation_b": QY, "turn": 1}}
 BAD = {"plain": GOOD["plain"] | {"chosen": None}, "conversations": sides(QY, [{"role": "bot"}]),
        "HH-RLHF": sides("no turn", "no turn"), "summaries": GOOD["summaries"] | {"choice": 2},
-       "judge set": JUDGED | {"preference": 7}}
+       "judge set": JUDGED | {"preference": 7},
+       "HelpSteer3": GOOD["HelpSteer3"] | {"overall_preference": None},
+       "SHP": GOOD["SHP"] | {"labels": "A"},
+       "Nectar": GOOD["Nectar"] | {"answers": [{"answer": "y"}]},
+       "Chatbot Arena": GOOD["Chatbot Arena"] | {"winner": "model_c"}}
 REASONS = {"plain": "field 'chosen' is missing or no string of text",
            "conversations": "field 'content' is missing or no string of text",
            "HH-RLHF": "field 'chosen' has no turn '\\n\\nAssistant:'",
            "summaries": "no summary comparison",
-           "judge set": "expected votes 0, 1 or 2 in annotator..., votes or preference"}
+           "judge set": "expected votes 0, 1 or 2 in annotator..., votes or preference",
+           "HelpSteer3": "expected overall_preference from -3 to 3",
+           "SHP": "expected labels, 0 or 1", "Nectar": "expected answers, each with a rank",
+           "Chatbot Arena": "expected winner model_a, model_b or tie"}
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_every_format_gives_the_same_pair_of_the_same_key(tmp_path, kind):
+    (pair,), dropped = read(write_lines(tmp_path / "a.jsonl", [GOOD[kind] | {"info": {
+        "post": "q", "id": "q"}} if kind == "summaries" else GOOD[kind]]))
+    texts = ("one", "two") if kind == "judge set" else ("y", "n")
+    assert not dropped and (pair.key, pair.prompt) == ("q", [("user", "q")])
+    assert (pair.chosen, pair.rejected) == texts
+
+
+BEFORE = said("u: o", "a: p")
+NO_USER = "no turn of the user before the response"
+
+
+@pytest.mark.parametrize("kind, more, found", [
+    ("HelpSteer3", {"overall_preference": -1}, "ny"), ("HelpSteer3", {"overall_preference": 0}, {
+        "tie": 1}), ("HelpSteer3", {"context": BEFORE}, {NO_USER: 1}),
+    ("SHP", {"labels": 0}, "ny"), ("Nectar", {"prompt": "q"}, {
+        "no turn 'Human:' before the response": 1}),
+    ("Nectar", {"answers": [{"answer": text, "rank": 1.0} for text in "yn"]}, {"tie": 1}),
+    ("Chatbot Arena", {"winner": "model_a"}, "ny"),
+    *(("Chatbot Arena", {"winner": winner}, {"tie": 1}) for winner in ("tie", "tie (bothbad)")),
+    ("Chatbot Arena", {"conversation_a": said("u: o", "a: r") + QN}, {"prompts differ": 1})])
+def test_published_preferences_are_read_as_they_are_meant(tmp_path, kind, more, found):
+    pairs, dropped = read(write_lines(tmp_path / "a.jsonl", [GOOD[kind] | more]))
+    assert "".join(pair.chosen + pair.rejected for pair in pairs) == found or dropped == found
+
+
+@pytest.mark.parametrize("kind, more", [
+    ("HelpSteer3", {"context": BEFORE + said("u: q")}),
+    ("Nectar", {"prompt": "\n\nHuman: o\n\nAssistant: p\n\nHuman: q\n\nAssistant: "}),
+    ("Chatbot Arena", {"conversation_a": BEFORE + QN, "conversation_b": BEFORE + QY})])
+def test_their_prompts_may_have_several_turns(tmp_path, kind, more):
+    (pair,), _ = read(write_lines(tmp_path / "a.jsonl", [GOOD[kind] | more]))
+    assert pair.prompt == [("user", "o"), ("assistant", "p"), ("user", "q")]
+    assert (pair.key, pair.chosen, pair.rejected) == ("o", "y", "n")
 
 
 @pytest.mark.parametrize("kind", GOOD)
