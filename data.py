@@ -2,8 +2,7 @@
 
 A pair is a triple (x, y_w, y_l): a prompt and two responses, y_w preferred. corpus/ reads it in any
 of the published formats and splits the pairs into test, valid and three equal folds for SFT, reward
-and RL (the paper's split). Their token ids lie in one array in the run's data.pt, which is mapped
-into memory.
+and RL (the paper's split). Their token ids lie in one array of the run's data.pt, mapped to memory.
 
     M_P and R_P read      <|user|>{x}<|assistant|>, then y                    (template.policy)
     M_PIT and R_PIT read  <|user|>{x}<|draft|>{y_ref}<|better|>, then y       (template.pit)
@@ -44,8 +43,7 @@ class Fold:
         return len(self.x)
 
     def __getitem__(self, indices) -> Pairs:
-        x, y_w, y_l = ([column[i] for i in indices] for column in (self.x, self.y_w, self.y_l))
-        return Pairs(x=x, y_w=y_w, y_l=y_l)
+        return Pairs(*([column[i] for i in indices] for column in (self.x, self.y_w, self.y_l)))
 
 
 @dataclass

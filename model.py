@@ -1,12 +1,11 @@
 """A GPT of the Llama architecture, its key-value cache, and batched sampling.
 
-RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases, optionally tied embeddings.
-Rows of unequal length are padded on the *right* and positions count from the row's first token.
-Under a causal mask no real token ever sees a pad, so training needs no padding mask (sampling hides
-the pads between prompt and response), and a row's logits depend neither on padding nor on others.
-
-Left out: dropout, top-k and top-p. LoRA is in pretrained/lora.py; what makes sampling faster is in
-faster/sampling.py.
+RMSNorm, rotary positions, grouped-query attention, SwiGLU; if asked, tied embeddings, biases of
+queries, keys and values (Qwen2), norms of queries and keys (Qwen3). Rows of unequal length are
+padded on the *right* and positions count from the row's first token. Under a causal mask no real
+token ever sees a pad, so training needs no padding mask (sampling hides the pads between prompt and
+response), and a row's logits depend neither on padding nor on others. Left out: dropout, top-k and
+top-p. LoRA is in pretrained/lora.py; what makes sampling faster is in faster/sampling.py.
 
 Shapes: B batch, T time, V vocabulary, D width, H heads, K key-value heads, C width of a head.
 """
@@ -114,15 +113,16 @@ def attend(q, k, v, bias=None):
 
 
 class Linear(nn.Module):
-    """x W^T, at first with weights of std 1/sqrt(inputs). An adapter (pretrained/lora.py) adds."""
+    """x W^T + b, W at first of std 1/sqrt(inputs); an adapter (pretrained/lora.py) adds to it."""
 
-    def __init__(self, inputs: int, outputs: int):
+    def __init__(self, inputs: int, outputs: int, bias: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs) * inputs ** -0.5)
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
         self.lora = None
 
     def forward(self, x):
-        y = F.linear(x, self.weight)
+        y = F.linear(x, self.weight, self.bias)
         return y if self.lora is None else y + self.lora(x)
 
 
@@ -133,13 +133,19 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads = config.heads, config.kv_heads
         self.head_width = config.head_width or config.width // config.heads
-        self.qkv = Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_width)
+        self.qkv = Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_width,
+                          config.qkv_bias)
         self.out = Linear(self.heads * self.head_width, config.width)
+        self.q_norm, self.k_norm = (nn.RMSNorm(self.head_width, config.norm_eps)
+                                    if config.qk_norm else None for _ in "qk")
 
     def forward(self, x, rotations, bias=None, cache=None, layer=0):
         batch, time, _ = x.shape
         qkv = self.qkv(x).view(batch, time, -1, self.head_width)  # [B, T, H + 2K, C]
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
+        if self.q_norm:
+            q, k = qk.float().split([self.heads, self.kv_heads], dim=2)
+            qk = torch.cat([self.q_norm(q), self.k_norm(k)], dim=2).to(v.dtype)
         q, k = rotate(qk, rotations).split([self.heads, self.kv_heads], dim=2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H or K, T, C]
         y = attend(q, k, v, bias) if cache is None else cache.attend(layer, q, k, v, bias)

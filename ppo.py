@@ -226,10 +226,9 @@ class Learner:
 
 def critic_learner(policy: GPT, critic: Critic, ppo: PPOSection, stage: StageSection) -> Learner:
     """Let a policy learn with a critic, which learns alone for some iterations."""
-    return Learner(
-        Network(policy, policy_objective, ppo.lr * stage.lr_scale, ppo.critic_warmup),
-        Network(critic, critic_objective, ppo.critic_lr * stage.lr_scale, 0),
-        critic_advantages, 1, stage.beta)
+    return Learner(Network(policy, policy_objective, ppo.lr * stage.lr_scale, ppo.critic_warmup),
+                   Network(critic, critic_objective, ppo.critic_lr * stage.lr_scale, 0),
+                   critic_advantages, 1, stage.beta)
 
 
 def group_learner(policy: GPT, ppo: PPOSection, stage: StageSection) -> Learner:
@@ -315,8 +314,7 @@ def train(run: Run, data: Data, task: Task, learner: Learner) -> None:
         # 2. Sample y ~ pi(. | prompt), score it: each rank its share. Look at it.
         uniforms = random_numbers(len(prompts.ids), run.config.data.max_response,
                                   run.generator(f"{task.name} {iteration}"))
-        rollout = gather_fields(
-            roll_out(learner, task, shard_fields(prompts), uniforms, ppo, eos))
+        rollout = gather_fields(roll_out(learner, task, shard_fields(prompts), uniforms, ppo, eos))
         figures = task.observe(iteration, prompts, rollout) | {"beta": learner.beta}
         # 3. Advantages, of all ranks' rows.
         advantages, returns = learner.advantages(rollout, ppo)

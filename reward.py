@@ -69,10 +69,8 @@ class RewardModel(nn.Module):
         return on_grid(response, scores), on_grid(response, logp)
 
 
-POOLS = {
-    "sum": lambda scores, rows: (scores * rows.mask).sum(1),
-    "last": lambda scores, rows: scores.gather(1, rows.length[:, None] - 1)[:, 0],
-}  # scores of responses [B] from scores of tokens [B, T]
+POOLS = {"sum": lambda scores, rows: (scores * rows.mask).sum(1),  # [B] from tokens' scores [B, T]
+         "last": lambda scores, rows: scores.gather(1, rows.length[:, None] - 1)[:, 0]}
 
 
 @torch.no_grad()

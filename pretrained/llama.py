@@ -1,4 +1,4 @@
-"""Llama-type checkpoints: read and written as Hugging Face folders.
+"""Llama- and Qwen-type checkpoints: read and written as Hugging Face folders.
 
 Ours has queries, keys and values in one matrix, gate and up in another, and turns the pairs
 (2i, 2i + 1) of a head, as Meta does; Hugging Face turns (i, i + C/2), so the rows of its
@@ -19,12 +19,13 @@ from runtime.files import checksum as checksum_of_file
 from runtime.files import write_whole
 from runtime.settings import UserError, reason_of
 
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")  # the first that is there is taken
 CHAT = "chat_template.jinja"  # copied beside the tokenizer
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 ONLY = {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,),
-        "partial_rotary_factor": (1.0,), "quantization_config": (None,)}  # the values that we have
+        "partial_rotary_factor": (1.0,), "quantization_config": (None,),
+        "use_sliding_window": (False,)}  # the values that we have
 BLOCK = {"attention_norm.weight": "input_layernorm", "attention.out.weight": "self_attn.o_proj",
          "mlp_norm.weight": "post_attention_layernorm", "mlp.down.weight": "mlp.down_proj"}
 OUTER = {"embedding.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight",
@@ -107,9 +108,10 @@ def describe_folder(folder: Path) -> tuple[dict, int]:
     config = read_json(path)
     if not config:
         raise UserError(f"model.init_from: {path} is missing; expected a Hugging Face folder")
-    if not set(config.get("architectures") or ["none"]) <= set(ARCHITECTURES):
-        raise UserError(f"{path}: architectures = {config.get('architectures')}; only "
-                        f"{' and '.join(ARCHITECTURES)} are read")
+    kind, *more = config.get("architectures") or ["none"]
+    if more or kind not in ARCHITECTURES:
+        raise UserError(f"{path}: architectures = {config.get('architectures')}; only one of "
+                        f"{', '.join(ARCHITECTURES)} is read")
     for field, known in ONLY.items():
         if config.get(field, known[0]) not in known:
             raise UserError(f"{path}: {field} = {config[field]!r} is not supported, only "
@@ -128,8 +130,11 @@ def describe_folder(folder: Path) -> tuple[dict, int]:
              "hidden": number("intermediate_size"), "vocab": number("vocab_size"),
              "head_width": number("head_dim", width // heads),
              "norm_eps": number("rms_norm_eps"),
-             "tied": bool(config.get("tie_word_embeddings", False))}
-    return model | describe_rotary(config, path), min(longest, number("sliding_window", longest))
+             "tied": bool(config.get("tie_word_embeddings", False)),
+             "qkv_bias": kind.startswith("Qwen2"), "qk_norm": kind.startswith("Qwen3")}
+    if "use_sliding_window" not in config:  # Qwen's: false, though it names a width
+        longest = min(longest, number("sliding_window", longest))
+    return model | describe_rotary(config, path), longest
 
 
 def describe_rotary(config: dict, path: Path) -> dict:
@@ -169,17 +174,21 @@ def read_weights(path: str, model) -> dict:
                            take(OUTER["head.weight"], model.vocab, d))
     for i in range(model.layers):
         at, here = f"model.layers.{i}.", f"blocks.{i}."
-        parts = [take(f"{at}self_attn.{name}_proj.weight", rows, d)
-                 for name, rows in (("q", q), ("k", kv), ("v", kv))]
-        parts[:2] = (paired(part, model.head_width) for part in parts[:2])
-        ours[here + "attention.qkv.weight"] = torch.cat(parts)
+        for kind, *inputs in (("weight", d), *[("bias",)] * model.qkv_bias):
+            parts = [take(f"{at}self_attn.{name}_proj.{kind}", rows, *inputs)
+                     for name, rows in (("q", q), ("k", kv), ("v", kv))]
+            parts[:2] = (paired(part, model.head_width) for part in parts[:2])
+            ours[f"{here}attention.qkv.{kind}"] = torch.cat(parts)
+        for name in ("q_norm", "k_norm") * model.qk_norm:
+            ours[f"{here}attention.{name}.weight"] = paired(
+                take(f"{at}self_attn.{name}.weight", model.head_width), model.head_width)
         ours[here + "mlp.gate_up.weight"] = torch.cat(
             [take(f"{at}mlp.{name}_proj.weight", model.hidden, d) for name in ("gate", "up")])
         for name, theirs in BLOCK.items():
             shape = {"attention.out.weight": (d, q), "mlp.down.weight": (d, model.hidden)}
             ours[here + name] = take(f"{at}{theirs}.weight", *shape.get(name, (d,)))
     if tensors:
-        raise UserError(f"{path}: tensor {next(iter(tensors))} is none of a Llama's")
+        raise UserError(f"{path}: tensor {next(iter(tensors))} is none of this model's")
     return ours
 
 
@@ -254,23 +263,34 @@ def their_weights(ours: dict, model) -> dict:
     theirs = {OUTER[name]: ours[name] for name in OUTER if name != "head.weight" or not model.tied}
     for i in range(model.layers):
         at, here = f"model.layers.{i}.", f"blocks.{i}."
-        parts = list(ours[here + "attention.qkv.weight"].split([q, kv, kv]))
-        parts[:2] = (unpaired(part, width) for part in parts[:2])
+        for kind in ("weight", *["bias"] * model.qkv_bias):
+            parts = list(ours[f"{here}attention.qkv.{kind}"].split([q, kv, kv]))
+            parts[:2] = (unpaired(part, width) for part in parts[:2])
+            theirs |= {f"{at}self_attn.{name}_proj.{kind}": part
+                       for name, part in zip("qkv", parts)}
         gate, up = ours[here + "mlp.gate_up.weight"].chunk(2)
-        named = dict(zip(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), parts))
-        named |= {"mlp.gate_proj": gate, "mlp.up_proj": up}
+        named = {"mlp.gate_proj": gate, "mlp.up_proj": up}
+        named |= {f"self_attn.{name}": unpaired(ours[f"{here}attention.{name}.weight"], width)
+                  for name in ("q_norm", "k_norm") * model.qk_norm}
         named |= {their: ours[here + our] for our, their in BLOCK.items()}
         theirs |= {f"{at}{name}.weight": tensor for name, tensor in named.items()}
     return {name: tensor.contiguous() for name, tensor in theirs.items()}
 
 
 def their_config(model, vocab: int, bos: int, eos: int, longest: int) -> dict:
-    """Return config.json of a model, as transformers before and since version 5 reads it."""
+    """Return config.json of a model, as transformers before and since version 5 reads it. Raises
+    UserError for one with biases and norms of queries and keys, which no architecture has."""
+    if model.qkv_bias and model.qk_norm:
+        raise UserError("a model with model.qkv_bias and model.qk_norm has no Hugging Face folder")
+    kind = "Qwen2" if model.qkv_bias else "Qwen3" if model.qk_norm else "Llama"
     scaling = {"rope_type": "llama3"} | dict(zip(LLAMA3, model.rope_scaling))
     if model.rope_scaling:
         scaling["original_max_position_embeddings"] = int(model.rope_scaling[-1])
     rope = scaling if model.rope_scaling else {"rope_type": "default"}
-    return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+    windows = {"use_sliding_window": False} if kind != "Llama" else {}
+    return windows | {
+            "architectures": [f"{kind}ForCausalLM"], "model_type": kind.lower(),
+            "hidden_act": "silu",
             "hidden_size": model.width, "intermediate_size": model.hidden,
             "num_hidden_layers": model.layers, "num_attention_heads": model.heads,
             "num_key_value_heads": model.kv_heads, "head_dim": head_width(model),

@@ -68,7 +68,7 @@ class TemplateSection:
 
 @dataclass
 class ModelSection:
-    init_from: str = ""         # Hugging Face folder of a Llama; sets the shape but context
+    init_from: str = ""         # Hugging Face folder of a Llama or Qwen; sets the shape but context
     layers: int = 3
     heads: int = 4
     kv_heads: int = 4
@@ -81,6 +81,8 @@ class ModelSection:
     rope_scaling: list[float] = field(default_factory=list)  # Llama 3: factor, low, high, context
     norm_eps: float = 1e-5
     tied: bool = True           # the output layer shares the embedding's weights
+    qkv_bias: bool = False      # queries, keys and values have biases (Qwen2)
+    qk_norm: bool = False       # queries and keys are normed, before they turn (Qwen3)
     micro_batch: int = zero_or_more(0)  # positions of a micro-batch; 0: 2,048, on a GPU 65,536
     look_every: int = zero_or_more(0)  # new tokens between checks for ended rows; 0: 1, GPU 16
 

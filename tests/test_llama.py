@@ -35,9 +35,9 @@ LLAMA3 = {"factor": 8.0, "low_freq_factor": 0.5, "high_freq_factor": 4.0,
 def scrambled(model):
     """Set random weights, also of norms and adapters, that all matter to the logits."""
     torch.manual_seed(1)
-    for p in model.parameters():
+    for name, p in model.named_parameters():
         p.data = (torch.randn(p.shape) * p.shape[-1] ** -0.5 if p.dim() > 1 else
-                  torch.rand(p.shape) + 0.5)
+                  torch.rand(p.shape) - 0.5 if name.endswith("bias") else torch.rand(p.shape) + 0.5)
     return model
 
 
@@ -98,7 +98,10 @@ def refusal(function, *arguments) -> str:
     ("Llama", {"rope_theta": 1000.0, "rope_scaling": LLAMA3 | {"rope_type": "llama3"}}),
     ("Llama", {"rms_norm_eps": 0.1, "head_dim": 12}),
     ("Mistral", {"num_key_value_heads": 1}),
-], ids=["grouped", "full tied", "theta", "llama3", "eps head_dim", "mistral"])
+    ("Qwen2", {}), ("Qwen2", {"tie_word_embeddings": True, "sliding_window": 16}),
+    ("Qwen3", {"head_dim": 12}), ("Qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
+], ids=["grouped", "full tied", "theta", "llama3", "eps head_dim", "mistral", "qwen2", "qwen2 tied",
+        "qwen3", "qwen3 tied"])
 def test_logits_are_those_of_transformers(tmp_path, family, changes, stored):
     import transformers
     config = getattr(transformers, f"{family}Config")(**dict(
@@ -161,7 +164,9 @@ def test_what_lies_beside_the_weights_is_left_alone(tmp_path, beside):
 
 @pytest.fixture(params=[
     {}, {"tied": False}, {"rope_scaling": [8.0, 0.5, 4.0, 32.0], "norm_eps": 0.1},
-    {"head_width": 6, "rope_theta": 500.0}, {"lora": True}, {"lora": True, "tied": False}],
+    {"head_width": 6, "rope_theta": 500.0}, {"lora": True}, {"lora": True, "tied": False},
+    {"qkv_bias": True}, {"qkv_bias": True, "tied": False, "lora": True},
+    {"qk_norm": True, "head_width": 6}, {"qk_norm": True, "tied": False, "lora": True}],
     ids=lambda changes: " ".join(changes) or "plain")
 def exported(request, tmp_path, tokenizer):
     """Return a GPT, and the folder that it was written to."""
@@ -379,8 +384,8 @@ def test_ids_of_stories260k_are_those_of_transformers(tmp_path):
 
 
 @pytest.mark.parametrize("fields, said", [
-    ({"architectures": ["GPT2LMHeadModel"]}, "architectures = ['GPT2LMHeadModel']; only Llama"),
-    ({"architectures": ...}, "architectures = None; only Llama"),
+    ({"architectures": ["GPT2LMHeadModel"]}, "architectures = ['GPT2LMHeadModel']; only one of Ll"),
+    ({"architectures": ...}, "architectures = None; only one of Ll"),
     ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported, only 'silu'"),
     ({"attention_bias": True}, "attention_bias = True is not supported, only False"),
     ({"mlp_bias": True}, "mlp_bias = True is not supported, only False"),
@@ -430,8 +435,8 @@ def test_a_config_that_a_checkpoint_contradicts_is_refused(tmp_path):
     ("model.norm.weight", None, "is missing; expected (16,)"),
     ("model.layers.1.mlp.up_proj.weight", torch.ones(24, 9), "has shape (24, 9); expected (24, 1"),
     ("model.embed_tokens.weight", torch.ones(60, 16), "has shape (60, 16); expected (61, 16)"),
-    ("model.layers.0.self_attn.q_proj.bias", torch.ones(16), "is none of a Llama's"),
-    ("model.layers.2.input_layernorm.weight", torch.ones(16), "is none of a Llama's"),
+    ("model.layers.0.self_attn.q_proj.bias", torch.ones(16), "is none of this model's"),
+    ("model.layers.2.input_layernorm.weight", torch.ones(16), "is none of this model's"),
 ])
 def test_weights_of_another_model_are_refused(tmp_path, name, tensor, said):
     weights = their_weights(tiny_gpt(61)) | {name: tensor}

@@ -12,6 +12,7 @@ from faster import sampling as faster
 from faster.sampling import compile_blocks
 from model import (
     Attention,
+    attend,
     pad_rows,
     rotary_table,
     rotate,
@@ -113,6 +114,20 @@ def test_grouped_attention_is_full_attention_with_repeated_heads():
     torch.testing.assert_close(grouped(x, turns(7, 4)), full(x, turns(7, 4)))
 
 
+def test_queries_and_keys_are_normed_head_by_head_before_they_turn():
+    attention = tiny_gpt(qk_norm=True, qkv_bias=True).blocks[0].attention
+    for p in attention.parameters():
+        torch.nn.init.normal_(p)
+    x, rotations = torch.randn(2, 5, 16), turns(5, 4)
+    rows = x @ attention.qkv.weight.T + attention.qkv.bias             # [2, 5, (4 + 2 * 2) * 4]
+    q, k, v = rows.unflatten(-1, (-1, 4)).split([4, 2, 2], dim=2)
+    q, k = (part / (part ** 2).mean(-1, keepdim=True).add(1e-5).sqrt() * norm.weight
+            for part, norm in ((q, attention.q_norm), (k, attention.k_norm)))
+    q, k, v = (part.transpose(1, 2) for part in (rotate(q, rotations), rotate(k, rotations), v))
+    expected = attend(q, k, v).transpose(1, 2).flatten(2) @ attention.out.weight.T
+    torch.testing.assert_close(attention(x, rotations), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_tied_model_shares_its_embedding():
     model = tiny_gpt()
     assert model.head.weight is model.embedding.weight and model.head.weight.shape == (11, 16)
@@ -174,8 +189,9 @@ def test_states_depend_only_on_relative_positions_and_on_what_the_mask_shows():
                                rtol=1e-4)
 
 
-def test_reading_token_by_token_through_the_cache_is_reading_at_once():
-    model, tokens = tiny_gpt(), torch.randint(0, 11, (3, 12))
+@pytest.mark.parametrize("kind", [{}, {"qkv_bias": True}, {"qk_norm": True}])
+def test_reading_token_by_token_through_the_cache_is_reading_at_once(kind):
+    model, tokens = tiny_gpt(**kind), torch.randint(0, 11, (3, 12))
     cache = plain.Cache()
     parts = [model(tokens[:, :5], cache=cache)]
     for t in range(5, 12):
