@@ -113,7 +113,7 @@ def train(run: Run, data: Data, model, training: Training) -> dict:
     pairs, of which it has learned nothing by heart; return what was found, or {}."""
     name, fit, fold = training.name, training.fit, training.fold
     lengths = np.array(training.size) @ np.stack([
-        fold.x.lengths, fold.y_w.lengths, fold.y_l.lengths])
+        fold.x.lengths, fold.y_w.lengths, fold.y_l.lengths])[:, :fit.pairs or None]
     rng = np.random.default_rng([run.config.run.seed, len(name), sum(map(ord, name))])
     optimizer = torch.optim.AdamW(model.parameters(), lr=fit.lr, betas=(0.9, 0.95),
                                   weight_decay=fit.weight_decay, fused=True)

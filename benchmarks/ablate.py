@@ -87,7 +87,7 @@ def parts_of(args, line: str) -> dict[str, list[str]]:
 def refuse_unfit(args, line: str) -> None:
     """Raise UserError for a line that cannot be compared, before anything is trained."""
     config = config_of(args, line, {})
-    if config.data.files:
+    if config.data.files and args.bills:
         raise UserError("lines are compared by the hidden judge of bills: leave data.files out")
     loaded_scores(config)
     chosen = [f"{stage}.{key}" for stage in ("rlhf", *config.pit.curriculum) for key in CHOSEN]
@@ -294,16 +294,16 @@ def work_through(args, make) -> list[str]:
     return failed
 
 
-def arguments(about: str, results: str, *more: tuple[str, dict]):
+def arguments(about: str, results: str, *more: tuple[str, dict], bills: bool = True):
     """Return the arguments of the command line, of which each line can be trained; make the folder
-    of the results, by default <run.dir>/<name>-`results`."""
+    of the results, by default <run.dir>/<name>-`results`. With `bills` other data are refused."""
     args, args.overrides = read_arguments(
         about.splitlines()[0],
         ("--line", {"action": "append", "default": [], "help": "fields: 'a.b=1 c.d=2'"}),
         ("--seeds", {"nargs": "+", "type": int, "default": [1, 2, 3], "help": "by default 1 2 3"}),
         ("--results", {"type": Path, "help": f"a folder; by default <run.dir>/<name>-{results}"}),
         *more)
-    args.choose = getattr(args, "choose", False)
+    args.choose, args.bills = getattr(args, "choose", False), bills
     run = config_of(args, OWN, {}).run
     args.name, args.runs, args.ranks, args.base = run.name, Path(run.dir), run.ranks, run.base
     args.results = args.results or args.runs / f"{args.name}-{results}"

@@ -300,6 +300,23 @@ def price_table(folder: Path) -> str:
     return markdown(["line", "", *(head for head, *_ in columns)], made)
 
 
+def agreement_table(folder: Path) -> str:
+    """Return what reward models know of people's preferences in each line of agreement.py's
+    results, seed by seed; with 95 % intervals over prompts."""
+    def shown(figures, form: str = "+.3f") -> str:
+        value, low, high = (format(figure, form) for figure in figures)
+        return f"{value} [{low}, {high}]"
+    made = []
+    for one in sorted(map(read, folder.glob("*.json")), key=lambda one: (one["line"], one["seed"])):
+        found = one["agreements"]
+        made.append([label(one["line"]), str(one["seed"]), shown(found["R_P"], ".3f"), *(
+            shown(found[f"{name} less longer"]) for name in ("R_P", "R_PIT", "judge")), *(
+            shown(one["wins"][name]["equal_length"], "+.1f")
+            for name in ("best of 4 by R_P", "M_PIT^SFT", "best of 4 by r_gap"))])
+    return markdown(["line", "seed", "R_P agrees", "less longer: R_P", "R_PIT", "judge",
+                     "best of 4 by R_P, equal length", "M_PIT^SFT", "best of 4 by r_gap"], made)
+
+
 TABLES = {  # each with its heading
     "headline": (headline_table, "The config as it is: gold, and PIT over each system in points"),
     "systems": (system_table, "Aspects, each system at its own best T"),

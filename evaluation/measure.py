@@ -1,6 +1,7 @@
 """Shares and means with their 95 % intervals, and how often reward models agree with labels."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import torch
@@ -14,15 +15,31 @@ from runtime.config import COMPARISONS
 from runtime.ranks import gather, shard
 
 
-def share_right(right: list[bool]) -> dict:
-    """Return the share of true values, with its 95 % interval (Wilson) and the number."""
+def share_right(right: list[bool], prompts: list | None = None) -> dict:
+    """Return the share of true values, with its 95 % interval (Wilson) and the number.
+
+    Values of one prompt, where prompts are given, are not independent: the interval is that of as
+    many independent values as spread like the prompts' own shares (Kish's effective sample)."""
     n, z = len(right), 1.96
     if not n:
         return {"accuracy": 0.5, "ci_low": 0.0, "ci_high": 1.0, "pairs": 0}  # nothing is known
-    p = float(sum(right)) / n
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
+    p, trials = float(sum(right)) / n, n
+    if prompts is not None:
+        spread = spread_of_mean(np.array(right) - p, prompts)
+        trials = min(n, p * (1 - p) / spread ** 2) if spread else len({*prompts})
+    middle = p + z * z / (2 * trials)
+    half = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
+    low, high = ((middle + sign * half) / (1 + z * z / trials) for sign in (-1, 1))
     return {"accuracy": p, "ci_low": low, "ci_high": high, "pairs": n}
+
+
+def spread_of_mean(errors: np.ndarray, prompts: list) -> float:
+    """Return the standard error of a mean from its values' errors, which hang together where the
+    prompt is the same."""
+    sums = Counter()
+    for prompt, error in zip(prompts, errors):
+        sums[prompt] += error
+    return math.sqrt(sum(total ** 2 for total in sums.values())) / len(errors)
 
 
 def shared_scores(score, *columns) -> np.ndarray:
@@ -75,7 +92,7 @@ def fold_scores(data: Data, rp: RewardModel, rpit: RewardModel, fold: Fold) -> d
 def pointwise_agreement(data: Data, model: RewardModel, fold: Fold) -> dict:
     """Measure how often a pointwise reward model agrees with a fold's labels."""
     w, l = pointwise_scores(data, model, fold)
-    return share_right(list(w > l))
+    return share_right(list(w > l), list(map(tuple, fold.x)))
 
 
 def gap_agreement(data: Data, rpit: RewardModel, fold: Fold) -> dict:
@@ -83,7 +100,7 @@ def gap_agreement(data: Data, rpit: RewardModel, fold: Fold) -> dict:
     x, y_w, y_l = fold.x[:], fold.y_w[:], fold.y_l[:]
     given_l, given_w = ([data.pit_prompt(*pair) for pair in zip(x, y_ref)] for y_ref in (y_l, y_w))
     (wl, _), (_, lw) = (pair_scores(rpit, data, given, y_w, y_l) for given in (given_l, given_w))
-    return share_right(list(wl > lw))
+    return share_right(list(wl > lw), list(map(tuple, x)))
 
 
 def held_out_accuracies(data: Data, rp: RewardModel, rpit: RewardModel, split: str) -> dict:
@@ -91,13 +108,15 @@ def held_out_accuracies(data: Data, rp: RewardModel, rpit: RewardModel, split: s
     beside the longer response as a guess (not counting equal lengths), and the majority's answer,
     which is right in half of the pairs, as they come in either order."""
     fold = data.folds[split]
-    s = fold_scores(data, rp, rpit, fold)
-    result = {"R_P": share_right(list(s["w"] > s["l"]))}
-    result |= {f"R_PIT {term}": share_right(list(s[term[:2]] > s[term[3:]]))
+    s, prompts = fold_scores(data, rp, rpit, fold), list(map(tuple, fold.x))
+    result = {"R_P": share_right(list(s["w"] > s["l"]), prompts)}
+    result |= {f"R_PIT {term}": share_right(list(s[term[:2]] > s[term[3:]]), prompts)
                for term in COMPARISONS}
-    longer = [len(y_w) > len(y_l) for y_w, y_l in zip(fold.y_w, fold.y_l) if len(y_w) != len(y_l)]
+    more = np.array([len(y_w) - len(y_l) for y_w, y_l in zip(fold.y_w, fold.y_l)])
+    longer = share_right(list(more[more != 0] > 0),
+                         [x for x, differ in zip(prompts, more) if differ])
     coin = {"accuracy": 0.5, "ci_low": 0.5, "ci_high": 0.5, "pairs": len(fold)}
-    return result | {"longer response": share_right(longer), "majority (either order)": coin}
+    return result | {"longer response": longer, "majority (either order)": coin}
 
 
 def as_text(counts: dict, accuracies: dict, split: str) -> str:

@@ -253,6 +253,7 @@ def scarce(config, counts: dict[str, int]):
                "lower data.test and data.valid")
     for name in FITS if config.data.files else FITS[:-1]:  # bills have another judge
         fit, pairs = getattr(config, name), counts[FOLD_OF[name]]
+        pairs = min(fit.pairs or pairs, pairs)
         passes = fit.steps * min(fit.batch, pairs) / pairs
         if passes > 10:
             yield (f"{name}.steps = {fit.steps} go {passes:.0f} times over the {pairs:,} pairs of "

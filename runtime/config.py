@@ -101,6 +101,7 @@ class FitSection:
     """One supervised training: M_P^SFT, M_PIT^SFT, R_P, R_PIT, or the judge."""
     steps: int = 1000
     batch: int = 64             # pairs a step
+    pairs: int = zero_or_more(0)  # of its fold, the first so many; 0: all
     lr: float = 1e-3
     warmup: int = zero_or_more(50)  # steps
     weight_decay: float = zero_or_more(0.01)

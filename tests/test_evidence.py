@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import train_reward
-from conftest import ROOT, needs, read_lines, tiny_run
+from conftest import ROOT, needs, read_lines, tiny_run, write_lines
 from corpus import bills
 from data import load_data
 from report import evaluate, rivals, rubric
@@ -26,6 +26,7 @@ from train_reward import new_gpt
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import ablate  # noqa: E402
+import agreement  # noqa: E402
 import plots  # noqa: E402
 import prices  # noqa: E402
 import tables  # noqa: E402
@@ -411,6 +412,36 @@ def test_reward_models_of_a_line_stand_on_the_run_of_the_config(monkeypatch, tmp
     assert own["prices"]["insult"]["R_P"] != line["prices"]["insult"]["R_P"]
     assert own["gold"]["M_P^SFT"] == line["gold"]["M_P^SFT"]
     assert {path.stem for path in (tmp_path / "tiny-rp.steps=6-1-start").glob("*.pt")} == {"rp"}
+
+
+def test_agreement_is_a_mean_over_pairs_with_an_interval_over_prompts():
+    values = np.array([1.0, 1.0, 0.0, 0.0])  # errors +-1/2: two prompts with a sum of 1, or four
+    assert agreement.interval(values, ["a", "a", "b", "b"]) == pytest.approx(
+        [0.5, 0.5 - 1.96 * 2 ** 0.5 / 4, 0.5 + 1.96 * 2 ** 0.5 / 4])
+    assert agreement.interval(values, list("abcd")) == pytest.approx([0.5, 0.5 - 0.49, 0.5 + 0.49])
+
+
+def test_people_are_asked_before_rl_with_fewer_pairs_and_with_all(monkeypatch, tmp_path, capsys):
+    path = write_lines(tmp_path / "a.jsonl", bills.make_pairs(300, 3, "first"))
+    command = ["agreement.py", "--config", str(ROOT / "configs" / "tiny.toml"), *TINY, "--seeds",
+               "1", f"--run.dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(UserError, match="needs real pairs in data.files; on bills: prices.py"):
+        agreement.main()
+    monkeypatch.setattr(sys, "argv", command + [
+        f'--data.files=["{path}"]', "--data.valid=20", "--line=rp.pairs=9"])
+    agreement.main()
+    table = capsys.readouterr().out.splitlines()[-4:]
+    assert [line.split(" | ")[:2] for line in table[2:]] == [["| as it is", "1"],
+                                                             ["| `rp.pairs=9`", "1"]]
+    own, line = (json.loads((tmp_path / "tiny-agreement" / f"{name}-1.json").read_text())
+                 for name in ("own", "rp.pairs=9"))
+    same = {name for name, found in own["agreements"].items() if found == line["agreements"][name]}
+    assert {"judge", "longer", "R_PIT"} <= same and own["pairs"] == 20
+    mean = {name: found[0] for name, found in own["agreements"].items()}
+    assert mean["R_P less longer"] == pytest.approx(mean["R_P"] - mean["longer"])
+    assert own["wins"]["M_PIT^SFT"] == line["wins"]["M_PIT^SFT"]
+    assert {path.stem for path in (tmp_path / "tiny-rp.pairs=9-1-start").glob("*.pt")} == {"rp"}
 
 
 def test_the_best_of_several_responses_is_chosen_question_by_question():

@@ -244,6 +244,7 @@ FEW = {f"{name}__{key}": value for name in checks.FITS for key, value in (
         "sft.steps = 101 go 10 times over the 200 pairs", "rpit.steps = 150 go 15 times over"]),
     ({"reward": 10}, {"rp__steps": 11}, ["rp.steps = 11 go 11 times over the 10 pairs of their "
                                          "fold", "rpit.steps = 20 go 20 times"]),  # whole folds
+    ({}, {"rp__pairs": 10, "rp__steps": 11}, ["rp.steps = 11 go 11 times over the 10 pairs"]),
     ({"rl": 20}, {"judge__steps": 11}, []),
     ({"rl": 20}, {"judge__steps": 11, "data__files": ["a"]}, ["judge.steps = 11 go 11 times"])])
 def test_data_that_are_hardly_what_was_meant_are_told(tmp_path, counts, fields, said):

@@ -324,6 +324,19 @@ def test_training_lowers_the_loss_and_logs_means(bills_run, monkeypatch):
     assert lines[-1]["loss"] < lines[0]["loss"] - 1.5
 
 
+@pytest.mark.parametrize("pairs, number", [(3, 3), (0, 20), (99, 20)])
+def test_a_training_reads_no_more_than_the_first_pairs_that_it_is_given(bills_run, pairs, number):
+    run, data = bills_run
+    model, fold, seen = torch.nn.Linear(1, 1), data.folds["valid"], set()
+
+    def loss_of(model, data, some):
+        seen.update(map(tuple, some.y_w))
+        return 0 * model.weight.sum(), torch.tensor(len(some)), torch.tensor(0)
+    train_reward.train(run, data, model, Training(
+        "x", FitSection(steps=20, batch=2, pairs=pairs), fold, loss_of, (1, 1, 1)))
+    assert seen == set(map(tuple, fold.y_w[:number])) and len(fold) == 20
+
+
 def test_the_log_has_means_over_the_steps_since_its_last_line(bills_run, monkeypatch):
     run, data = bills_run
     logged, steps = [], iter([(1.0, 1, 1), (6.0, 3, 2), (8.0, 4, 0)])  # loss, count, right
@@ -350,6 +363,23 @@ def test_share_right_has_wilsons_interval():
     a = measure.share_right([True] * 8 + [False] * 2)
     assert (a["accuracy"], a["pairs"]) == (0.8, 10)
     assert (a["ci_low"], a["ci_high"]) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+
+
+def test_pairs_of_one_prompt_count_as_the_fewer_that_they_are_worth():
+    right = [True] * 8 + [False] * 2
+    alone = measure.share_right(right)
+    apart = measure.share_right(right, list("abcdefghij"))
+    assert (apart["ci_low"], apart["ci_high"]) == pytest.approx((alone["ci_low"],
+                                                                 alone["ci_high"]))
+    # Each prompt twice, with one and the same verdict: as half of the pairs.
+    assert measure.share_right(right, list("aabbccddee")) == measure.share_right(
+        right[::2]) | {"pairs": 10}
+    # A prompt with both verdicts does not make the interval narrower than that of the pairs.
+    mixed = measure.share_right(right, list("abcdefghai"))
+    assert (mixed["ci_low"], mixed["ci_high"]) == (alone["ci_low"], alone["ci_high"])
+    # All right: as many as there are prompts.
+    assert measure.share_right([True] * 6, list("aabbcc")) == measure.share_right(
+        [True] * 3) | {"pairs": 6}
 
 
 def test_held_out_accuracies_count_the_right_orders(bills_run, monkeypatch):
