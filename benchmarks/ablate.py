@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import tables
+from tables import slug
 import script  # noqa: F401  (the project's modules are found from here on)
 
 from data import Data, load_data
@@ -101,11 +102,6 @@ def refuse_unfit(args, line: str) -> None:
 def run_name(args, line: str, seed: int, *more) -> str:
     """Return the name of a run: the config's own of a seed is <name>-<seed>."""
     return "-".join(map(str, [args.name, *([slug(line)] if line else []), seed, *more]))
-
-
-def slug(line: str) -> str:
-    """Return a line as a part of a file's name."""
-    return "-".join("".join(c if c.isalnum() or c in "._=" else " " for c in line).split()) or "own"
 
 
 def trained_to(part: str, args, line: str, name: str, fields: dict) -> Trained:

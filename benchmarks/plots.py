@@ -36,6 +36,9 @@ def draw(folder: Path) -> None:
     if own and "grades" in own[0]["rows"][0]:  # format 1 had none
         draw_wins(own, folder / "wins.svg")
         draw_curves(own, folder / "curves.svg")
+    for line, seeds in lines.items():
+        if ".beta=" in line:  # what happens along the iterations matters there
+            draw_curves(seeds, folder / f"curves-{tables.slug(line)}.svg")
 
 
 def saved(figure, path: Path) -> None:

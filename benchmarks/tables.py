@@ -76,6 +76,11 @@ def markdown(heads: list[str], lines: list[list[str]]) -> str:
                      + ["| " + " | ".join(line) + " |" for line in lines])
 
 
+def slug(line: str) -> str:
+    """Return a line as a part of a file's name."""
+    return "-".join("".join(c if c.isalnum() or c in "._=" else " " for c in line).split()) or "own"
+
+
 def label(line: str) -> str:
     """Return how a line is named in the tables."""
     return f"`{line}`" if line else "as it is"
@@ -151,7 +156,7 @@ def differences(lines: Lines) -> dict[str, dict]:
     """Return each line's gold less that of the config as it is, of the seeds that both have: for
     M_P^RL and PIT a list, and the seeds."""
     return {line: {system: [best(a, system)["gold"] - best(b, system)["gold"] for a, b in pairs]
-                   for system in (RL, PIT)} | {"seeds": [a["seed"] for a, _ in pairs]}
+                   for system in (RL, PIT)} | {"seeds": seeds_of([a for a, _ in pairs])}
             for line, pairs in paired(lines).items()}
 
 
@@ -172,7 +177,7 @@ def difference_table(lines: Lines) -> str:
     """Return the differences with their intervals."""
     return markdown(["line", RL, PIT, "seeds"], [
         [label(line), *(cell(found[system], "+.3f") if any(found[system]) else "the same"
-                        for system in (RL, PIT)), ", ".join(map(str, found["seeds"]))]
+                        for system in (RL, PIT)), found["seeds"]]
         for line, found in differences(lines).items()])
 
 
@@ -194,9 +199,15 @@ def aspect_table(lines: Lines) -> str:
     def shares(seeds, system, aspect):
         return over_seeds([row_of(one, system, 0.5)["aspects"][aspect] for one in seeds], ".2f")
     return markdown(
-        ["line", "right totals, M_P^RL", "PIT", "courtesy, M_P^RL", "PIT"],
+        ["line", "right totals, M_P^RL", "PIT", "courtesy, M_P^RL", "PIT", "seeds"],
         [[label(line), *(shares(seeds, system, aspect) for aspect in ("total", "courtesy")
-                         for system in (RL, PIT))] for line, seeds in lines.items()])
+                         for system in (RL, PIT)), seeds_of(seeds)]
+         for line, seeds in lines.items()])
+
+
+def seeds_of(results: list[dict]) -> str:
+    """Return the seeds of some results."""
+    return ", ".join(str(one["seed"]) for one in results)
 
 
 def spent(seeds: list[dict], stage: str) -> str:

@@ -451,9 +451,11 @@ def test_the_best_of_several_responses_is_chosen_question_by_question():
 
 @needs("matplotlib")
 def test_the_plots_are_the_same_each_time(made, tmp_path):
-    names = {"differences.svg", "wins.svg", "curves.svg"}
+    names = {"differences.svg", "wins.svg", "curves.svg", "curves-rlhf.beta=0.svg"}
     for folder in (tmp_path / "a", tmp_path / "b"):
         shutil.copytree(made[0] / "results", folder)
+        content = json.loads((folder / "pit.score=difference-1.json").read_text())
+        (folder / "other.json").write_text(json.dumps(content | {"line": "rlhf.beta=0"}))
         plots.draw(folder)
         assert {path.name for path in folder.glob("*.svg")} == names
     for name in names:
