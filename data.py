@@ -43,7 +43,8 @@ class Fold:
         return len(self.x)
 
     def __getitem__(self, indices) -> Pairs:
-        return Pairs(*([column[i] for i in indices] for column in (self.x, self.y_w, self.y_l)))
+        x, y_w, y_l = ([column[i] for i in indices] for column in (self.x, self.y_w, self.y_l))
+        return Pairs(x=x, y_w=y_w, y_l=y_l)
 
 
 @dataclass

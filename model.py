@@ -143,7 +143,7 @@ class Attention(nn.Module):
         batch, time, _ = x.shape
         qkv = self.qkv(x).view(batch, time, -1, self.head_width)  # [B, T, H + 2K, C]
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
-        if self.q_norm:
+        if self.q_norm is not None:  # in float32, each head by itself
             q, k = qk.float().split([self.heads, self.kv_heads], dim=2)
             qk = torch.cat([self.q_norm(q), self.k_norm(k)], dim=2).to(v.dtype)
         q, k = rotate(qk, rotations).split([self.heads, self.kv_heads], dim=2)

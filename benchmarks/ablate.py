@@ -159,13 +159,18 @@ def once(args, line: str, seed: int, name: str, make, **more) -> dict:
     return content
 
 
+def reward_models(args, line: str, seed: int) -> Trained:
+    """Train or restore a line's supervised models and reward models, on top of the config's own."""
+    base = str(reward_models(args, OWN, seed).run.folder) if line != OWN else args.base
+    return trained_to("start", args, line, run_name(args, line, seed, "start"),
+                      {"run.seed": seed, "run.base": base})
+
+
 def start_of(args, line: str, seed: int) -> str:
     """Return a run folder with what a line's RL starts from: the config's own, but where the line
     changes it."""
     own = line if changed(args, line) & {"data", "sft", "pit_sft", "rp", "rpit"} else OWN
-    base = start_of(args, OWN, seed) if own != OWN else args.base
-    return str(trained_to("start", args, own, run_name(args, own, seed, "start"),
-                          {"run.seed": seed, "run.base": base}).run.folder)
+    return str(reward_models(args, own, seed).run.folder)
 
 
 def choose(args, line: str, seed: int) -> dict:
@@ -288,6 +293,17 @@ def work_through(args, make) -> list[str]:
             time.sleep(10)
         jobs = waiting
     return failed
+
+
+def each_once(args, measured, table, **more) -> None:
+    """Make measured(args, line, seed) of each line and seed that has no result yet, `more` as in
+    `once`; print the table of the results. Raises UserError with what failed."""
+    failed = work_through(args, lambda args, line, seed: once(
+        args, line, seed, f"{slug(line)}-{seed}", lambda: measured(args, line, seed), **more))
+    if failed:
+        raise UserError("; ".join(failed))
+    if rank() == 0:
+        print(table(args.results))
 
 
 def arguments(about: str, results: str, *more: tuple[str, dict], bills: bool = True):

@@ -23,32 +23,34 @@ from report.judge import Judge
 from report.prices import price_list
 from report.rivals import chosen_by
 from runtime.launch import guard
-from runtime.ranks import rank
-from runtime.settings import UserError
 from sample import Sampler, answer, improve
+from train_reward import Models
 
 NUMBER = 4  # responses to choose from
+
+
+def tries(sampler: Sampler, models: Models, x: list) -> dict[str, list]:
+    """Return an answer of M_P^SFT to each x, the best of four by R_P, a rewrite of the first answer
+    by M_PIT^SFT, and the best of four rewrites by r_gap."""
+    data, policies = sampler.data, models.policies
+    answers = [answer(sampler, policies["M_P^SFT"], x) for _ in range(NUMBER)]
+    y_ref = answers[0]
+    rewrites = [improve(sampler, policies["M_PIT^SFT"], x, y_ref) for _ in range(NUMBER)]
+    scores = [measure.rp_scores(data, models.rp, x, y) for y in answers]
+    gaps = [measure.gap_scores(data, models.rpit, x, y, y_ref) for y in rewrites]
+    return {"M_P^SFT": y_ref, "best of 4 by R_P": chosen_by(scores, answers),
+            "M_PIT^SFT": rewrites[0], "best of 4 by r_gap": chosen_by(gaps, rewrites)}
 
 
 def measured(args, line: str, seed: int) -> dict:
     """Train a line's reward models; return their prices, agreements and the gold of their choices,
     and the seconds of R_P and R_PIT."""
-    trained = ablate.trained_to("start", args, line, ablate.run_name(args, line, seed, "start"), {
-        "run.seed": seed,
-        "run.base": ablate.start_of(args, ablate.OWN, seed) if line else args.base})
+    trained = ablate.reward_models(args, line, seed)
     run, data, models = trained.run, trained.data, trained.models
-    fold = data.folds["valid"]
-    x = fold.x[:run.config.eval.prompts]
-    judge, policies = Judge(data, models, x), models.policies
-    sampler = Sampler(run, data, 1.0, run.generator("prices"))
+    x = data.folds["valid"].x[:run.config.eval.prompts]
+    judge = Judge(data, models, x)
     with run.precision():
-        answers = [answer(sampler, policies["M_P^SFT"], x) for _ in range(NUMBER)]
-        y_ref = answers[0]
-        rewrites = [improve(sampler, policies["M_PIT^SFT"], x, y_ref) for _ in range(NUMBER)]
-        scores = [measure.rp_scores(data, models.rp, x, y) for y in answers]
-        gaps = [measure.gap_scores(data, models.rpit, x, y, y_ref) for y in rewrites]
-        best = {"M_P^SFT": y_ref, "best of 4 by R_P": chosen_by(scores, answers),
-                "M_PIT^SFT": rewrites[0], "best of 4 by r_gap": chosen_by(gaps, rewrites)}
+        best = tries(Sampler(run, data, 1.0, run.generator("prices")), models, x)
         agreements = measure.held_out_accuracies(data, models.rp, models.rpit, "valid")
         prices = price_list(data, models, x, run.config.data)
     seconds = {stage: spent for stage, (spent, _) in stage_costs(run, ("rp", "rpit")).items()}
@@ -58,20 +60,10 @@ def measured(args, line: str, seed: int) -> dict:
             "seconds": seconds}
 
 
-def finish(args, line: str, seed: int) -> None:
-    """Make a line's result of a seed."""
-    ablate.once(args, line, seed, f"{ablate.slug(line)}-{seed}", lambda: measured(args, line, seed),
-                NUMBER=NUMBER)
-
-
 def main() -> None:
     """Make the results of the lines and seeds that are missing, and print the table."""
-    args = ablate.arguments(__doc__, "prices")
-    failed = ablate.work_through(args, finish)
-    if failed:
-        raise UserError("; ".join(failed))
-    if rank() == 0:
-        print(tables.price_table(args.results))
+    ablate.each_once(ablate.arguments(__doc__, "prices"), measured, tables.price_table,
+                     NUMBER=NUMBER)
 
 
 if __name__ == "__main__":

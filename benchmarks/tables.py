@@ -35,7 +35,7 @@ def read(path: Path) -> dict:
             return content
     except (ValueError, AttributeError):
         pass
-    raise UserError(f"{path}: no result of ablate.py or prices.py; delete it")
+    raise UserError(f"{path}: no result of ablate.py, prices.py or agreement.py; delete it")
 
 
 def read_results(folder: Path) -> tuple[Lines, list[dict]]:
@@ -319,15 +319,18 @@ def agreement_table(folder: Path) -> str:
         return f"{value} [{low}, {high}]"
     made = []
     for one in sorted(map(read, folder.glob("*.json")), key=lambda one: (one["line"], one["seed"])):
-        found = one["agreements"]
-        made.append([label(one["line"]), str(one["seed"]), shown(found["R_P"], ".3f"), *(
-            shown(found[f"{name} less longer"]) for name in ("R_P", "R_PIT", "judge")), *(
-            shown(one["wins"][name]["equal_length"], "+.1f")
-            for name in ("best of 4 by R_P", "M_PIT^SFT", "best of 4 by r_gap"))])
-    return markdown(["line", "seed", "R_P agrees", "less longer: R_P", "R_PIT", "judge",
-                     "best of 4 by R_P, equal length", "M_PIT^SFT", "best of 4 by r_gap"], made)
+        for model, choice in (("R_P", "best of 4 by R_P"), ("R_PIT", "best of 4 by r_gap"),
+                              ("judge", "M_PIT^SFT"), ("longer", "")):
+            less = one["agreements"].get(f"{model} less longer")
+            made.append([label(one["line"]), str(one["seed"]), model,
+                         shown(one["agreements"][model], ".3f"), shown(less) if less else "",
+                         f"{choice}: {shown(one['wins'][choice]['equal_length'], '+.1f')}"
+                         if choice else ""])
+    return markdown(["line", "seed", "", "agrees", "less the longer response",
+                     "win - lose over one answer at equal length"], made)
 
 
+OF_FOLDERS = {"prices": price_table, "agreement": agreement_table}  # of other scripts' results
 TABLES = {  # each with its heading
     "headline": (headline_table, "The config as it is: gold, and PIT over each system in points"),
     "systems": (system_table, "Aspects, each system at its own best T"),
@@ -356,10 +359,10 @@ def filled(page: str, results: Path) -> str:
     Raises UserError for a mark of a table that is not there."""
     def table(mark: re.Match) -> str:
         folder, name = results / mark[2], mark[3]
-        if not folder.is_dir() or name not in [*TABLES, "choices", "prices"]:
+        if not folder.is_dir() or name not in [*TABLES, *OF_FOLDERS, "choices"]:
             raise UserError(f"{mark[1]}: no such table of {results}")
         lines, choices = read_results(folder)
-        text = (price_table(folder) if name == "prices" else choice_table(choices)
+        text = (OF_FOLDERS[name](folder) if name in OF_FOLDERS else choice_table(choices)
                 if name == "choices" else TABLES[name][0](lines))
         return f"{mark[1]}\n\n{text}\n\n<!-- end -->"
     return re.sub(r"(?s)(<!-- table: ([\w-]+)/(\w+) -->).*?<!-- end -->", table, page)

@@ -306,8 +306,8 @@ def read_shp(record: dict, where: str) -> TextPair | str:
 def read_nectar(record: dict, where: str) -> TextPair | str:
     """Read Nectar: the best against the worst of some answers, of which 1 is the best rank."""
     answers = record["answers"]
-    if not (isinstance(answers, list) and answers and all(isinstance(one, dict) and type(
-            one.get("rank")) in (int, float) for one in answers)):
+    if not answers or not all(isinstance(one, dict) and type(one.get("rank")) in (int, float)
+                              for one in answers):
         raise Unusable(where, "expected answers, each with a rank")
     ranked = sorted(answers, key=lambda one: one["rank"])
     if ranked[0]["rank"] == ranked[-1]["rank"]:
@@ -321,12 +321,14 @@ def read_arena(record: dict, where: str) -> TextPair | str:
     """Read Chatbot Arena: each model has a conversation of its own, so that those of several turns
     seldom are a pair."""
     winner = text_field(record, "winner", where)
-    if winner.startswith("tie"):
+    if winner.startswith("tie") or winner == "both_bad":
         return "tie"
     if winner not in ("model_a", "model_b"):
         raise Unusable(where, "expected winner model_a, model_b or tie", f", found {winner!r}")
     sides = [read_turns(record[f"conversation_{name}"], f"conversation_{name}", where)
              for name in "ab"]
+    if type(record.get("turn")) is int:  # of which the last was judged; in MT-bench more follow
+        sides = [turns[:2 * record["turn"]] for turns in sides]
     return turns_pair(*(sides if winner == "model_a" else sides[::-1]))
 
 
@@ -339,9 +341,9 @@ def find_reader(record: dict, where: str):
         return read_shp
     if "conversation_a" in record and "conversation_b" in record:
         return read_arena
-    if "answers" in record:
+    if "prompt" in record and isinstance(record.get("answers"), list) and "chosen" not in record:
         return read_nectar
-    if "overall_preference" in record:
+    if {"context", "response1", "response2", "overall_preference"} <= record.keys():
         return read_helpsteer
     if "response1" in record and "response2" in record:
         return read_votes

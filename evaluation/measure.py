@@ -16,30 +16,23 @@ from runtime.ranks import gather, shard
 
 
 def share_right(right: list[bool], prompts: list | None = None) -> dict:
-    """Return the share of true values, with its 95 % interval (Wilson) and the number.
-
-    Values of one prompt, where prompts are given, are not independent: the interval is that of as
-    many independent values as spread like the prompts' own shares (Kish's effective sample)."""
-    n, z = len(right), 1.96
-    if not n:
+    """Return the share of true values, with its 95 % interval (Wilson) and the number; `prompts`
+    as in `effective_number`."""
+    pairs, z = len(right), 1.96
+    if not pairs:
         return {"accuracy": 0.5, "ci_low": 0.0, "ci_high": 1.0, "pairs": 0}  # nothing is known
-    p, trials = float(sum(right)) / n, n
-    if prompts is not None:
-        spread = spread_of_mean(np.array(right) - p, prompts)
-        trials = min(n, p * (1 - p) / spread ** 2) if spread else len({*prompts})
-    middle = p + z * z / (2 * trials)
-    half = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    low, high = ((middle + sign * half) / (1 + z * z / trials) for sign in (-1, 1))
-    return {"accuracy": p, "ci_low": low, "ci_high": high, "pairs": n}
+    p, n = float(sum(right)) / pairs, effective_number(pairs, prompts)
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
+    return {"accuracy": p, "ci_low": low, "ci_high": high, "pairs": pairs}
 
 
-def spread_of_mean(errors: np.ndarray, prompts: list) -> float:
-    """Return the standard error of a mean from its values' errors, which hang together where the
-    prompt is the same."""
-    sums = Counter()
-    for prompt, error in zip(prompts, errors):
-        sums[prompt] += error
-    return math.sqrt(sum(total ** 2 for total in sums.values())) / len(errors)
+def effective_number(number: int, prompts: list | None) -> float:
+    """Return how many independent values some values are worth, if those of one prompt say the
+    same: the square of their number over the sum of the squared numbers of each prompt (Kish).
+    Without prompts all are independent."""
+    return number if prompts is None else number ** 2 / sum(
+        count ** 2 for count in Counter(prompts).values())
 
 
 def shared_scores(score, *columns) -> np.ndarray:
@@ -159,7 +152,9 @@ def comparison(better: np.ndarray, longer: np.ndarray) -> dict:
         "equal_length": [100 * value for value in at_equal_length(better, longer)]}
 
 
-def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Return the mean with its 95 % interval (normal); of a single value nothing is known."""
-    half = 1.96 * values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+def mean_interval(values: np.ndarray, prompts: list | None = None) -> tuple[float, float, float]:
+    """Return the mean with its 95 % interval (normal); of a single value nothing is known.
+    `prompts` as in `effective_number`."""
+    n = effective_number(len(values), prompts)
+    half = 1.96 * values.std(ddof=1) / math.sqrt(n) if len(values) > 1 else math.inf
     return values.mean(), values.mean() - half, values.mean() + half

@@ -2,8 +2,9 @@
 
 Ours has queries, keys and values in one matrix, gate and up in another, and turns the pairs
 (2i, 2i + 1) of a head, as Meta does; Hugging Face turns (i, i + C/2), so the rows of its
-queries and keys are put in our order when read, and back when written. Everything is refused that
-this architecture does not have, by the name of the field.
+queries and keys, their biases and the weights of their norms are put in our order when read, and
+back when written. Everything is refused that these architectures do not have, by the name of the
+field.
 """
 
 import functools
@@ -108,8 +109,8 @@ def describe_folder(folder: Path) -> tuple[dict, int]:
     config = read_json(path)
     if not config:
         raise UserError(f"model.init_from: {path} is missing; expected a Hugging Face folder")
-    kind, *more = config.get("architectures") or ["none"]
-    if more or kind not in ARCHITECTURES:
+    architecture, *more = config.get("architectures") or ["none"]
+    if more or architecture not in ARCHITECTURES:
         raise UserError(f"{path}: architectures = {config.get('architectures')}; only one of "
                         f"{', '.join(ARCHITECTURES)} is read")
     for field, known in ONLY.items():
@@ -131,7 +132,8 @@ def describe_folder(folder: Path) -> tuple[dict, int]:
              "head_width": number("head_dim", width // heads),
              "norm_eps": number("rms_norm_eps"),
              "tied": bool(config.get("tie_word_embeddings", False)),
-             "qkv_bias": kind.startswith("Qwen2"), "qk_norm": kind.startswith("Qwen3")}
+             "qkv_bias": architecture.startswith("Qwen2"),
+             "qk_norm": architecture.startswith("Qwen3")}
     if "use_sliding_window" not in config:  # Qwen's: false, though it names a width
         longest = min(longest, number("sliding_window", longest))
     return model | describe_rotary(config, path), longest
@@ -174,12 +176,12 @@ def read_weights(path: str, model) -> dict:
                            take(OUTER["head.weight"], model.vocab, d))
     for i in range(model.layers):
         at, here = f"model.layers.{i}.", f"blocks.{i}."
-        for kind, *inputs in (("weight", d), *[("bias",)] * model.qkv_bias):
-            parts = [take(f"{at}self_attn.{name}_proj.{kind}", rows, *inputs)
+        for what, inputs in qkv_parts(model).items():
+            parts = [take(f"{at}self_attn.{name}_proj.{what}", rows, *inputs)
                      for name, rows in (("q", q), ("k", kv), ("v", kv))]
             parts[:2] = (paired(part, model.head_width) for part in parts[:2])
-            ours[f"{here}attention.qkv.{kind}"] = torch.cat(parts)
-        for name in ("q_norm", "k_norm") * model.qk_norm:
+            ours[f"{here}attention.qkv.{what}"] = torch.cat(parts)
+        for name in norms_of(model):
             ours[f"{here}attention.{name}.weight"] = paired(
                 take(f"{at}self_attn.{name}.weight", model.head_width), model.head_width)
         ours[here + "mlp.gate_up.weight"] = torch.cat(
@@ -190,6 +192,17 @@ def read_weights(path: str, model) -> dict:
     if tensors:
         raise UserError(f"{path}: tensor {next(iter(tensors))} is none of this model's")
     return ours
+
+
+def qkv_parts(model) -> dict[str, tuple]:
+    """Return the tensors that queries, keys and values each have, with what follows their rows in
+    the shape."""
+    return {"weight": (model.width,)} | ({"bias": ()} if model.qkv_bias else {})
+
+
+def norms_of(model) -> tuple[str, ...]:
+    """Return the norms of queries and keys, where the model has them."""
+    return ("q_norm", "k_norm") if model.qk_norm else ()
 
 
 def head_width(model) -> int:
@@ -263,15 +276,15 @@ def their_weights(ours: dict, model) -> dict:
     theirs = {OUTER[name]: ours[name] for name in OUTER if name != "head.weight" or not model.tied}
     for i in range(model.layers):
         at, here = f"model.layers.{i}.", f"blocks.{i}."
-        for kind in ("weight", *["bias"] * model.qkv_bias):
-            parts = list(ours[f"{here}attention.qkv.{kind}"].split([q, kv, kv]))
+        for what in qkv_parts(model):
+            parts = list(ours[f"{here}attention.qkv.{what}"].split([q, kv, kv]))
             parts[:2] = (unpaired(part, width) for part in parts[:2])
-            theirs |= {f"{at}self_attn.{name}_proj.{kind}": part
+            theirs |= {f"{at}self_attn.{name}_proj.{what}": part
                        for name, part in zip("qkv", parts)}
         gate, up = ours[here + "mlp.gate_up.weight"].chunk(2)
         named = {"mlp.gate_proj": gate, "mlp.up_proj": up}
         named |= {f"self_attn.{name}": unpaired(ours[f"{here}attention.{name}.weight"], width)
-                  for name in ("q_norm", "k_norm") * model.qk_norm}
+                  for name in norms_of(model)}
         named |= {their: ours[here + our] for our, their in BLOCK.items()}
         theirs |= {f"{at}{name}.weight": tensor for name, tensor in named.items()}
     return {name: tensor.contiguous() for name, tensor in theirs.items()}
@@ -281,15 +294,16 @@ def their_config(model, vocab: int, bos: int, eos: int, longest: int) -> dict:
     """Return config.json of a model, as transformers before and since version 5 reads it. Raises
     UserError for one with biases and norms of queries and keys, which no architecture has."""
     if model.qkv_bias and model.qk_norm:
-        raise UserError("a model with model.qkv_bias and model.qk_norm has no Hugging Face folder")
-    kind = "Qwen2" if model.qkv_bias else "Qwen3" if model.qk_norm else "Llama"
+        raise UserError("no Hugging Face model has both model.qkv_bias and model.qk_norm; leave "
+                        "one of them out")
+    name = "Qwen2" if model.qkv_bias else "Qwen3" if model.qk_norm else "Llama"
     scaling = {"rope_type": "llama3"} | dict(zip(LLAMA3, model.rope_scaling))
     if model.rope_scaling:
         scaling["original_max_position_embeddings"] = int(model.rope_scaling[-1])
     rope = scaling if model.rope_scaling else {"rope_type": "default"}
-    windows = {"use_sliding_window": False} if kind != "Llama" else {}
+    windows = {"use_sliding_window": False} if name != "Llama" else {}
     return windows | {
-            "architectures": [f"{kind}ForCausalLM"], "model_type": kind.lower(),
+            "architectures": [f"{name}ForCausalLM"], "model_type": name.lower(),
             "hidden_act": "silu",
             "hidden_size": model.width, "intermediate_size": model.hidden,
             "num_hidden_layers": model.layers, "num_attention_heads": model.heads,

@@ -65,8 +65,8 @@ def problems(config):
         (min(config.eval.prompts, config.data.test, config.data.valid) < max(2, config.run.ranks),
          f"eval.prompts, data.test and data.valid must be at least {max(2, config.run.ranks)}" + (
              ", one for each rank") * (config.run.ranks > 2)),
-        (any(getattr(config, fit).batch < config.run.ranks for fit in FITS),
-         "a batch is smaller than run.ranks"),
+        (any(getattr(config, fit).smallest() < config.run.ranks for fit in FITS),
+         "a batch, or pairs, is smaller than run.ranks"),
         (len(config.data.things) != 2 or config.data.things != sorted(config.data.things),
          "data.things needs two numbers, the fewest things of a bill and the most"),
         (config.run.name in ("", ".", "..") or "/" in config.run.name,
@@ -253,11 +253,13 @@ def scarce(config, counts: dict[str, int]):
                "lower data.test and data.valid")
     for name in FITS if config.data.files else FITS[:-1]:  # bills have another judge
         fit, pairs = getattr(config, name), counts[FOLD_OF[name]]
+        if fit.pairs > pairs:
+            yield f"{name}.pairs = {fit.pairs:,}, but its fold has {pairs:,}: it reads these"
         pairs = min(fit.pairs or pairs, pairs)
         passes = fit.steps * min(fit.batch, pairs) / pairs
         if passes > 10:
-            yield (f"{name}.steps = {fit.steps} go {passes:.0f} times over the {pairs:,} pairs of "
-                   f"their fold, and learn them by heart: lower {name}.steps, or bring more pairs"
+            yield (f"{name}.steps = {fit.steps} go {passes:.0f} times over {pairs:,} pairs of their"
+                   f" fold, and learn them by heart: lower {name}.steps, or bring more pairs"
                    + " (train_pit.py trains it, for the report)" * (name == "judge"))
 
 

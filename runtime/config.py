@@ -82,7 +82,7 @@ class ModelSection:
     norm_eps: float = 1e-5
     tied: bool = True           # the output layer shares the embedding's weights
     qkv_bias: bool = False      # queries, keys and values have biases (Qwen2)
-    qk_norm: bool = False       # queries and keys are normed, before they turn (Qwen3)
+    qk_norm: bool = False       # queries and keys are normalised before the rotation (Qwen3)
     micro_batch: int = zero_or_more(0)  # positions of a micro-batch; 0: 2,048, on a GPU 65,536
     look_every: int = zero_or_more(0)  # new tokens between checks for ended rows; 0: 1, GPU 16
 
@@ -101,11 +101,15 @@ class FitSection:
     """One supervised training: M_P^SFT, M_PIT^SFT, R_P, R_PIT, or the judge."""
     steps: int = 1000
     batch: int = 64             # pairs a step
-    pairs: int = zero_or_more(0)  # of its fold, the first so many; 0: all
+    pairs: int = zero_or_more(0)  # use only so many of the fold; 0: all
     lr: float = 1e-3
     warmup: int = zero_or_more(50)  # steps
     weight_decay: float = zero_or_more(0.01)
     clip: float = 1.0           # largest norm of the gradient
+
+    def smallest(self) -> int:
+        """Return how many pairs its smallest batch has, if the fold is large enough."""
+        return min(self.batch, self.pairs or self.batch)
 
 
 @dataclass

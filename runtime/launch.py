@@ -88,7 +88,7 @@ def usual_ranks(config, device: torch.device) -> int:
     physical ones; OMP_NUM_THREADS changes it, and a container may have the time of fewer cores."""
     if device.type != "cpu" or not Path(sys.argv[0]).is_file():
         return 1
-    fits = [getattr(config, name).batch for name in checks.FITS]
+    fits = [getattr(config, name).smallest() for name in checks.FITS]
     return max(1, min(8, torch.get_num_threads(), allotted_cores(),
                       config.ppo.batch // config.ppo.minibatches, config.ppo.prompts() // 2, *fits,
                       config.eval.prompts, config.data.test, config.data.valid))

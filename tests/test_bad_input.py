@@ -120,6 +120,8 @@ def test_each_rank_needs_a_prompt(refused):
         "--data.test=2", "--run.ranks=3", "--ppo.batch=6", "--ppo.minibatches=1")
     assert "at least 6, a response a rank in each of" in refused(
         "--run.ranks=3", "--ppo.batch=4", "--ppo.minibatches=2")
+    for fields in (["--rp.batch=1"], ["--rp.pairs=1"]):
+        assert "a batch, or pairs, is smaller than run.ranks" in refused("--run.ranks=2", *fields)
 
 
 def test_each_rank_has_a_prompt_of_each_half(refused):

@@ -207,8 +207,8 @@ def test_without_choices_a_line_stands_on_the_run_of_the_config(monkeypatch, tmp
 
 def arguments(**more) -> SimpleNamespace:
     """Return what the command line of ablate.py for the quick start has."""
-    return SimpleNamespace(config=str(ROOT / "configs" / "quick.toml"), overrides=[], base="",
-                           choose=True, name="quick", **more)
+    return SimpleNamespace(**{"config": str(ROOT / "configs" / "quick.toml"), "overrides": [],
+                              "base": "", "choose": True, "name": "quick", "bills": True, **more})
 
 
 @pytest.mark.parametrize("line, said", [
@@ -220,6 +220,10 @@ def arguments(**more) -> SimpleNamespace:
 def test_a_line_that_cannot_be_compared_is_refused_first(line, said):
     with pytest.raises(UserError, match=said):
         ablate.refuse_unfit(arguments(), line)
+
+
+def test_lines_on_real_pairs_can_be_compared_by_agreement():
+    ablate.refuse_unfit(arguments(bills=False), 'data.files=["a.jsonl"]')
 
 
 def test_lines_that_can_be_compared():
@@ -318,7 +322,7 @@ def test_costs_are_those_of_rlhf_alone_and_of_all_stages():
 def test_a_file_that_is_no_result_is_refused(tmp_path):
     for text in ("{", "[]", '{"rows": []}'):
         (tmp_path / "own-1.json").write_text(text)
-        with pytest.raises(UserError, match="own-1.json: no result of ablate.py or prices.py"):
+        with pytest.raises(UserError, match="own-1.json: no result of ablate.py, prices"):
             tables.read_results(tmp_path)
 
 
@@ -414,11 +418,62 @@ def test_reward_models_of_a_line_stand_on_the_run_of_the_config(monkeypatch, tmp
     assert {path.stem for path in (tmp_path / "tiny-rp.steps=6-1-start").glob("*.pt")} == {"rp"}
 
 
-def test_agreement_is_a_mean_over_pairs_with_an_interval_over_prompts():
-    values = np.array([1.0, 1.0, 0.0, 0.0])  # errors +-1/2: two prompts with a sum of 1, or four
-    assert agreement.interval(values, ["a", "a", "b", "b"]) == pytest.approx(
-        [0.5, 0.5 - 1.96 * 2 ** 0.5 / 4, 0.5 + 1.96 * 2 ** 0.5 / 4])
-    assert agreement.interval(values, list("abcd")) == pytest.approx([0.5, 0.5 - 0.49, 0.5 + 0.49])
+def three_pairs(monkeypatch, x: list) -> SimpleNamespace:
+    """Return data of three pairs. R_P has two of them right, and a tie; R_PIT and the judge have
+    one right, another one each; the longer response is right twice."""
+    rows = evaluate.Pairs(x=x, y_w=[[1, 2], [1], [1, 2, 3]], y_l=[[1], [1, 2], [1, 2]])
+    scores = {"w": [2, 2, 1], "l": [1, 1, 1], "wl": [1, 0, 0], "lw": [0, 1, 1]}
+    monkeypatch.setattr(agreement.measure, "fold_scores", lambda *_: {
+        name: np.array(column) for name, column in scores.items()})
+    monkeypatch.setattr(agreement.measure, "pointwise_scores", lambda *_: np.array(
+        [[0, 3, 0], [1, 1, 1]]))
+    return SimpleNamespace(folds={"valid": rows})
+
+
+def test_agreement_counts_the_right_orders_and_compares_with_the_longer_response(monkeypatch):
+    data = three_pairs(monkeypatch, [[1], [2], [3]])
+    models = SimpleNamespace(rp=None, rpit=None, judge=None)
+    found = {name: round(figures[0], 3) for name, figures in agreement.agreements(
+        data, models).items()}
+    assert found == {"R_P": 0.833, "R_PIT": 0.333, "judge": 0.333, "longer": 0.667,
+                     "R_P less longer": 0.167, "R_PIT less longer": -0.333,
+                     "judge less longer": -0.333}
+    three = agreement.agreements(data, models)["longer"]
+    two = agreement.agreements(three_pairs(monkeypatch, [[1], [1], [3]]), models)["longer"]
+    assert two[0] == three[0] and two[2] - two[0] == pytest.approx(
+        (three[2] - three[0]) * (3 / 1.8) ** 0.5)  # 9 / (4 + 1) prompts, not 3
+
+
+def test_choices_are_compared_with_the_one_answer_and_at_its_length(monkeypatch, bills_run):
+    run, data = bills_run
+    y = {"M_P^SFT": [[5], [5, 5], [5, 5]], "best of 4 by R_P": [[5, 5], [5, 5], [5]]}
+    monkeypatch.setattr(agreement, "tries", lambda *_: {name: list(v) for name, v in y.items()})
+    monkeypatch.setattr(agreement, "Judge", lambda *_: SimpleNamespace(
+        grades=lambda y: np.array([len(ids) for ids in y]) + (np.arange(3) == 2)))  # likes length
+    found = agreement.choices(run, data, None, [[1], [2], [3]])
+    assert list(found) == ["best of 4 by R_P"]
+    one = found["best of 4 by R_P"]
+    assert (one["win"], one["tie"], one["lose"]) == pytest.approx((100 / 3, 100 / 3, 100 / 3))
+    monkeypatch.setattr(agreement, "tries", lambda *_: {
+        "M_P^SFT": [[5]] * 30, "M_PIT^SFT": [[5, 5]] * 29 + [[5]]})
+    monkeypatch.setattr(agreement, "Judge", lambda *_: SimpleNamespace(
+        grades=lambda y: np.array([len(ids) for ids in y])))
+    one = agreement.choices(run, data, None, [[1]] * 30)["M_PIT^SFT"]
+    assert one["delta"] > 90 and one["equal_length"][0] < one["delta"]  # the length explains some
+
+
+def test_the_best_by_each_reward_model_is_tried(monkeypatch, bills_run):
+    run, data = bills_run
+    answers, rewrites = iter("abcd"), iter("efgh")
+    monkeypatch.setattr(prices, "answer", lambda *_: [next(answers)])
+    monkeypatch.setattr(prices, "improve", lambda sampler, policy, x, y: [next(rewrites) + y[0]])
+    worth = {**dict(zip("abcd", (1.0, 3.0, 2.0, 0.0))), "ea": 0.0, "fa": 1.0, "ga": 5.0, "ha": 4.0}
+    monkeypatch.setattr(prices.measure, "rp_scores", lambda data, rp, x, y: [worth[y[0]]])
+    monkeypatch.setattr(prices.measure, "gap_scores", lambda data, rpit, x, y, ref: [worth[y[0]]])
+    models = SimpleNamespace(rp=None, rpit=None, policies={"M_P^SFT": None, "M_PIT^SFT": None})
+    assert prices.tries(SimpleNamespace(data=data), models, [[1]]) == {
+        "M_P^SFT": ["a"], "best of 4 by R_P": ["b"], "M_PIT^SFT": ["ea"],
+        "best of 4 by r_gap": ["ga"]}
 
 
 def test_people_are_asked_before_rl_with_fewer_pairs_and_with_all(monkeypatch, tmp_path, capsys):
@@ -431,15 +486,18 @@ def test_people_are_asked_before_rl_with_fewer_pairs_and_with_all(monkeypatch, t
     monkeypatch.setattr(sys, "argv", command + [
         f'--data.files=["{path}"]', "--data.valid=20", "--line=rp.pairs=9"])
     agreement.main()
-    table = capsys.readouterr().out.splitlines()[-4:]
-    assert [line.split(" | ")[:2] for line in table[2:]] == [["| as it is", "1"],
-                                                             ["| `rp.pairs=9`", "1"]]
+    table = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[-8:]]
+    assert [row[:3] for row in table] == [[line, "1", model] for line in (
+        "as it is", "`rp.pairs=9`") for model in ("R_P", "R_PIT", "judge", "longer")]
     own, line = (json.loads((tmp_path / "tiny-agreement" / f"{name}-1.json").read_text())
                  for name in ("own", "rp.pairs=9"))
     same = {name for name, found in own["agreements"].items() if found == line["agreements"][name]}
     assert {"judge", "longer", "R_PIT"} <= same and own["pairs"] == 20
-    mean = {name: found[0] for name, found in own["agreements"].items()}
-    assert mean["R_P less longer"] == pytest.approx(mean["R_P"] - mean["longer"])
+    for row in table[:4]:
+        assert row[3].startswith(f"{own['agreements'][row[2]][0]:.3f} [")
+    for row, choice in zip(table, ("best of 4 by R_P", "best of 4 by r_gap", "M_PIT^SFT")):
+        assert row[4].startswith(f"{own['agreements'][f'{row[2]} less longer'][0]:+.3f} [")
+        assert row[5].startswith(f"{choice}: {own['wins'][choice]['equal_length'][0]:+.1f} [")
     assert own["wins"]["M_PIT^SFT"] == line["wins"]["M_PIT^SFT"]
     assert {path.stem for path in (tmp_path / "tiny-rp.pairs=9-1-start").glob("*.pt")} == {"rp"}
 

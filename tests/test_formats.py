@@ -164,13 +164,21 @@ NO_USER = "no turn of the user before the response"
 
 
 @pytest.mark.parametrize("kind, more, found", [
-    ("HelpSteer3", {"overall_preference": -1}, "ny"), ("HelpSteer3", {"overall_preference": 0}, {
-        "tie": 1}), ("HelpSteer3", {"context": BEFORE}, {NO_USER: 1}),
+    ("HelpSteer3", {"overall_preference": -1}, "ny"),
+    ("HelpSteer3", {"overall_preference": 0}, {"tie": 1}),
+    ("HelpSteer3", {"context": BEFORE}, {NO_USER: 1}),
     ("SHP", {"labels": 0}, "ny"), ("Nectar", {"prompt": "q"}, {
         "no turn 'Human:' before the response": 1}),
     ("Nectar", {"answers": [{"answer": text, "rank": 1.0} for text in "yn"]}, {"tie": 1}),
     ("Chatbot Arena", {"winner": "model_a"}, "ny"),
-    *(("Chatbot Arena", {"winner": winner}, {"tie": 1}) for winner in ("tie", "tie (bothbad)")),
+    *(("Chatbot Arena", {"winner": winner}, {"tie": 1})
+      for winner in ("tie", "tie (bothbad)", "both_bad")),
+    ("Chatbot Arena", {"conversation_a": QN + said("u: so?", "a: r"),  # MT-bench: both turns, one
+                       "conversation_b": QY + said("u: so?", "a: s")}, "yn"),  # of them judged
+    ("plain", {"answers": ["one"], "overall_preference": 2}, "yn"),  # of other columns
+    ("conversations", {"answers": None}, "yn"), ("plain", {"answers": [{"rank": 1.0}]}, "yn"),
+    ("HelpSteer3", {"response1": " n\n"}, "yn"),
+    ("SHP", {"human_ref_A": "y ", "history": "q "}, "yn"),
     ("Chatbot Arena", {"conversation_a": said("u: o", "a: r") + QN}, {"prompts differ": 1})])
 def test_published_preferences_are_read_as_they_are_meant(tmp_path, kind, more, found):
     pairs, dropped = read(write_lines(tmp_path / "a.jsonl", [GOOD[kind] | more]))
@@ -178,9 +186,27 @@ def test_published_preferences_are_read_as_they_are_meant(tmp_path, kind, more, 
 
 
 @pytest.mark.parametrize("kind, more", [
+    ("HelpSteer3", {"overall_preference": 4}), ("HelpSteer3", {"overall_preference": "2"}),
+    ("Nectar", {"answers": []}), ("Nectar", {"answers": ["y", "n"]})])
+def test_preferences_that_say_none_are_refused(tmp_path, kind, more):
+    path = write_lines(tmp_path / "a.jsonl", [GOOD[kind] | more])
+    assert f"{path}:1: {REASONS[kind]}" in refusal(read, path)
+
+
+def test_several_files_are_mixed_and_a_fold_begins_with_pairs_of_all(tmp_path):
+    made = list(bills.make_pairs(400, 5, "first"))
+    paths = [write_lines(tmp_path / f"{name}.jsonl", [
+        pair | {"chosen": f"{name} {pair['chosen']}", "rejected": f"{name} {pair['rejected']}"}
+        for pair in half]) for name, half in (("tea", made[:200]), ("hat", made[200:]))]
+    loaded = load_data(tiny_run(tmp_path, data__files=paths, data__valid=2, data__test=2))
+    names = [loaded.tokenizer.decode(y).split()[0] for y in loaded.folds["reward"].y_w[:40]]
+    assert 10 < names.count("tea") < 30
+
+
+@pytest.mark.parametrize("kind, more", [
     ("HelpSteer3", {"context": BEFORE + said("u: q")}),
     ("Nectar", {"prompt": "\n\nHuman: o\n\nAssistant: p\n\nHuman: q\n\nAssistant: "}),
-    ("Chatbot Arena", {"conversation_a": BEFORE + QN, "conversation_b": BEFORE + QY})])
+    ("Chatbot Arena", {"conversation_a": BEFORE + QN, "conversation_b": BEFORE + QY, "turn": 2})])
 def test_their_prompts_may_have_several_turns(tmp_path, kind, more):
     (pair,), _ = read(write_lines(tmp_path / "a.jsonl", [GOOD[kind] | more]))
     assert pair.prompt == [("user", "o"), ("assistant", "p"), ("user", "q")]

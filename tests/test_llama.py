@@ -1,4 +1,4 @@
-"""Llama-type checkpoints against transformers: logits, token ids and the way back; and refusals.
+"""Llama- and Qwen-type checkpoints against transformers: logits, token ids, the way back; refusals.
 
 transformers, tokenizers and safetensors are optional: tests that need them are skipped without.
 """
@@ -98,7 +98,7 @@ def refusal(function, *arguments) -> str:
     ("Llama", {"rope_theta": 1000.0, "rope_scaling": LLAMA3 | {"rope_type": "llama3"}}),
     ("Llama", {"rms_norm_eps": 0.1, "head_dim": 12}),
     ("Mistral", {"num_key_value_heads": 1}),
-    ("Qwen2", {}), ("Qwen2", {"tie_word_embeddings": True, "sliding_window": 16}),
+    ("Qwen2", {}), ("Qwen2", {"tie_word_embeddings": True}),
     ("Qwen3", {"head_dim": 12}), ("Qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
 ], ids=["grouped", "full tied", "theta", "llama3", "eps head_dim", "mistral", "qwen2", "qwen2 tied",
         "qwen3", "qwen3 tied"])
@@ -389,6 +389,7 @@ def test_ids_of_stories260k_are_those_of_transformers(tmp_path):
     ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported, only 'silu'"),
     ({"attention_bias": True}, "attention_bias = True is not supported, only False"),
     ({"mlp_bias": True}, "mlp_bias = True is not supported, only False"),
+    ({"use_sliding_window": True}, "use_sliding_window = True is not supported, only False"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not supported, only 1.0"),
     ({"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4} is not supported"),
     ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type = 'yarn' is not supported"),
@@ -420,6 +421,21 @@ def test_a_context_that_a_model_cannot_read_is_refused(tmp_path, field):
     assert llama.described(str(tmp_path), 20)
     line = refusal(llama.described, str(tmp_path), 21)
     assert f"model.context = 21, but {tmp_path} reads at most 20 tokens" in line
+
+
+def test_a_window_that_is_not_used_shortens_nothing(tmp_path):
+    """Check it on what Qwen2.5's config.json has."""
+    write_folder(tmp_path, tiny_gpt(61, qkv_bias=True), {
+        "use_sliding_window": False, "sliding_window": 16, "max_window_layers": 21})
+    assert llama.described(str(tmp_path), 48)["model"]["qkv_bias"]
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content["model_type"] == "qwen2" and "use_sliding_window" in llama.their_config(
+        tiny_gpt(61, qk_norm=True).config, 61, -1, 1, 48)
+
+
+def test_biases_and_norms_at_once_are_not_exported(tmp_path, tokenizer):
+    gpt = tiny_gpt(tokenizer.vocab, qkv_bias=True, qk_norm=True)
+    assert "both model.qkv_bias and model.qk_norm" in refusal(export, tmp_path, gpt, tokenizer)
 
 
 def test_a_config_that_a_checkpoint_contradicts_is_refused(tmp_path):

@@ -128,6 +128,17 @@ def test_queries_and_keys_are_normed_head_by_head_before_they_turn():
     torch.testing.assert_close(attention(x, rotations), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_normed_queries_and_keys_are_in_the_type_of_the_values(monkeypatch):
+    seen = []
+    monkeypatch.setattr(plain, "attend", lambda q, k, v, bias: seen.append(
+        (q.dtype, k.dtype, v.dtype)) or v.repeat_interleave(2, 1))
+    attention = tiny_gpt(qk_norm=True).blocks[0].attention
+    attention.q_norm.register_forward_hook(lambda module, x, y: seen.append(x[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        attention(torch.randn(2, 5, 16), turns(5, 4))
+    assert seen == [torch.float32, (torch.bfloat16,) * 3]  # normed in float32
+
+
 def test_tied_model_shares_its_embedding():
     model = tiny_gpt()
     assert model.head.weight is model.embedding.weight and model.head.weight.shape == (11, 16)

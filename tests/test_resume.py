@@ -241,10 +241,11 @@ FEW = {f"{name}__{key}": value for name in checks.FITS for key, value in (
                                        "on: lower data.test and data.valid"]),
     ({}, {"sft__steps": 100}, []),  # ten times
     ({}, {"sft__steps": 101, "rpit__steps": 150}, [
-        "sft.steps = 101 go 10 times over the 200 pairs", "rpit.steps = 150 go 15 times over"]),
-    ({"reward": 10}, {"rp__steps": 11}, ["rp.steps = 11 go 11 times over the 10 pairs of their "
+        "sft.steps = 101 go 10 times over 200 pairs", "rpit.steps = 150 go 15 times over"]),
+    ({"reward": 10}, {"rp__steps": 11}, ["rp.steps = 11 go 11 times over 10 pairs of their "
                                          "fold", "rpit.steps = 20 go 20 times"]),  # whole folds
-    ({}, {"rp__pairs": 10, "rp__steps": 11}, ["rp.steps = 11 go 11 times over the 10 pairs"]),
+    ({}, {"rp__pairs": 10, "rp__steps": 11}, ["rp.steps = 11 go 11 times over 10 pairs"]),
+    ({}, {"rp__pairs": 201}, ["rp.pairs = 201, but its fold has 200: it reads these"]),
     ({"rl": 20}, {"judge__steps": 11}, []),
     ({"rl": 20}, {"judge__steps": 11, "data__files": ["a"]}, ["judge.steps = 11 go 11 times"])])
 def test_data_that_are_hardly_what_was_meant_are_told(tmp_path, counts, fields, said):

@@ -1,5 +1,6 @@
 """Pooling, the losses of R_P and R_PIT by hand, branches against separate rows, and overfitting."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -367,19 +368,41 @@ def test_share_right_has_wilsons_interval():
 
 def test_pairs_of_one_prompt_count_as_the_fewer_that_they_are_worth():
     right = [True] * 8 + [False] * 2
-    alone = measure.share_right(right)
-    apart = measure.share_right(right, list("abcdefghij"))
-    assert (apart["ci_low"], apart["ci_high"]) == pytest.approx((alone["ci_low"],
-                                                                 alone["ci_high"]))
-    # Each prompt twice, with one and the same verdict: as half of the pairs.
+    assert measure.share_right(right, list("abcdefghij")) == measure.share_right(right)
     assert measure.share_right(right, list("aabbccddee")) == measure.share_right(
-        right[::2]) | {"pairs": 10}
-    # A prompt with both verdicts does not make the interval narrower than that of the pairs.
-    mixed = measure.share_right(right, list("abcdefghai"))
-    assert (mixed["ci_low"], mixed["ci_high"]) == (alone["ci_low"], alone["ci_high"])
-    # All right: as many as there are prompts.
-    assert measure.share_right([True] * 6, list("aabbcc")) == measure.share_right(
-        [True] * 3) | {"pairs": 6}
+        right[::2]) | {"pairs": 10}  # each prompt twice
+    one = measure.share_right(right, ["a"] * 10)
+    assert (one["ci_low"], one["ci_high"]) == pytest.approx((0.1335, 0.9905), abs=1e-4)  # as of one
+    assert measure.effective_number(4, list("aaab")) == 1.6 and measure.mean_interval(
+        np.array([0.0, 1.0, 0.0, 1.0]), list("aabb"))[2] == pytest.approx(
+            0.5 + 1.96 * (1 / 3 / 2) ** 0.5)
+
+
+def test_agreements_are_of_prompts_not_of_pairs(bills_run, monkeypatch):
+    """Every pair twice gives the interval of the pairs once."""
+    data, once = bills_run[1], bills_run[1].folds["valid"][range(20)]
+    twice = Pairs(once.x * 2, once.y_w * 2, once.y_l * 2)
+    chance = np.random.default_rng(0)
+    given = {tuple(x): chance.normal(size=6) for x in once.x}  # scores by the prompt
+
+    def scores(data, rp, rpit, fold):
+        return dict(zip(("w", "l", "wl", "ww", "ll", "lw"), np.array(
+            [given[tuple(x)] for x in fold.x]).T))
+    monkeypatch.setattr(measure, "fold_scores", scores)
+    monkeypatch.setattr(measure, "pointwise_scores",
+                        lambda data, model, fold: list(scores(data, 0, 0, fold).values())[:2])
+    monkeypatch.setattr(measure, "pair_scores", lambda model, data, prompts, a, b: np.array(
+        [[len(p) + ids[0] for p, ids in zip(prompts, y)] for y in (a, b)]))
+    found = []
+    for fold in (once, twice):
+        few = dataclasses.replace(data, folds={"valid": fold})
+        found.append(measure.held_out_accuracies(few, None, None, "valid") | {
+            "pointwise": measure.pointwise_agreement(data, None, fold),
+            "gap": measure.gap_agreement(data, None, fold)})
+        found[-1].pop("majority (either order)")
+    assert len(found[0]) == 9
+    for name, one in found[0].items():
+        assert found[1][name] == pytest.approx(one | {"pairs": 2 * one["pairs"]}), name
 
 
 def test_held_out_accuracies_count_the_right_orders(bills_run, monkeypatch):
