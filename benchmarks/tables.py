@@ -247,21 +247,20 @@ def system_table(lines: Lines) -> str:
 
 
 def budget_table(lines: Lines) -> str:
-    """Return what each system took: responses sampled in RL, operations and seconds of RL and of
-    all its stages; means over seeds."""
+    """Return what each system took: responses sampled in RL, operations of RL and of all stages;
+    means over seeds."""
     made, seeds = [], lines.get("", [])
     stages = seeds[0]["settings"]["pit.curriculum"] if seeds else []
     budgets = {RL: (["sft", "rp"], ["rlhf"]),
                "RLHF equal budget": (["sft", "sft_more", "rp"], ["rlhf_more"]),
                PIT: (["sft", "pit_sft", "rp", "rpit"], ["rlhf", *stages])}
     for system, (supervised, of_rl) in budgets.items():
-        if all(stage in one["seconds"] for one in seeds for stage in of_rl) and seeds:
+        if all(stage in one["tflop"] for one in seeds for stage in of_rl) and seeds:
             number = mean(sum(sampled(one)[stage] for stage in of_rl) for one in seeds)
             made.append([system, f"{number:,.0f}", *(
-                f"{mean(sum(one[unit][stage] for stage in some) for one in seeds):.4g}"
-                for unit in ("tflop", "seconds") for some in (of_rl, supervised + of_rl))])
-    return markdown(["system", "responses sampled", "TFLOP of RL", "of all", "seconds of RL",
-                     "of all"], made)
+                f"{mean(sum(one['tflop'][stage] for stage in some) for one in seeds):.4g}"
+                for some in (of_rl, supervised + of_rl))])
+    return markdown(["system", "responses sampled", "TFLOP of RL", "of all"], made)
 
 
 def sampled(seed: dict) -> dict[str, int]:

@@ -139,7 +139,8 @@ def test_rollouts_are_shared_evenly_by_ranks_minibatches_and_references(tmp_path
 @pytest.mark.parametrize("cores, quota, fields, wanted", [
     (2, "max 100000", [], 2), (16, "max 100000", [], 8), (1, "max 100000", [], 1),
     (16, "400000 100000", [], 4), (16, "50000 100000", [], 1), (16, None, [], 8),
-    (16, None, ["--rp.batch=3"], 3), (16, None, ["--rpit.pairs=3"], 3), (16, None, ["--ppo.batch=16"], 4)])  # of four minibatches
+    (16, None, ["--rp.batch=3"], 3), (16, None, ["--rpit.pairs=3"], 3),
+    (16, None, ["--ppo.batch=16"], 4)])  # of four minibatches
 def test_as_many_ranks_as_cores_unless_it_is_said(tmp_path, monkeypatch, cores, quota, fields,
                                                   wanted):
     def read(path, encoding):
