@@ -90,9 +90,9 @@ def prepare(run: Run) -> dict:
     if not pairs:
         raise UserError(f"{', '.join(sources)}: no usable pair of {counts['read']} read: "
                         f"{dict(dropped) or 'no line'}")
-    if config.data.files:  # several files are mixed: the first pairs of a fold are of all of them
+    if len(config.data.files) > 1:  # they are mixed: the first pairs of a fold are of all of them
         random.Random(config.run.seed).shuffle(pairs)
-    else:
+    if not config.data.files:
         for pair in pairs:  # a bill in other words is no other question
             pair.key = bills.bill_of(pair.key)
     for role in {role for pair in pairs if len(pair.prompt) > 1 for role, _ in pair.prompt}:
