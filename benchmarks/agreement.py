@@ -25,6 +25,7 @@ from evaluation import measure
 from prices import NUMBER, tries
 from report.evaluate import held_out
 from report.judge import Judge, trained_judge
+from reward import RewardModel
 from runtime.launch import guard
 from runtime.run import Run
 from runtime.settings import UserError
@@ -66,14 +67,13 @@ def measured(args, line: str, seed: int) -> dict:
         judge_of(ablate.reward_models(args, ablate.OWN, seed))
     trained = ablate.reward_models(args, line, seed)
     run, data = trained.run, trained.data
+    models, x = replace(trained.models, judge=judge_of(trained)), held_out(run, data, "valid").x
     with run.precision():
-        models = replace(trained.models, judge=judge_of(trained))
-        x = held_out(run, data, "valid").x
         return {"agreements": agreements(data, models), "pairs": data.counts["valid"],
                 "wins": choices(run, data, models, x), "prompts": len(x)}
 
 
-def judge_of(trained: ablate.Trained):
+def judge_of(trained: ablate.Trained) -> RewardModel | None:
     """Train or restore the report's judge."""
     with trained.run.precision():
         return trained_judge(trained.run, trained.data, trained.models)
