@@ -82,7 +82,7 @@ def score(model: RewardModel, rows: Rows):
 
 def two_scores(model: RewardModel, prompts: list, a: list, b: list):
     """Return, of two responses to each prompt (lists of token ids), the scores [B] of a and of b,
-    and the mean language-model loss [B] of a's tokens, with gradients. In faster/: the same."""
+    and the mean language-model loss [B] of a's, with gradients. Training calls faster.branches."""
     rows = pad_rows(prompts + prompts, a + b, model.head.weight.device)
     scores, logp = model(rows)                                                      # [2B, T]
     of_a, of_b = POOLS[model.config.pool](scores, rows).chunk(2)

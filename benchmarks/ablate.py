@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import tables
-from tables import slug
 import script  # noqa: F401  (the project's modules are found from here on)
 
 from data import Data, load_data
@@ -101,7 +100,7 @@ def refuse_unfit(args, line: str) -> None:
 
 def run_name(args, line: str, seed: int, *more) -> str:
     """Return the name of a run: the config's own of a seed is <name>-<seed>."""
-    return "-".join(map(str, [args.name, *([slug(line)] if line else []), seed, *more]))
+    return "-".join(map(str, [args.name, *([tables.slug(line)] if line else []), seed, *more]))
 
 
 def trained_to(part: str, args, line: str, name: str, fields: dict) -> Trained:
@@ -223,7 +222,7 @@ def chosen_of(args, line: str) -> dict:
     are."""
     if not args.choose:
         return {"fields": {}, "folder": "", "seed": None}
-    return once(args, line, args.seeds[0], f"choices-{slug(line)}",
+    return once(args, line, args.seeds[0], f"choices-{tables.slug(line)}",
                 lambda: choose(args, line, args.seeds[0]),
                 SETTINGS=list(map(list, SETTINGS)))
 
@@ -268,7 +267,7 @@ def finish(args, line: str, seed: int) -> None:
     chosen = chosen_of(args, line)
     if line != OWN:
         finish(args, OWN, seed)
-    once(args, line, seed, f"{slug(line)}-{seed}", lambda: measure(args, line, seed, chosen),
+    once(args, line, seed, f"{tables.slug(line)}-{seed}", lambda: measure(args, line, seed, chosen),
          chosen=chosen["fields"])
 
 
@@ -298,8 +297,9 @@ def work_through(args, make) -> list[str]:
 def each_once(args, measured, table, **more) -> None:
     """Make measured(args, line, seed) of each line and seed that has no result yet, `more` as in
     `once`; print the table of the results. Raises UserError with what failed."""
-    failed = work_through(args, lambda args, line, seed: once(
-        args, line, seed, f"{slug(line)}-{seed}", lambda: measured(args, line, seed), **more))
+    failed = work_through(args, lambda _, line, seed: once(
+        args, line, seed, f"{tables.slug(line)}-{seed}", lambda: measured(args, line, seed),
+        **more))
     if failed:
         raise UserError("; ".join(failed))
     if rank() == 0:

@@ -25,7 +25,6 @@ from evaluation import measure
 from prices import NUMBER, tries
 from report.evaluate import held_out
 from report.judge import Judge, trained_judge
-from reward import RewardModel
 from runtime.launch import guard
 from runtime.run import Run
 from runtime.settings import UserError
@@ -40,13 +39,12 @@ def agreements(data: Data, models: Models) -> dict[str, list[float]]:
     fold = data.folds["valid"]
     scores = measure.fold_scores(data, models.rp, models.rpit, fold)
     w, l = measure.pointwise_scores(data, models.judge, fold)
-    longer = np.array([len(a) - len(b) for a, b in zip(fold.y_w, fold.y_l)])
     leads = {"R_P": scores["w"] - scores["l"], "R_PIT": scores["wl"] - scores["lw"],
-             "judge": w - l, "longer": longer}
+             "judge": w - l, "longer": measure.longer_by(fold)}
     right = {name: (1 + np.sign(lead)) / 2 for name, lead in leads.items()}
     right |= {f"{name} less longer": right[name] - right["longer"]
               for name in ("R_P", "R_PIT", "judge")}
-    prompts = list(map(tuple, fold.x))
+    prompts = measure.prompts_of(fold)
     return {name: list(map(float, measure.mean_interval(values, prompts)))
             for name, values in right.items()}
 
@@ -62,21 +60,14 @@ def choices(run: Run, data: Data, models: Models, x: list) -> dict[str, dict]:
 
 
 def measured(args, line: str, seed: int) -> dict:
-    """Train a line's reward models and the judge; return what they know."""
-    if line != ablate.OWN:  # the judge is the same: of the config's own run
-        judge_of(ablate.reward_models(args, ablate.OWN, seed))
+    """Train a line's reward models and the judge, which the config's own run has where the line
+    leaves it alone; return what they know."""
     trained = ablate.reward_models(args, line, seed)
-    run, data = trained.run, trained.data
-    models, x = replace(trained.models, judge=judge_of(trained)), held_out(run, data, "valid").x
+    run, data, x = trained.run, trained.data, held_out(trained.run, trained.data, "valid").x
     with run.precision():
+        models = replace(trained.models, judge=trained_judge(run, data, trained.models))
         return {"agreements": agreements(data, models), "pairs": data.counts["valid"],
                 "wins": choices(run, data, models, x), "prompts": len(x)}
-
-
-def judge_of(trained: ablate.Trained) -> RewardModel | None:
-    """Train or restore the report's judge."""
-    with trained.run.precision():
-        return trained_judge(trained.run, trained.data, trained.models)
 
 
 def main() -> None:

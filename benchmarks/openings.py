@@ -45,8 +45,8 @@ def table(kinds: np.ndarray, courteous: np.ndarray, scores: np.ndarray) -> list[
 def groups(run: Run, data, models) -> dict[str, tuple]:
     """Return the kinds of opening, the judge's courtesy and the scores, for RLHF and for PIT."""
     x, policies = list(data.folds["rl"].x[:PROMPTS]), models.policies
-    sampler, judge, found = Sampler(run, data, 1.0, run.generator("openings")), Judge(
-        data, models, x), {}
+    sampler = Sampler(run, data, 1.0, run.generator("openings"))
+    judge, found = Judge(data, models, x), {}
     y_ref = answer(sampler, policies["M_P^RL"], x)
     answers = [answer(sampler, policies["M_P^SFT"], x) for _ in range(GROUP)]
     rewrites = [improve(sampler, policies["M_PIT^SFT"], x, y_ref) for _ in range(GROUP)]

@@ -276,9 +276,9 @@ def sampled(seed: dict) -> dict[str, int]:
             for stage, number in (batches | {"rlhf_more": sum(batches.values())}).items()}
 
 
-def choice_table(choices: list[dict]) -> str:
+def choice_table(folder: Path) -> str:
     """Return the gold of each setting on validation questions of the first seed."""
-    made = []
+    made, (_, choices) = [], read_results(folder)
     for content in choices:
         for part, tried in content["tried"].items():
             most = max(tried, key=tried.get)
@@ -329,7 +329,8 @@ def agreement_table(folder: Path) -> str:
                      "win - lose over one answer at equal length"], made)
 
 
-OF_FOLDERS = {"prices": price_table, "agreement": agreement_table}  # of other scripts' results
+OF_FOLDERS = {  # whose files are no results of a line's whole run
+    "choices": choice_table, "prices": price_table, "agreement": agreement_table}
 TABLES = {  # each with its heading
     "headline": (headline_table, "The config as it is: gold, and PIT over each system in points"),
     "systems": (system_table, "Aspects, each system at its own best T"),
@@ -344,9 +345,9 @@ TABLES = {  # each with its heading
 
 def write(results: Path) -> str:
     """Write tables.md beside the results; return it."""
-    lines, choices = read_results(results)
+    lines, _ = read_results(results)
     made = [(head, table(lines)) for table, head in TABLES.values()]
-    made.append(("What was chosen from", choice_table(choices)))
+    made.append(("What was chosen from", choice_table(results)))
     text = "\n\n".join(f"{head}:\n\n{table}" for head, table in made
                        if table.count("\n") > 1) + "\n"
     write_whole(results / "tables.md", lambda file: file.write(text.encode()))
@@ -358,11 +359,10 @@ def filled(page: str, results: Path) -> str:
     Raises UserError for a mark of a table that is not there."""
     def table(mark: re.Match) -> str:
         folder, name = results / mark[2], mark[3]
-        if not folder.is_dir() or name not in [*TABLES, *OF_FOLDERS, "choices"]:
+        if not folder.is_dir() or name not in [*TABLES, *OF_FOLDERS]:
             raise UserError(f"{mark[1]}: no such table of {results}")
-        lines, choices = read_results(folder)
-        text = (OF_FOLDERS[name](folder) if name in OF_FOLDERS else choice_table(choices)
-                if name == "choices" else TABLES[name][0](lines))
+        text = (OF_FOLDERS[name](folder) if name in OF_FOLDERS else
+                TABLES[name][0](read_results(folder)[0]))
         return f"{mark[1]}\n\n{text}\n\n<!-- end -->"
     return re.sub(r"(?s)(<!-- table: ([\w-]+)/(\w+) -->).*?<!-- end -->", table, page)
 

@@ -35,6 +35,16 @@ def effective_number(number: int, prompts: list | None) -> float:
         count ** 2 for count in Counter(prompts).values())
 
 
+def prompts_of(fold: Fold) -> list[tuple]:
+    """Return the prompt of each pair; equal ones tell that pairs are not independent."""
+    return list(map(tuple, fold.x))
+
+
+def longer_by(fold: Fold) -> np.ndarray:
+    """Return by how many tokens y_w is longer than y_l."""
+    return np.array([len(y_w) - len(y_l) for y_w, y_l in zip(fold.y_w, fold.y_l)])
+
+
 def shared_scores(score, *columns) -> np.ndarray:
     """Return score(columns) -> [n] for all rows of the columns, which the ranks share."""
     return np.array(gather(score(*map(shard, columns)).tolist()))
@@ -85,7 +95,7 @@ def fold_scores(data: Data, rp: RewardModel, rpit: RewardModel, fold: Fold) -> d
 def pointwise_agreement(data: Data, model: RewardModel, fold: Fold) -> dict:
     """Measure how often a pointwise reward model agrees with a fold's labels."""
     w, l = pointwise_scores(data, model, fold)
-    return share_right(list(w > l), list(map(tuple, fold.x)))
+    return share_right(list(w > l), prompts_of(fold))
 
 
 def gap_agreement(data: Data, rpit: RewardModel, fold: Fold) -> dict:
@@ -93,7 +103,7 @@ def gap_agreement(data: Data, rpit: RewardModel, fold: Fold) -> dict:
     x, y_w, y_l = fold.x[:], fold.y_w[:], fold.y_l[:]
     given_l, given_w = ([data.pit_prompt(*pair) for pair in zip(x, y_ref)] for y_ref in (y_l, y_w))
     (wl, _), (_, lw) = (pair_scores(rpit, data, given, y_w, y_l) for given in (given_l, given_w))
-    return share_right(list(wl > lw), list(map(tuple, x)))
+    return share_right(list(wl > lw), prompts_of(fold))
 
 
 def held_out_accuracies(data: Data, rp: RewardModel, rpit: RewardModel, split: str) -> dict:
@@ -101,11 +111,10 @@ def held_out_accuracies(data: Data, rp: RewardModel, rpit: RewardModel, split: s
     beside the longer response as a guess (not counting equal lengths), and the majority's answer,
     which is right in half of the pairs, as they come in either order."""
     fold = data.folds[split]
-    s, prompts = fold_scores(data, rp, rpit, fold), list(map(tuple, fold.x))
+    s, prompts, more = fold_scores(data, rp, rpit, fold), prompts_of(fold), longer_by(fold)
     result = {"R_P": share_right(list(s["w"] > s["l"]), prompts)}
     result |= {f"R_PIT {term}": share_right(list(s[term[:2]] > s[term[3:]]), prompts)
                for term in COMPARISONS}
-    more = np.array([len(y_w) - len(y_l) for y_w, y_l in zip(fold.y_w, fold.y_l)])
     longer = share_right(list(more[more != 0] > 0),
                          [x for x, differ in zip(prompts, more) if differ])
     coin = {"accuracy": 0.5, "ci_low": 0.5, "ci_high": 0.5, "pairs": len(fold)}

@@ -302,9 +302,8 @@ def their_config(model, vocab: int, bos: int, eos: int, longest: int) -> dict:
         scaling["original_max_position_embeddings"] = int(model.rope_scaling[-1])
     rope = scaling if model.rope_scaling else {"rope_type": "default"}
     windows = {"use_sliding_window": False} if name != "Llama" else {}
-    return windows | {
-            "architectures": [f"{name}ForCausalLM"], "model_type": name.lower(),
-            "hidden_act": "silu",
+    return {"architectures": [f"{name}ForCausalLM"], "model_type": name.lower(),
+            **windows, "hidden_act": "silu",
             "hidden_size": model.width, "intermediate_size": model.hidden,
             "num_hidden_layers": model.layers, "num_attention_heads": model.heads,
             "num_key_value_heads": model.kv_heads, "head_dim": head_width(model),
