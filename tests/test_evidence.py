@@ -502,6 +502,10 @@ def test_people_are_asked_before_rl_with_fewer_pairs_and_with_all(monkeypatch, t
     assert {path.stem for path in (tmp_path / "tiny-rp.pairs=9-1-start").glob("*.pt")} == {"rp"}
 
 
+def test_a_curve_is_smoothed_over_the_iterations_before():
+    assert plots.smooth([1.0, 3.0, 5.0], 2) == [1.0, 2.0, 4.0]
+
+
 def test_the_best_of_several_responses_is_chosen_question_by_question():
     scores = [np.array([1.0, 5.0]), np.array([2.0, 4.0])]
     assert prices.chosen_by(scores, ["ab", "cd"]) == ["c", "b"]
@@ -518,6 +522,10 @@ def test_the_plots_are_the_same_each_time(made, tmp_path):
         assert {path.name for path in folder.glob("*.svg")} == names
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    for name in "ab":
+        plots.draw_optimisation(tmp_path / f"{name}.svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert b"RLHF" in (tmp_path / "a.svg").read_bytes()
     assert b"pit.score=difference" in (tmp_path / "a" / "differences.svg").read_bytes()
     assert b"M_P^SFT equal budget" in (tmp_path / "a" / "wins.svg").read_bytes()
 
