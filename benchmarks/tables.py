@@ -173,6 +173,22 @@ def rewrite_table(lines: Lines) -> str:
                      "own best T"], made)
 
 
+def rival_table(lines: Lines) -> str:
+    """Return what M_P^RL of each line is worth, where it is not the config's, and by how much PIT
+    of the config wins over it."""
+    made = []
+    for line, pairs in paired(lines).items():
+        if any(best(a, RL)["grades"] != best(b, RL)["grades"] for a, b in pairs):
+            found = [best(a, RL) for a, _ in pairs]
+            points = [[wins(row_of(b, PIT, 1.0), row_of(a, RL, 1.0)) for a, b in pairs],
+                      [wins(best(b, PIT), best(a, RL)) for a, b in pairs]]
+            made.append([label(line), cell([row["gold"] for row in found], ".3f"),
+                         cell([row["aspects"]["total"] for row in found], ".2f"),
+                         spent([a for a, _ in pairs], "rlhf"), *map(cell, points)])
+    return markdown(["line", "gold of its M_P^RL", "right totals", "TFLOP of RLHF",
+                     "the config's PIT over it, T = 1", "own best T"], made)
+
+
 def difference_table(lines: Lines) -> str:
     """Return the differences with their intervals."""
     return markdown(["line", RL, PIT, "seeds"], [
@@ -338,6 +354,7 @@ TABLES = {  # each with its heading
     "difference": (difference_table, "Gold, less that of the config as it is"),
     "gold": (gold_table, "Gold, and PIT's lead in points"),
     "rewrites": (rewrite_table, "PIT of each line over PIT of the config as it is, in points"),
+    "rivals": (rival_table, "PIT of the config as it is over M_P^RL of each line, in points"),
     "iterations": (iteration_table, "What a second rewrite adds"),
     "aspects": (aspect_table, "Totals and courtesy, T = 0.5 (each seed)"),
     "cost": (cost_table, "What RL costs")}

@@ -283,7 +283,7 @@ def test_tables_go_between_their_marks_and_leave_the_text(made):
     filled = tables.filled(page, made[0])
     assert filled.startswith("# Title\n") and " old " not in filled and "Text of cost." in filled
     parts = [part.splitlines() for part in filled.split("\n\n") if part.startswith("|")]
-    assert [len(part) - 2 for part in parts] == [12, 12, 3, 2, 3, 2, 3, 3, 3, 5]
+    assert [len(part) - 2 for part in parts] == [12, 12, 3, 2, 3, 2, 1, 3, 3, 3, 5]
     for part in parts:
         assert len({line.count("|") for line in part}) == 1
     assert "| `pit.score=difference` | the same |" in filled
@@ -383,6 +383,12 @@ def test_systems_are_compared_question_by_question_each_at_its_own_best_temperat
         one["seed"] = number
     assert tables.rewrite_table({"": seeds, "a.b=1": [other]}).splitlines()[2:] == [
         "| `a.b=1` | 0.800 | 0.900 | -50.0 | -50.0 |"]
+    assert tables.rival_table({"": seeds, "a.b=1": [other]}).count("\n") == 1  # the same M_P^RL
+    other["rows"][:2] = [row("M_P^RL", 1.0, [1.0, 0.9], "M_P^SFT"),  # a loss, a tie
+                         row("M_P^RL", 0.5, [0.8, 0.9], "M_P^SFT")]  # a win, a tie
+    other["tflop"] = {"rlhf": 3.0}
+    assert tables.rival_table({"": seeds, "a.b=1": [other]}).splitlines()[2:] == [
+        "| `a.b=1` | 0.850 | 0.80 | 3 | -50.0 | +50.0 |"]
 
 
 def test_samples_are_counted_with_the_drafts_of_a_group():
