@@ -178,7 +178,7 @@ def rival_table(lines: Lines) -> str:
     of the config wins over it."""
     made = []
     for line, pairs in paired(lines).items():
-        if any(best(a, RL)["grades"] != best(b, RL)["grades"] for a, b in pairs):
+        if any(a["log"]["rlhf"] != b["log"]["rlhf"] for a, b in pairs):
             found = [best(a, RL) for a, _ in pairs]
             points = [[wins(row_of(b, PIT, 1.0), row_of(a, RL, 1.0)) for a, b in pairs],
                       [wins(best(b, PIT), best(a, RL)) for a, b in pairs]]

@@ -380,13 +380,13 @@ def test_systems_are_compared_question_by_question_each_at_its_own_best_temperat
     other = seed(0.2)
     other["rows"][2] = row("PIT stage 1", 1.0, [0.9, 0.7], iteration=1)  # a tie and a loss
     for one, number in zip((*seeds, other), (1, 2, 1)):
-        one["seed"] = number
+        one |= {"seed": number, "log": {"rlhf": {"reward": [0.1]}}}
     assert tables.rewrite_table({"": seeds, "a.b=1": [other]}).splitlines()[2:] == [
         "| `a.b=1` | 0.800 | 0.900 | -50.0 | -50.0 |"]
     assert tables.rival_table({"": seeds, "a.b=1": [other]}).count("\n") == 1  # the same M_P^RL
     other["rows"][:2] = [row("M_P^RL", 1.0, [1.0, 0.9], "M_P^SFT"),  # a loss, a tie
                          row("M_P^RL", 0.5, [0.8, 0.9], "M_P^SFT")]  # a win, a tie
-    other["tflop"] = {"rlhf": 3.0}
+    other |= {"tflop": {"rlhf": 3.0}, "log": {"rlhf": {"reward": [0.2]}}}
     assert tables.rival_table({"": seeds, "a.b=1": [other]}).splitlines()[2:] == [
         "| `a.b=1` | 0.850 | 0.80 | 3 | -50.0 | +50.0 |"]
 
