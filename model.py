@@ -206,9 +206,9 @@ class GPT(nn.Module):
         """Return the hidden states [B, T, D] of tokens [B, T]; or [N, D], row by row, of those N
         places alone that are true in `at` [B, T], which saves the last layer's MLP at the others.
 
-        positions [B, T] are the tokens' (default: 0 to T - 1); bias [B, 1, T, S] is 0 where one may
-        look, else -inf (default: at itself and before), of S tokens: these, or all that were read
-        with a cache, whose `attend` gets the bias.
+        positions [B, T]: by default 0 to T - 1. bias [B, 1, T, S]: 0 where a token may look, else
+        -inf; by default at itself and before. S counts the tokens that can be seen: T without a
+        cache, else all that the cache holds, these included.
         """
         angles = self.rotary[:tokens.shape[1]] if positions is None else self.rotary[positions]
         rotations = torch.view_as_complex(angles.float()).unsqueeze(-2)  # [B or -, T, 1, C/2]

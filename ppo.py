@@ -15,7 +15,7 @@ Symbols, all on one grid [B, T] of tokens, right-padded; a mask marks the respon
     ref_logp[b, t]  the same of the anchor pi_ref (the supervised model)
     values[b, t]    V of the state before token t, read at position t - 1; 0 without a critic
     rewards[b, t]   -beta (logp - ref_logp), and the score at the last token
-    advantages      how much better the score becomes by token t than was to be expected
+    advantages      reward from t on less what V expected; in a group one number a response
     returns         what V is to learn: GAE's advantages + V
     rho             pi_new / pi_old, 1 in the first minibatch of the first epoch
 
@@ -172,7 +172,7 @@ class Task:
     draw: Callable[[GPT, int, int], Prompts]  # policy, iteration, an even number -> so many prompts
     score: Callable[[Prompts, Rows], torch.Tensor]         # -> [B], raw
     observe: Callable[..., dict]           # iteration, prompts, rollout -> figures, among them kl
-    scale: tuple[float, float] = (0.0, 1.0)  # mean, std of raw scores before PIT's first stage
+    scale: tuple[float, float] = (0.0, 1.0)  # mean, std of the anchor's raw scores, before RL
 
 
 class Critic(nn.Module):
@@ -316,11 +316,11 @@ def train(run: Run, data: Data, task: Task, learner: Learner) -> None:
                                   run.generator(f"{task.name} {iteration}"))
         rollout = gather_fields(roll_out(learner, task, shard_fields(prompts), uniforms, ppo, eos))
         figures = task.observe(iteration, prompts, rollout) | {"beta": learner.beta}
-        # 3. Advantages, of all ranks' rows.
+        # 3. Advantages, of all ranks' rows, whitened together.
         advantages, returns = learner.advantages(rollout, ppo)
         experience = Experience(rollout.rows, rollout.logp, whiten(advantages, rollout.rows.mask),
                                 rollout.values, returns)
-        # 4. Clipped updates, at rates that fall linearly to a tenth over the stage.
+        # 4. Clipped updates, at rates that fall linearly towards a tenth.
         run.last_good = None  # from here on the learner changes; what was saved before is good
         for name, one in learner.networks().items():
             left = 1 - 0.9 * (iteration - 1) / stage.iterations

@@ -109,8 +109,8 @@ def learning_rate(fit: FitSection, step: int) -> float:
 
 
 def train(run: Run, data: Data, model, training: Training) -> dict:
-    """Train a model. Where the training has an agreement, ask the model at the end about validation
-    pairs, of which it has learned nothing by heart; return what was found, or {}."""
+    """Train a model. At the end training.agreement, if there is one, measures how often it agrees
+    with the labels of validation pairs; return that, or {}."""
     name, fit, fold = training.name, training.fit, training.fold
     lengths = np.array(training.size) @ np.stack([
         fold.x.lengths, fold.y_w.lengths, fold.y_l.lengths])[:, :fit.pairs or None]

@@ -67,6 +67,10 @@ def pipeline_figure():
                        (rp, rl), (pit_sft, zero), (rpit, zero), (rl, one), (zero, one),
                        (rpit, one)):
         arrow(axis, places[start], places[end], shrinkA=45, shrinkB=45)
+    for start, end in ((sft, rp), (pit_sft, rpit)):  # the weights that a training starts from
+        arrow(axis, places[start], places[end], shrinkA=20, shrinkB=20, linestyle="--")
+    arrow(axis, places[sft], places[pit_sft], shrinkA=42, shrinkB=42, linestyle="--",
+          connectionstyle="arc3,rad=0.75")
     axis.set_xlim(-0.5, 4.1)
     axis.set_ylim(-0.5, 3.5)
     return figure
