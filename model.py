@@ -207,8 +207,8 @@ class GPT(nn.Module):
         places alone that are true in `at` [B, T], which saves the last layer's MLP at the others.
 
         positions [B, T]: by default 0 to T - 1. bias [B, 1, T, S]: 0 where a token may look, else
-        -inf; by default at itself and before. S counts the tokens that can be seen: T without a
-        cache, else all that the cache holds, these included.
+        -inf; by default at itself and before. S counts keys: T, or all that the cache then holds.
+        Where the cache holds earlier tokens, both have to be given.
         """
         angles = self.rotary[:tokens.shape[1]] if positions is None else self.rotary[positions]
         rotations = torch.view_as_complex(angles.float()).unsqueeze(-2)  # [B or -, T, 1, C/2]

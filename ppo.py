@@ -15,7 +15,7 @@ Symbols, all on one grid [B, T] of tokens, right-padded; a mask marks the respon
     ref_logp[b, t]  the same of the anchor pi_ref (the supervised model)
     values[b, t]    V of the state before token t, read at position t - 1; 0 without a critic
     rewards[b, t]   -beta (logp - ref_logp), and the score at the last token
-    advantages      reward from t on less what V expected; in a group one number a response
+    advantages      reward from t on less what V expected; with groups one number a response
     returns         what V is to learn: GAE's advantages + V
     rho             pi_new / pi_old, 1 in the first minibatch of the first epoch
 

@@ -60,7 +60,7 @@ class RewardModel(nn.Module):
         """
         response, needed = rows.mask, rows.mask | rows.before
         hidden = self.trunk(rows.tokens, positions, bias, at=needed)                # [N, D]
-        places = (needed.flatten().cumsum(0) - 1).view_as(needed)  # [B, T] its row in hidden
+        places = (needed.flatten().cumsum(0) - 1).view_as(needed)  # [B, T] each one's row in hidden
         before = places.roll(1, 1) if previous is None else places.gather(1, previous)
         logits = self.trunk.logits(hidden[before[response]])                        # [N, V]
         logp = -F.cross_entropy(logits, rows.tokens[response], reduction="none")

@@ -139,7 +139,7 @@ def train_rlhf(run: Run, data: Data, models: Models) -> dict:
 
 
 def train_rlhf_more(run: Run, data: Data, models: Models) -> dict:
-    """Train the rival of equal budget: RLHF from sft_more, for the samples of RLHF and PIT."""
+    """Train the rival of equal budget: RLHF from sft_more, for all samples of RLHF and PIT."""
     config, task = run.config, rlhf_task(run, data, "rlhf_more", models)
     more = sum(getattr(config, name).batches(config.ppo) for name in config.pit.curriculum)
     stage = replace(task.stage, iterations=task.stage.iterations + more)

@@ -2,7 +2,7 @@
 
     python benchmarks/plots.py              # those in benchmarks/results; needs matplotlib
 
-Of the first edition (evidence.md) it draws anew how gold and reward part without a KL term.
+Of the first edition (evidence.md) it draws anew what long training does to gold, by the KL's beta.
 
 Intervals are 95 % over seeds (Student's), bands are the lowest and the highest seed.
 """
@@ -130,22 +130,24 @@ def band(axis, seeds: list[list[float]], colour: str, label: str = "") -> None:
 
 
 def draw_optimisation(path: Path) -> None:
-    """Draw gold and reward of long training by the KL's coefficient beta: the first edition's
-    results, which read() cannot (they have other keys)."""
+    """Draw gold, reward and KL of long training by the KL's coefficient beta, and of beta 0 each
+    seed, too: the first edition's results, which have other keys than ours."""
     seeds = [json.loads(file.read_text(encoding="utf-8"))["content"]
              for file in sorted(FIRST_EDITION.glob("optimisation-*.json"))]
-    figure, axes = new_figure(2, 2, figsize=(8, 5), sharex=True, sharey="row")
+    figure, axes = new_figure(3, 2, figsize=(8, 6.5), sharex=True, sharey="row")
     for column, stage in zip(axes.T, ("rlhf", "stage0")):
         column[0].set_title(STAGES[stage], fontsize=9)
-        for axis, key in zip(column, ("gold", "reward")):
+        for axis, key in zip(column, ("gold", "reward", "kl")):
             for beta, colour in BETAS.items():
-                band(axis, [smooth(one[f"{stage}, beta {beta}"][key]) for one in seeds], colour,
-                     f"beta {beta}")
-    for axis, label in zip(axes[:, 0], ("gold", "reward (std)")):
+                curves = [smooth(one[f"{stage}, beta {beta}"][key]) for one in seeds]
+                band(axis, curves, colour, f"beta {beta}")
+                for curve in curves if beta == 0 else ():
+                    axis.plot(range(1, len(curve) + 1), curve, color=colour, linewidth=0.6)
+    for axis, label in zip(axes[:, 0], ("gold", "reward (std)", "KL (nats)")):
         axis.set_ylabel(label, fontsize=8)
     axes[0, 0].legend(fontsize=8, loc="best")
-    figure.supxlabel("iteration (line: mean of three seeds, each a mean of five iterations, band: "
-                     "lowest and highest seed)", fontsize=9)
+    figure.supxlabel("iteration (means of five; line: mean of three seeds, band: lowest and "
+                     "highest seed, thin: each seed of beta 0)", fontsize=9)
     saved(figure, path)
 
 

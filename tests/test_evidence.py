@@ -528,12 +528,26 @@ def test_the_plots_are_the_same_each_time(made, tmp_path):
         assert {path.name for path in folder.glob("*.svg")} == names
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    for name in "ab":
-        plots.draw_optimisation(tmp_path / f"{name}.svg")
-    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    assert b"RLHF" in (tmp_path / "a.svg").read_bytes()
     assert b"pit.score=difference" in (tmp_path / "a" / "differences.svg").read_bytes()
     assert b"M_P^SFT equal budget" in (tmp_path / "a" / "wins.svg").read_bytes()
+
+
+@needs("matplotlib")
+def test_long_training_is_drawn_by_beta_over_the_seeds(tmp_path, monkeypatch):
+    for seed in (1, 2):
+        (tmp_path / f"optimisation-{seed}.json").write_text(json.dumps({"content": {
+            f"{stage}, beta {beta}": {key: [seed + beta + at] for at, key in enumerate(
+                ("gold", "reward", "kl"), place)}
+            for place, stage in enumerate(("rlhf", "stage0")) for beta in plots.BETAS}}))
+    drawn = []
+    monkeypatch.setattr(plots, "FIRST_EDITION", tmp_path)
+    monkeypatch.setattr(plots, "band", lambda axis, seeds, colour, label: (
+        axis.plot([0], label=label),
+        drawn.append((axis.get_subplotspec().colspan.start, label, seeds))))
+    plots.draw_optimisation(tmp_path / "a.svg")
+    assert [column for column, *_ in drawn] == [0] * 9 + [1] * 9
+    assert drawn[1] == (0, "beta 0.03", [[1.03], [2.03]])   # gold of RLHF
+    assert drawn[15] == (1, "beta 0.0", [[4.0], [5.0]])     # KL of stage 0
 
 
 def test_a_grid_goes_on_until_all_neighbours_of_its_best_setting_were_tried():
