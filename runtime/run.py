@@ -210,7 +210,8 @@ class Run:
             return content, ""
         note = f"{path} was made with other values (or none) of {', '.join(differ)}"
         if path.parent == self.folder:
-            raise UserError(f"{note}; choose another --run.name, or delete it")
+            raise UserError(f"{note}; take its own settings (--config {self.folder / 'config.toml'}"
+                            f"), or another --run.name with --run.base={self.folder}")
         return None, note
 
     def write_config(self) -> None:
