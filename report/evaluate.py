@@ -277,7 +277,8 @@ def comparisons(run: Run, data: Data, x: list, responses: dict) -> list[dict]:
 
 
 def examples(run: Run, data: Data, models: Models, judge: Judge, responses: dict) -> list[dict]:
-    """Return improvements of some prompts, drawn with the evaluation's seed."""
+    """Return improvements of some prompts, drawn with the evaluation's seed, each with its r_gap,
+    that of an unchanged copy, and gold."""
     temperature = run.config.eval.temperatures[-1]
     chain, decode = responses[temperature]["chain"], data.tokenizer.decode
     found = []
@@ -285,9 +286,10 @@ def examples(run: Run, data: Data, models: Models, judge: Judge, responses: dict
     for i in random.Random(run.config.eval.seed).sample(range(len(judge.x)), shown):
         steps, x = [], prompt_text(data, judge.x[i])
         for k, y in enumerate(chain):
-            gap = score(models.rpit, data.pit_rows(
-                [judge.x[i]], [chain[k - 1][i]], [y[i]])).item() if k else None
+            y_ref = chain[k - 1][i]
+            gap, copy = score(models.rpit, data.pit_rows(
+                [judge.x[i]] * 2, [y_ref] * 2, [y[i], y_ref])).tolist() if k else (None, None)
             gold = bills.grade(x, decode(y[i])) if judge.hidden else None
-            steps.append({"y": decode(y[i]), "r_gap": gap, "gold": gold})
+            steps.append({"y": decode(y[i]), "r_gap": gap, "a copy": copy, "gold": gold})
         found.append({"x": x, "temperature": temperature, "steps": steps})
     return found

@@ -48,7 +48,7 @@ def as_markdown(report: dict) -> str:
     for example in report["examples"]:
         lines += ["", f"**{example['x']}** (T = {example['temperature']})", ""]
         for k, step in enumerate(example["steps"]):
-            notes = [f"{name} {step[name]:+.2f}" for name in ("r_gap", "gold")
+            notes = [f"{name} {step[name]:+.2f}" for name in ("r_gap", "a copy", "gold")
                      if step[name] is not None]
             lines.append(f"- y_{k}: {step['y']}" + f" ({', '.join(notes)})" * bool(notes))
     lines += ["", "## Data and time", "", ", ".join(f"{k}: {v}" for k, v in report["data"].items()),

@@ -117,7 +117,13 @@ def test_the_report_has_every_system_and_key(trained):
     for example in report["examples"]:
         grades = [bills.grade(example["x"], step["y"]) for step in example["steps"]]
         assert [step["gold"] for step in example["steps"]] == pytest.approx(grades)
-        assert [step["r_gap"] is None for step in example["steps"]] == [True, False, False]
+        for key in ("r_gap", "a copy"):
+            assert [step[key] is None for step in example["steps"]] == [True, False, False]
+        for before, step in zip(example["steps"], example["steps"][1:]):
+            if step["y"] == before["y"]:
+                assert step["r_gap"] == pytest.approx(step["a copy"], abs=1e-4)
+    rewrites = [step for example in report["examples"] for step in example["steps"][1:]]
+    assert any(abs(step["r_gap"] - step["a copy"]) > 1e-3 for step in rewrites)
 
 
 def test_the_metrics_have_every_stage_and_only_finite_numbers(trained):
