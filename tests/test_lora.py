@@ -330,7 +330,7 @@ def test_adapters_are_not_put_onto_other_weights(runs, source):
     llama.checksum.cache_clear()  # as in another process
     try:
         with pytest.raises(UserError, match=r"sft.pt was made with other values \(or none\) of "
-                                            "lora.trunk; choose another"):
+                                            "lora.trunk; take its own"):
             call(sample.main, source, runs, "--prompt=tea and 1")
     finally:
         path.write_bytes(whole)
