@@ -21,6 +21,7 @@ from runtime.launch import guard
 from runtime.settings import UserError
 
 FIRST_EDITION = ROOT / "benchmarks" / "first-edition-results"
+SHOWN = {"gold": "gold", "reward": "reward (std)", "kl": "KL (nats)"}  # keys of the log, labels
 BETAS = {0.0: "tab:red", 0.03: "tab:purple", 0.1: "tab:blue"}
 STAGES = {"rlhf": "RLHF", "rlhf_more": "RLHF, equal budget", "stage0": "PIT, stage 0",
           "stage1": "PIT, stage 1"}
@@ -87,7 +88,7 @@ def draw_differences(lines: Lines, path: Path) -> None:
 
 def draw_wins(seeds: list[dict], path: Path) -> None:
     """Draw by how much PIT's first rewrite wins over each other system, the weakest first."""
-    leads = {name: tables.leads(seeds, *name)
+    leads = {name: tables.leads(list(zip(seeds, seeds)), *name)
              for name in tables.systems(seeds) if name != (PIT, 1)}
     shown = sorted(leads, key=lambda name: -mean(leads[name][1]))
     figure, axis = new_figure(figsize=(8, 1.4 + 0.36 * len(shown)))
@@ -111,10 +112,9 @@ def draw_curves(seeds: list[dict], path: Path) -> None:
                               sharey="row", squeeze=False)
     for column, stage in zip(axes.T, stages):
         column[0].set_title(STAGES[stage], fontsize=9)
-        for axis, key, colour in zip(column, ("gold", "reward", "kl"),
-                                     ("tab:blue", "tab:orange", "grey")):
+        for axis, key, colour in zip(column, SHOWN, ("tab:blue", "tab:orange", "grey")):
             band(axis, [one["log"][stage][key] for one in seeds], colour)
-    for axis, label in zip(axes[:, 0], ("gold", "reward (std)", "KL (nats)")):
+    for axis, label in zip(axes[:, 0], SHOWN.values()):
         axis.set_ylabel(label, fontsize=8)
     figure.supxlabel("iteration (line: mean of the seeds, band: lowest and highest seed)",
                      fontsize=9)
@@ -137,13 +137,13 @@ def draw_optimisation(path: Path) -> None:
     figure, axes = new_figure(3, 2, figsize=(8, 6.5), sharex=True, sharey="row")
     for column, stage in zip(axes.T, ("rlhf", "stage0")):
         column[0].set_title(STAGES[stage], fontsize=9)
-        for axis, key in zip(column, ("gold", "reward", "kl")):
+        for axis, key in zip(column, SHOWN):
             for beta, colour in BETAS.items():
                 curves = [smooth(one[f"{stage}, beta {beta}"][key]) for one in seeds]
                 band(axis, curves, colour, f"beta {beta}")
                 for curve in curves if beta == 0 else ():
                     axis.plot(range(1, len(curve) + 1), curve, color=colour, linewidth=0.6)
-    for axis, label in zip(axes[:, 0], ("gold", "reward (std)", "KL (nats)")):
+    for axis, label in zip(axes[:, 0], SHOWN.values()):
         axis.set_ylabel(label, fontsize=8)
     axes[0, 0].legend(fontsize=8, loc="best")
     figure.supxlabel("iteration (means of five; line: mean of three seeds, band: lowest and "

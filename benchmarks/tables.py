@@ -110,11 +110,12 @@ def wins(row: dict, other: dict) -> float:
                       for a, b in zip(row["grades"], other["grades"], strict=True))
 
 
-def leads(seeds: list[dict], system: str, iteration: int) -> tuple[list[float], list[float]]:
-    """Return by how much PIT's first rewrite wins over a system, seed by seed: at T = 1, and each
-    at its own best temperature."""
-    return ([wins(row_of(one, PIT, 1.0), row_of(one, system, 1.0, iteration)) for one in seeds],
-            [wins(best(one, PIT), best(one, system, iteration)) for one in seeds])
+def leads(pairs: list[tuple[dict, dict]], system: str,
+          iteration: int = 1) -> tuple[list[float], list[float]]:
+    """Return by how much the first rewrite of each pair's first result wins over a system of the
+    second: at T = 1, and each at its own best temperature."""
+    return ([wins(row_of(a, PIT, 1.0), row_of(b, system, 1.0, iteration)) for a, b in pairs],
+            [wins(best(a, PIT), best(b, system, iteration)) for a, b in pairs])
 
 
 def systems(seeds: list[dict]) -> list[tuple[str, int]]:
@@ -165,10 +166,9 @@ def rewrite_table(lines: Lines) -> str:
     by question."""
     made = []
     for line, pairs in paired(lines).items():
-        points = [[wins(row_of(a, PIT, 1.0), row_of(b, PIT, 1.0)) for a, b in pairs],
-                  [wins(best(a, PIT), best(b, PIT)) for a, b in pairs]]
         made.append([label(line), cell([best(a, PIT)["gold"] for a, _ in pairs], ".3f"),
-                     cell([best(b, PIT)["gold"] for _, b in pairs], ".3f"), *map(cell, points)])
+                     cell([best(b, PIT)["gold"] for _, b in pairs], ".3f"),
+                     *map(cell, leads(pairs, PIT))])
     return markdown(["line", "gold of its PIT", "of the config's PIT", "win - lose, T = 1",
                      "own best T"], made)
 
@@ -180,11 +180,10 @@ def rival_table(lines: Lines) -> str:
     for line, pairs in paired(lines).items():
         if any(a["log"]["rlhf"] != b["log"]["rlhf"] for a, b in pairs):
             found = [best(a, RL) for a, _ in pairs]
-            points = [[wins(row_of(b, PIT, 1.0), row_of(a, RL, 1.0)) for a, b in pairs],
-                      [wins(best(b, PIT), best(a, RL)) for a, b in pairs]]
             made.append([label(line), cell([row["gold"] for row in found], ".3f"),
                          cell([row["aspects"]["total"] for row in found], ".2f"),
-                         spent([a for a, _ in pairs], "rlhf"), *map(cell, points)])
+                         spent([a for a, _ in pairs], "rlhf"),
+                         *map(cell, leads([(b, a) for a, b in pairs], RL))])
     return markdown(["line", "gold of its M_P^RL", "right totals", "TFLOP of RLHF",
                      "the config's PIT over it, T = 1", "own best T"], made)
 
@@ -243,11 +242,12 @@ def cost_table(lines: Lines) -> str:
 def headline_table(lines: Lines) -> str:
     """Return of each system its gold, and by how much PIT's first rewrite wins over it."""
     made, seeds = [], lines.get("", [])
+    each = list(zip(seeds, seeds))
     for name in systems(seeds) if seeds else []:
         golds = [[row_of(one, name[0], t, name[1])["gold"] for one in seeds] for t in (1.0, 0.5)]
         own = [best(one, *name)["gold"] for one in seeds]
         made.append([named(*name), *(cell(golds, ".3f") for golds in (*golds, own)),
-                     *("" if name == (PIT, 1) else cell(points) for points in leads(seeds, *name))])
+                     *("" if name == (PIT, 1) else cell(points) for points in leads(each, *name))])
     return markdown(["system", "gold, T = 1", "T = 0.5", "own best T", "PIT over it, T = 1",
                      "own best T"], made)
 
