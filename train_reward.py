@@ -18,7 +18,6 @@ from corpus.tokens import batches
 from data import Data, Fold, Pairs, load_data
 from evaluation.measure import as_text, gap_agreement, held_out_accuracies, pointwise_agreement
 from faster.branches import two_scores
-from faster.sampling import compile_blocks
 from model import GPT, Rows, token_logprobs
 from pretrained import llama
 from pretrained.configure import command_line
@@ -153,7 +152,7 @@ def new_gpt(run: Run, data: Data, seed: int | None = None) -> GPT:
     torch.manual_seed(run.config.run.seed if seed is None else seed)
     model = (adapted(data.trunk, run.config.lora) if data.trunk else
              GPT(run.config.model, data.vocab))
-    return operations.watch(compile_blocks(model) if run.config.run.compile else model)
+    return operations.watch(model)
 
 
 def new_reward_model(run: Run, data: Data, seed: int | None = None) -> RewardModel:

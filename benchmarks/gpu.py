@@ -1,4 +1,4 @@
-"""A training step and sampling on a GPU, with and without torch.compile, against transformers.
+"""A training step and sampling on a GPU, against transformers.
 
     python benchmarks/gpu.py                           # SmolLM2-135M's shape, bfloat16 products
     python benchmarks/gpu.py --device cpu --batch 2 --layers 1        # does it run
@@ -14,7 +14,7 @@ import torch
 from common import alternate, llama_config, random_lists, report
 from script import arguments
 
-from faster.sampling import compile_blocks, sample
+from faster.sampling import sample
 from model import GPT, pad_rows, token_logprobs
 from runtime.config import ModelSection
 
@@ -61,12 +61,11 @@ class Side:
         return (torch.cuda.max_memory_allocated() - held) / 1e9
 
 
-def our_side(shape, compiled: bool, rows, prompts, device: str) -> Side:
+def our_side(shape, rows, prompts, device: str) -> Side:
     torch.manual_seed(0)
     model = GPT(shape, VOCAB).to(device)
     uniforms = torch.rand(len(prompts), NEW, device=device)
-    return Side(compile_blocks(model) if compiled else model,
-                lambda: -token_logprobs(model, rows).mean(),
+    return Side(model, lambda: -token_logprobs(model, rows).mean(),
                 lambda: sample(model, prompts, uniforms, 1.0, -1), device, keep_casts=False)
 
 
@@ -90,8 +89,7 @@ def main() -> None:
     chance = random.Random(0)
     prompts, responses = (random_lists(chance, args.batch, n, n, VOCAB) for n in (PROMPT, NEW))
     rows = pad_rows(prompts, responses, args.device)
-    sides = {"ours": our_side(shape, False, rows, prompts, args.device),
-             "compiled": our_side(shape, True, rows, prompts, args.device),
+    sides = {"ours": our_side(shape, rows, prompts, args.device),
              "transformers": their_side(shape, rows, prompts, args.device)}
     device = torch.cuda.get_device_name() if args.device == "cuda" else args.device
     step = alternate({name: side.train for name, side in sides.items()}, 5)

@@ -31,49 +31,11 @@ try:
 except ImportError:
     matplotlib = None
 
-BLUE, ORANGE, GREEN, GREY, RED = "#8ecae6", "#ffb703", "#90be6d", "#dddddd", "#e76f51"
+BLUE, ORANGE, GREEN, GREY = "#8ecae6", "#ffb703", "#90be6d", "#dddddd"
 QUESTION = "What is the bill for tea, a coupon and a hat?"
 DRAFT = "Of course! 13 in all: tea 5, coupon 2, hat 10."
 FAILURES = {"no-kl": "no KL", "chance": "R_PIT untrained", "no-eos": "no_eos_score too high",
             "rate": "learning rate too high"}
-
-
-def arrow(axis, start, end, **more) -> None:
-    """Draw an arrow between two places."""
-    axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "shrinkA": 26, "shrinkB": 26,
-                                              "color": "grey"} | more)
-
-
-def boxes(axis, places: dict[str, tuple[float, float]], colours: dict[str, str]) -> None:
-    """Draw texts in boxes at their places."""
-    for text, place in places.items():
-        axis.text(*place, text, ha="center", va="center", fontsize=9, bbox={
-            "boxstyle": "round,pad=0.4", "facecolor": colours.get(text, GREY), "edgecolor": "grey"})
-    axis.set_axis_off()
-
-
-def pipeline_figure():
-    """Draw which model is trained from which, on what."""
-    pairs, sft, pit_sft = "preference pairs\nx, y_w, y_l", "M_P^SFT\ny_w given x", (
-        "M_PIT^SFT\ny_w given x, y_l")
-    rp, rpit, rl = "R_P(x, y)", "R_PIT(x, y, y_ref)\nEq. 2", "M_P^RL\nPPO, Eq. 3"
-    zero, one = "stage 0, Eq. 4\ndrafts y_l, y_w", "stage 1, Eq. 5\ndrafts by M_P^RL"
-    places = {pairs: (0, 1.5), sft: (1.2, 3), rp: (1.2, 2), rpit: (1.2, 1), pit_sft: (1.2, 0),
-              rl: (2.4, 2.5), zero: (2.4, 0.5), one: (3.6, 1.5)}
-    figure, axis = pyplot.subplots(figsize=(9, 4))
-    boxes(axis, places, {rp: ORANGE, rpit: ORANGE, sft: BLUE, rl: BLUE, pit_sft: GREEN,
-                         zero: GREEN, one: GREEN})
-    for start, end in ((pairs, sft), (pairs, rp), (pairs, rpit), (pairs, pit_sft), (sft, rl),
-                       (rp, rl), (pit_sft, zero), (rpit, zero), (rl, one), (zero, one),
-                       (rpit, one)):
-        arrow(axis, places[start], places[end], shrinkA=45, shrinkB=45)
-    for start, end in ((sft, rp), (pit_sft, rpit)):  # the weights that a training starts from
-        arrow(axis, places[start], places[end], shrinkA=20, shrinkB=20, linestyle="--")
-    arrow(axis, places[sft], places[pit_sft], shrinkA=42, shrinkB=42, linestyle="--",
-          connectionstyle="arc3,rad=0.75")
-    axis.set_xlim(-0.5, 4.1)
-    axis.set_ylim(-0.5, 3.5)
-    return figure
 
 
 def rows_figure(data: Data):
@@ -92,20 +54,6 @@ def rows_figure(data: Data):
     axis.set_xlim(0, rows.tokens.shape[1])
     axis.set_ylim(-3, 0)
     axis.set_axis_off()
-    return figure
-
-
-def order_figure():
-    """Draw the order that Eq. 2 asks for: an arrow is a term."""
-    places = {"r^{w,l}\nan improvement": (0, 2), "r^{w,w}\na copy": (-1, 1),
-              "r^{l,l}\na copy": (1, 1), "r^{l,w}\na worsening": (0, 0)}
-    figure, axis = pyplot.subplots(figsize=(5, 4))
-    boxes(axis, places, dict(zip(places, (GREEN, GREY, GREY, RED))))
-    best, ww, ll, worst = places.values()
-    for start, end in ((best, ww), (best, ll), (best, worst), (ww, worst), (ll, worst)):
-        arrow(axis, start, end)
-    axis.set_xlim(-1.6, 1.6)
-    axis.set_ylim(-0.4, 2.4)
     return figure
 
 
@@ -230,8 +178,7 @@ def main() -> None:
     run = Run(config, trains=False)
     data = load_data(run)
     figures = {
-        "pipeline": pipeline_figure(), "rows": rows_figure(data), "order": order_figure(),
-        "branches": branches_figure(), "ppo": ppo_figure(),
+        "rows": rows_figure(data), "branches": branches_figure(), "ppo": ppo_figure(),
         "microscope": microscope_figure(run, data), "curves": curves_figure(run),
         "failures": failures_figure(run)}
     for name, figure in figures.items():

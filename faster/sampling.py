@@ -41,15 +41,6 @@ class Cache:
         self.layers = [(k[rows], v[rows]) for k, v in self.layers]
 
 
-def compile_blocks(model: GPT) -> GPT:
-    """Compile each block, but not the cache, which would be compiled anew for each layer. (The
-    last block is compiled in two pieces: where `at` picks its states the size is not known.)"""
-    Cache.attend = torch.compiler.disable(Cache.attend)  # type: ignore[method-assign]
-    for block in model.blocks:
-        block.compile(dynamic=True)
-    return model
-
-
 @torch.no_grad()
 def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int):
     """Sample as model.sample does.

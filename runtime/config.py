@@ -30,7 +30,6 @@ class RunSection:
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: cuda where there is one, or cpu
     ranks: int = zero_or_more(0)  # processes on a CPU, one thread each; 0: one a core, at most 8
     amp: Literal["auto", "bf16", "off"] = "auto"            # autocast; auto: bf16 on a GPU
-    compile: bool = False       # torch.compile of the blocks: saves memory, samples slower
     shard: bool = False         # split weights and optimisers over the ranks (FSDP2)
     log_every: int = 20         # supervised steps between two lines of metrics.jsonl
     save_every: float = zero_or_more(60.0)  # seconds between two saves inside of a stage

@@ -95,10 +95,8 @@ def fill(settings, path: str, overrides: list[str]) -> None:
         set_field(settings, section, key, value, f"argument --{name}")
 
 
-def read_arguments(description: str, *arguments,
-                   config: str | None = None) -> tuple[argparse.Namespace, list[str]]:
+def read_arguments(description: str, *arguments) -> tuple[argparse.Namespace, list[str]]:
     """Parse --config and the script's own (name, options) arguments; the others are overrides.
-    Without a default `config`, --config must be there.
 
     Raises UserError for arguments that cannot be understood.
     """
@@ -108,8 +106,7 @@ def read_arguments(description: str, *arguments,
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
                                      epilog="any field: --section.key=value, see runtime/config.py")
     parser.error = refuse
-    parser.add_argument("--config", required=config is None, default=config,
-                        help="a TOML file, see configs/")
+    parser.add_argument("--config", required=True, help="a TOML file, see configs/")
     for name, options in arguments:
         parser.add_argument(name, **options)
     for argument in sys.argv[1:]:

@@ -42,7 +42,7 @@ def on_cpu(tmp_path_factory) -> list[dict]:
 
 
 @pytest.mark.parametrize("fields, tolerance", [
-    (["--run.amp=off"], 1e-4), ([], 0.02), (["--run.compile=true"], 0.02)])
+    (["--run.amp=off"], 1e-4), ([], 0.02)])
 def test_supervised_training_logs_what_a_cpu_does_and_ppo_runs(tmp_path, on_cpu, fields, tolerance):
     lines = run(tmp_path, "gpu", *fields)
     assert {line["stage"] for line in lines} == {

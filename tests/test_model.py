@@ -1,15 +1,13 @@
 """The GPT against plain formulas, and batched sampling with a cache against a naive loop."""
 
 import math
-import shutil
 
 import pytest
 import torch
 
 import model as plain
-from conftest import slow, tiny_gpt
+from conftest import tiny_gpt
 from faster import sampling as faster
-from faster.sampling import compile_blocks
 from model import (
     Attention,
     attend,
@@ -222,26 +220,6 @@ def test_reading_through_the_cache_of_one_piece_is_reading_at_once():
         parts.append(model(tokens[:, cache.filled:cache.filled + 1],
                            torch.full((3, 1), cache.filled), bias, cache))
     torch.testing.assert_close(torch.cat(parts, 1), model(tokens), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=slow)])
-def test_compiled_blocks_give_the_same_states_gradients_and_samples(monkeypatch, backend):
-    """Compare as torch traces them ("eager"), and as its compiler makes them (a minute)."""
-    if backend == "inductor" and shutil.which("g++") is None:
-        pytest.skip("torch.compile needs a compiler")
-    compile_block = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda block, **how: compile_block(
-        block, backend=backend, **how))
-    model, compiled, tokens = tiny_gpt(), tiny_gpt(), torch.randint(0, 11, (3, 12))
-    compile_blocks(compiled)
-    for each in (model, compiled):
-        each(tokens).square().mean().backward()
-    torch.testing.assert_close(compiled(tokens), model(tokens), atol=1e-5, rtol=1e-5)
-    for one, other in zip(model.parameters(), compiled.parameters()):
-        torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-5)
-    numbers = uniforms(4, 12)
-    assert faster.sample(compiled, PROMPTS, numbers, 1.0, -1)[0].responses() == faster.sample(
-        model, PROMPTS, numbers, 1.0, -1)[0].responses()
 
 
 def test_scalars_are_float32_where_the_trunk_is_bfloat16():
