@@ -252,6 +252,15 @@ def headline_table(lines: Lines) -> str:
                      "own best T"], made)
 
 
+def lead_table(lines: Lines) -> str:
+    """Return by how much PIT's first rewrite wins over each system, the mean and each seed."""
+    seeds = lines.get("", [])
+    each = list(zip(seeds, seeds))
+    return markdown(["PIT over", "T = 1", "own best T"], [
+        [named(*name), *(over_seeds(points, "+.1f") for points in leads(each, *name))]
+        for name in (systems(seeds) if seeds else []) if name != (PIT, 1)])
+
+
 def system_table(lines: Lines) -> str:
     """Return the shares of the judge's aspects, each system at its own best temperature."""
     seeds = lines.get("", [])
@@ -349,6 +358,7 @@ OF_FOLDERS = {  # whose files are no results of a line's whole run
     "choices": choice_table, "prices": price_table, "agreement": agreement_table}
 TABLES = {  # each with its heading
     "headline": (headline_table, "The config as it is: gold, and PIT over each system in points"),
+    "leads": (lead_table, "PIT over each system in points (each seed)"),
     "systems": (system_table, "Aspects, each system at its own best T"),
     "budget": (budget_table, "What each system took"),
     "difference": (difference_table, "Gold, less that of the config as it is"),
