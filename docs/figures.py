@@ -20,6 +20,7 @@ from data import Data, load_data  # noqa: E402
 from evaluation import microscope  # noqa: E402
 from faster.branches import make_branches  # noqa: E402
 from pretrained.configure import command_line  # noqa: E402
+from report.page import curves  # noqa: E402
 from runtime.launch import guard  # noqa: E402
 from runtime.run import LOGS, Run, iterations  # noqa: E402
 from runtime.settings import UserError  # noqa: E402
@@ -90,30 +91,6 @@ def ppo_figure():
     return figure
 
 
-def logged(run: Run) -> list[dict]:
-    """Return what the logs have of the iterations of RLHF and of PIT's stages."""
-    return [line for stage in ("rlhf", *run.config.pit.curriculum)
-            for line in iterations(run.used[stage].parent, stage)]
-
-
-def curves_figure(run: Run):
-    """Draw what to look at, stage by stage."""
-    lines, names = logged(run), ("reward", "gold", "kl", "entropy")
-    stages = list(dict.fromkeys(line["stage"] for line in lines))
-    figure, axes = pyplot.subplots(len(names), len(stages), figsize=(3 * len(stages), 7),
-                                   sharex="col", sharey="row", squeeze=False)
-    for stage, column in zip(stages, axes.T):
-        column[0].set_title(stage, fontsize=9)
-        for name, axis in zip(names, column):
-            axis.plot([line["step"] for line in lines if line["stage"] == stage],
-                      [line[name] for line in lines if line["stage"] == stage])
-    for name, axis in zip(names, axes[:, 0]):
-        axis.set_ylabel(name, fontsize=9)
-    figure.supxlabel("iteration", fontsize=9)
-    figure.tight_layout()
-    return figure
-
-
 def failures_figure(run: Run):
     """Draw stage 1 of the runs that fail on purpose, over the healthy run's in grey."""
     healthy = iterations(run.used["stage1"].parent, "stage1")
@@ -179,7 +156,8 @@ def main() -> None:
     data = load_data(run)
     figures = {
         "rows": rows_figure(data), "branches": branches_figure(), "ppo": ppo_figure(),
-        "microscope": microscope_figure(run, data), "curves": curves_figure(run),
+        "microscope": microscope_figure(run, data),
+        "curves": curves(run, {key: key for key in ("reward", "gold", "kl", "entropy")}),
         "failures": failures_figure(run)}
     for name, figure in figures.items():
         if figure:

@@ -3,7 +3,8 @@
 import json
 
 from runtime import files, ranks
-from runtime.run import Run
+from runtime.run import LOGS, Run, iterations
+from runtime.stages import rl_inputs
 
 
 def as_markdown(report: dict) -> str:
@@ -63,6 +64,27 @@ def as_markdown(report: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def curves(run: Run, names: dict[str, str]):
+    """Draw figures of metrics.jsonl, each with the text at its axis, along RLHF and PIT's stages,
+    those of run.base included; return the picture. It needs matplotlib."""
+    from matplotlib import pyplot
+    logs = {stage: run.used[stage].parent for stage in rl_inputs(run.config)}
+    stages = {stage: iterations(log, stage) for stage, log in logs.items()
+              if (log / LOGS[0]).exists()}
+    picture, axes = pyplot.subplots(len(names), max(len(stages), 1), sharex="col", sharey="row",
+                                    figsize=(3 * len(stages) + 1, 1.9 * len(names)), squeeze=False)
+    for (stage, lines), column in zip(stages.items(), axes.T):
+        column[0].set_title(stage, fontsize=9)
+        for name, axis in zip(names, column):
+            axis.plot(*zip(*((line["step"], line[name]) for line in lines if name in line)))
+    for text, axis in zip(names.values(), axes[:, 0]):
+        axis.set_ylabel(text, fontsize=9)
+    picture.supxlabel("iteration", fontsize=9)
+    picture.tight_layout()
+    pyplot.close(picture)  # from pyplot's list; it can still be saved
+    return picture
+
+
 def draw_curves(run: Run) -> None:
     """Draw reward, gold and KL along the PPO stages, where matplotlib is installed."""
     try:
@@ -70,26 +92,8 @@ def draw_curves(run: Run) -> None:
     except ImportError:
         return
     matplotlib.use("Agg")
-    from matplotlib import pyplot
-    log = run.folder / "metrics.jsonl"  # a run whose stages are all its base's has none
-    logged = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    lines = [line for line in map(json.loads, logged) if "kl" in line]
-    stages = list(dict.fromkeys(line["stage"] for line in lines))
-    if not stages:
-        return
-    figure, axes = pyplot.subplots(3, len(stages), figsize=(3 * len(stages), 6), sharex="col",
-                                   sharey="row", squeeze=False)
-    for column, stage in zip(axes.T, stages):
-        column[0].set_title(stage)
-        for axis, name in zip(column, ("reward", "gold", "kl")):
-            points = [(r["step"], r[name]) for r in lines if r["stage"] == stage and name in r]
-            axis.plot(*(zip(*points) if points else ([], [])))
-    for axis, label in zip(axes[:, 0], ("reward (std)", "gold", "KL (nats a response)")):
-        axis.set_ylabel(label)
-    figure.supxlabel("iteration")
-    figure.tight_layout()
-    figure.savefig(run.folder / "curves.png", dpi=120)
-    pyplot.close(figure)
+    curves(run, {"reward": "reward (std)", "gold": "gold", "kl": "KL (nats a response)"}).savefig(
+        run.folder / "curves.png", dpi=120)
 
 
 def write(run: Run, report: dict) -> None:

@@ -1,4 +1,4 @@
-"""What the speed benchmarks share, and how additive r_gap is."""
+"""What the speed benchmarks share, how additive r_gap is, and a linear reward model."""
 
 import sys
 from types import SimpleNamespace
@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from conftest import ROOT
+from model import GPT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import additive  # noqa: E402
 import common  # noqa: E402
 import openings  # noqa: E402
+import probe  # noqa: E402
 
 
 def test_forward_operations_are_two_for_each_weight_of_the_products():
@@ -78,3 +80,35 @@ def test_an_opening_earns_what_its_responses_score_above_their_group():
     assert openings.table(kinds, np.array([[1, 0], [0, 0], [0, 1]]), scores) == [
         "courtesy: 0.500 of the responses, 0.67 courteous, score +0.795 [-0.105, +1.694]",
         "neither: 0.500 of the responses, 0.00 courteous, score -0.795 [-0.795, -0.795]"]
+
+
+def test_the_probe_reads_the_states_of_each_response_alone(bills_run):
+    """Compare with rows of one response each, and with the mean written out."""
+    run, data = bills_run
+    fold, trunk = data.folds["valid"][range(6)], GPT(run.config.model, data.vocab)
+    fold = probe.Fold(fold.x, fold.y_w, fold.y_l)
+    found, sides = probe.differences(data, trunk, fold), []
+    for y in (fold.y_w, fold.y_l):
+        rows = data.policy_rows(fold.x, y)
+        states = trunk(rows.tokens)
+        sides.append(torch.stack([torch.cat([
+            one[end - 1], one[start:end].mean(0), torch.tensor([float(end - start)])])
+            for one, start, end in zip(states, rows.prompt, rows.length)]))
+    torch.testing.assert_close(found, sides[0] - sides[1], atol=1e-5, rtol=1e-5)
+
+
+def test_the_linear_model_is_at_the_minimum_of_its_loss():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 30, generator=generator)
+    w = probe.fitted(x, 10.0)
+    gradient = -(x * (-(x @ w)).sigmoid()[:, None]).sum(0) + 10.0 * w
+    assert gradient.abs().max() < 1e-2 * 10.0 * w.norm()
+    assert probe.right(torch.tensor([[1.0], [0.0], [-1.0]]), torch.ones(1)).tolist() == [1, .5, 0]
+
+
+def test_the_ridge_is_the_one_that_agrees_best_on_pairs_that_it_was_not_fitted_to(monkeypatch):
+    """Let a fit be what it was made of: 8 of 10 pairs, and the ridge, of which 100 is right."""
+    monkeypatch.setattr(probe, "fitted", lambda x, ridge: ({*x[:, 0].tolist()}, ridge))
+    monkeypatch.setattr(probe, "right", lambda x, w: np.array([
+        len(w[0]) == 8 and not w[0] & {*x[:, 0].tolist()} and w[1] == 100.0]))
+    assert probe.chosen_ridge(torch.arange(10.0)[:, None]) == 100.0

@@ -13,8 +13,9 @@ from conftest import ROOT, command, needs, read_lines, write_lines
 from corpus import bills
 from pretrained.configure import load_config
 from report.evaluate import stage_costs
-from report.page import draw_curves
+from report.page import curves, draw_curves
 from runtime.files import load, save
+from runtime.run import iterations
 from runtime.stages import inputs_of
 from test_docs import PAGES, commands
 
@@ -226,9 +227,20 @@ def test_the_pictures_of_the_tutorial_are_drawn_from_a_run(trained, tmp_path):
 
 
 @needs("matplotlib")
-def test_a_run_that_has_trained_nothing_has_no_curves(tmp_path):
-    draw_curves(SimpleNamespace(folder=tmp_path))
-    assert not list(tmp_path.iterdir())
+def test_the_curves_of_a_run_are_those_of_its_base_where_it_trained_nothing(trained, tmp_path):
+    """Of a stage whose log is lost there are none."""
+    folder, *_ = trained
+    config = load_config(str(ROOT / TINY), ["--pit.curriculum=[\"stage1\"]"])
+    run = SimpleNamespace(folder=tmp_path, config=config, used={
+        "rlhf": folder / "rlhf.pt", "stage1": folder / "stage1.pt",
+        "rlhf_more": tmp_path / "lost" / "rlhf_more.pt"})
+    picture = curves(run, {"kl": "KL", "nothing": "nothing"})
+    drawn = [axis.lines for axis in picture.axes]
+    logged = [len(iterations(folder, stage)) for stage in ("rlhf", "stage1")]
+    assert [len(lines[0].get_xdata()) for lines in drawn[:2]] == logged and min(logged) > 0
+    assert not drawn[2] and not drawn[3]
+    draw_curves(run)
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
 
 
 def test_another_config_is_refused_for_the_same_folder(trained):
