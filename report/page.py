@@ -66,12 +66,15 @@ def as_markdown(report: dict) -> str:
 
 def curves(run: Run, names: dict[str, str]):
     """Draw figures of metrics.jsonl, each with the text at its axis, along RLHF and PIT's stages,
-    those of run.base included; return the picture. It needs matplotlib."""
+    those of run.base included; return the picture, None where all logs are lost. It needs
+    matplotlib."""
     from matplotlib import pyplot
     logs = {stage: run.used[stage].parent for stage in rl_inputs(run.config)}
     stages = {stage: iterations(log, stage) for stage, log in logs.items()
               if (log / LOGS[0]).exists()}
-    picture, axes = pyplot.subplots(len(names), max(len(stages), 1), sharex="col", sharey="row",
+    if not stages:
+        return None
+    picture, axes = pyplot.subplots(len(names), len(stages), sharex="col", sharey="row",
                                     figsize=(3 * len(stages) + 1, 1.9 * len(names)), squeeze=False)
     for (stage, lines), column in zip(stages.items(), axes.T):
         column[0].set_title(stage, fontsize=9)
@@ -92,8 +95,9 @@ def draw_curves(run: Run) -> None:
     except ImportError:
         return
     matplotlib.use("Agg")
-    curves(run, {"reward": "reward (std)", "gold": "gold", "kl": "KL (nats a response)"}).savefig(
-        run.folder / "curves.png", dpi=120)
+    picture = curves(run, {"reward": "reward (std)", "gold": "gold", "kl": "KL (nats a response)"})
+    if picture:
+        picture.savefig(run.folder / "curves.png", dpi=120)
 
 
 def write(run: Run, report: dict) -> None:

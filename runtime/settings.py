@@ -13,6 +13,8 @@ import tomllib
 import typing
 from pathlib import Path
 
+RETIRED = (("run", "compile", False),)  # what the config.toml of older runs says and has no meaning
+
 
 class UserError(Exception):
     """Something that the user can fix. Its one line says what, where, and how."""
@@ -79,7 +81,8 @@ def fill(settings, path: str, overrides: list[str]) -> None:
         if not isinstance(keys, dict):
             raise UserError(f"{path}: {section!r} stands outside of any [section]")
         for key, value in keys.items():
-            set_field(settings, section, key, value, path)
+            if (section, key, value) not in RETIRED:
+                set_field(settings, section, key, value, path)
     for argument in overrides:
         name, equals, text = argument.removeprefix("--").partition("=")
         section, dot, key = name.partition(".")

@@ -26,19 +26,15 @@ from runtime.settings import set_field  # noqa: E402
 from scripts import command  # noqa: E402, F401
 
 needs = pytest.mark.needs  # of libraries that are extras: without one of them a test is skipped
-slow = pytest.mark.slow    # runs where PIT_SLOW is set, as .ci/run does
 MARKERS = ["<|user|>", "<|assistant|>", "<|draft|>", "<|better|>"]
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "needs(*libraries): a test of what needs these extras")
-    config.addinivalue_line("markers", "slow: takes a minute, and is run where PIT_SLOW is set")
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.get_closest_marker("slow") and not os.environ.get("PIT_SLOW"):
-            item.add_marker(pytest.mark.skip(reason="takes a minute; PIT_SLOW=1 runs it"))
         for mark in item.iter_markers("needs"):
             for name in mark.args:
                 if not is_there(name):

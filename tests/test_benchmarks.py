@@ -98,17 +98,31 @@ def test_the_probe_reads_the_states_of_each_response_alone(bills_run):
 
 
 def test_the_linear_model_is_at_the_minimum_of_its_loss():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(400, 30, generator=generator)
+    x = torch.randn(400, 30, generator=torch.Generator().manual_seed(0))
     w = probe.fitted(x, 10.0)
     gradient = -(x * (-(x @ w)).sigmoid()[:, None]).sum(0) + 10.0 * w
     assert gradient.abs().max() < 1e-2 * 10.0 * w.norm()
-    assert probe.right(torch.tensor([[1.0], [0.0], [-1.0]]), torch.ones(1)).tolist() == [1, .5, 0]
 
 
-def test_the_ridge_is_the_one_that_agrees_best_on_pairs_that_it_was_not_fitted_to(monkeypatch):
-    """Let a fit be what it was made of: 8 of 10 pairs, and the ridge, of which 100 is right."""
-    monkeypatch.setattr(probe, "fitted", lambda x, ridge: ({*x[:, 0].tolist()}, ridge))
-    monkeypatch.setattr(probe, "right", lambda x, w: np.array([
-        len(w[0]) == 8 and not w[0] & {*x[:, 0].tolist()} and w[1] == 100.0]))
-    assert probe.chosen_ridge(torch.arange(10.0)[:, None]) == 100.0
+def test_the_ridge_is_the_one_that_is_best_on_pairs_that_it_was_not_fitted_to(monkeypatch):
+    """Let a fit be the sum of its 8 pairs of 10, which are 1, 2, 4, ...: what is left out shows."""
+    seen = []
+    monkeypatch.setattr(probe, "fitted", lambda x, ridge: seen.append(int(x.sum())) or
+                        torch.tensor([1.0 if ridge == 100.0 else -1.0]))
+    assert probe.chosen_ridge(2.0 ** torch.arange(10)[:, None]) == 100.0
+    assert {1023 - total for total in seen} == {2 ** k + 2 ** (k + 5) for k in range(5)}
+
+
+def test_the_curve_finds_what_tells_and_has_no_more_than_there_is(monkeypatch):
+    """The first feature has the right sign in three pairs of four, at any scale; others are noise.
+    The longer response is right in half of the pairs."""
+    monkeypatch.setattr(probe, "SIZES", (20, 1000))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1200, 5, generator=generator)
+    x[:, 0] = 1000 * torch.where(torch.arange(1200) % 4 > 0, 1.0, -1.0)
+    longer = np.arange(200) % 2 / 1.0
+    lines = probe.curve(x[:1000], x[1000:], longer, list(range(200)), generator)
+    assert [line[0] for line in lines] == ["the longer response", "20 pairs", "1,000 pairs"]
+    assert lines[0][1].startswith("0.500 [0.4") and lines[2][1].startswith("0.750 [0.6")
+    assert lines[2][2].startswith("+0.250 [+0.1") and lines[2][3] == "0.750"
+    assert len(lines[1][3].split(", ")) == len(lines[1][4].split(", ")) == probe.DRAWS

@@ -235,12 +235,15 @@ def test_the_curves_of_a_run_are_those_of_its_base_where_it_trained_nothing(trai
         "rlhf": folder / "rlhf.pt", "stage1": folder / "stage1.pt",
         "rlhf_more": tmp_path / "lost" / "rlhf_more.pt"})
     picture = curves(run, {"kl": "KL", "nothing": "nothing"})
-    drawn = [axis.lines for axis in picture.axes]
-    logged = [len(iterations(folder, stage)) for stage in ("rlhf", "stage1")]
-    assert [len(lines[0].get_xdata()) for lines in drawn[:2]] == logged and min(logged) > 0
-    assert not drawn[2] and not drawn[3]
+    for axis, stage in zip(picture.axes, ("rlhf", "stage1")):
+        logged = iterations(folder, stage)
+        assert axis.get_title() == stage and len(logged) == 3
+        assert [*axis.lines[0].get_ydata()] == [line["kl"] for line in logged]
+    assert not any(axis.lines for axis in picture.axes[2:])
     draw_curves(run)
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+    run.folder, run.used = tmp_path / "none", dict.fromkeys(run.used, tmp_path / "lost" / "x.pt")
+    draw_curves(run)  # writes nothing: the folder is not there
 
 
 def test_another_config_is_refused_for_the_same_folder(trained):

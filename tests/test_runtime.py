@@ -268,6 +268,12 @@ def test_a_wrong_file_is_named(tmp_path, text, said):
     assert str(caught.value).startswith(f"{tmp_path / 'c.toml'}: ") and said in str(caught.value)
 
 
+def test_a_retired_field_of_an_older_run_is_passed_over_unless_it_meant_something(tmp_path):
+    assert config_of(tmp_path, "[run]\ncompile = false\nname = 'x'").run.name == "x"
+    with pytest.raises(UserError, match="unknown key 'compile' in .run."):
+        config_of(tmp_path, "[run]\ncompile = true")
+
+
 @pytest.mark.parametrize("name, content", [("missing.toml", None), ("latin.toml", b"a = '\xfc'")])
 def test_an_unreadable_config_is_named(tmp_path, name, content):
     if content:
