@@ -121,7 +121,7 @@ def main() -> None:
     with run.precision():
         valid, *known = (run.stage(f"probe_{name}", BASE, lambda: {
             "made": differences(data, trunk, data.folds[name])})["made"]
-            for name in ("valid", "reward", "sft", "rl"))
+            for name in ("valid", "reward", "rl", "sft"))
     fold = data.folds["valid"]
     longer = (1 + np.sign(measure.longer_by(fold))) / 2
     print(markdown(
