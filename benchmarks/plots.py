@@ -161,7 +161,8 @@ def main() -> None:
     arguments(__doc__)  # it takes none
     draw_optimisation(ROOT / "benchmarks" / "plots" / "optimisation.svg")
     for folder in sorted(tables.RESULTS.iterdir()):
-        if folder.is_dir() and not folder.name.endswith("-prices"):
+        # reward models alone have no systems, two seeds no interval that fits a plot
+        if folder.is_dir() and not folder.name.endswith(("-prices", "-fresh")):
             draw(folder)
             print(f"drawn: {folder}")
 
