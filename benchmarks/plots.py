@@ -88,7 +88,7 @@ def draw_differences(lines: Lines, path: Path) -> None:
 
 def draw_wins(seeds: list[dict], path: Path) -> None:
     """Draw by how much PIT's first rewrite wins over each other system, the weakest first."""
-    leads = {name: tables.leads(list(zip(seeds, seeds)), *name)
+    leads = {name: tables.own_leads(seeds, name)
              for name in tables.systems(seeds) if name != (PIT, 1)}
     shown = sorted(leads, key=lambda name: -mean(leads[name][1]))
     figure, axis = new_figure(figsize=(8, 1.4 + 0.36 * len(shown)))

@@ -20,14 +20,13 @@ from data import Data, Fold, load_data
 from evaluation import measure
 from faster.branches import make_branches
 from model import GPT, Rows
-from pretrained import llama
 from pretrained.configure import command_line
+from pretrained.lora import frozen_trunk
 from runtime.batching import micro_batches
 from runtime.launch import guard
 from runtime.run import Run
 from runtime.settings import UserError
 from runtime.stages import BASE
-from runtime.state import load_weights
 from tables import markdown
 
 SIZES, DRAWS = (250, 500, 1000, 2000), 5
@@ -115,9 +114,7 @@ def main() -> None:
     config.run.ranks = 1
     run = Run(config)
     data = load_data(run)
-    trunk = GPT(config.model, data.vocab)
-    load_weights(trunk, llama.read_weights(config.model.init_from, config.model))
-    trunk = trunk.to(run.device)
+    trunk = frozen_trunk(run, GPT(config.model, data.vocab))
     with run.precision():
         valid, *known = (run.stage(f"probe_{name}", BASE, lambda: {
             "made": differences(data, trunk, data.folds[name])})["made"]

@@ -118,9 +118,16 @@ def leads(pairs: list[tuple[dict, dict]], system: str,
             [wins(best(a, PIT), best(b, system, iteration)) for a, b in pairs])
 
 
+def own_leads(seeds: list[dict], name: tuple[str, int]) -> tuple[list[float], list[float]]:
+    """Return by how much PIT's first rewrite wins over a system of the same result, as `leads`."""
+    return leads(list(zip(seeds, seeds)), *name)
+
+
 def systems(seeds: list[dict]) -> list[tuple[str, int]]:
     """Return the systems that every seed's report has, each with its iteration, PIT's last stage as
     "PIT"; the best first."""
+    if not seeds:
+        return []
     each = [dict.fromkeys((PIT if row["system"] == one["final"] else row["system"],
                            row["iteration"]) for row in one["rows"]) for one in seeds]
     common = [name for name in each[0] if all(name in other for other in each)]
@@ -242,12 +249,12 @@ def cost_table(lines: Lines) -> str:
 def headline_table(lines: Lines) -> str:
     """Return of each system its gold, and by how much PIT's first rewrite wins over it."""
     made, seeds = [], lines.get("", [])
-    each = list(zip(seeds, seeds))
-    for name in systems(seeds) if seeds else []:
+    for name in systems(seeds):
         golds = [[row_of(one, name[0], t, name[1])["gold"] for one in seeds] for t in (1.0, 0.5)]
         own = [best(one, *name)["gold"] for one in seeds]
         made.append([named(*name), *(cell(golds, ".3f") for golds in (*golds, own)),
-                     *("" if name == (PIT, 1) else cell(points) for points in leads(each, *name))])
+                     *("" if name == (PIT, 1) else cell(points)
+                       for points in own_leads(seeds, name))])
     return markdown(["system", "gold, T = 1", "T = 0.5", "own best T", "PIT over it, T = 1",
                      "own best T"], made)
 
@@ -255,10 +262,9 @@ def headline_table(lines: Lines) -> str:
 def lead_table(lines: Lines) -> str:
     """Return by how much PIT's first rewrite wins over each system, the mean and each seed."""
     seeds = lines.get("", [])
-    each = list(zip(seeds, seeds))
     return markdown(["PIT over", "T = 1", "own best T"], [
-        [named(*name), *(over_seeds(points, "+.1f") for points in leads(each, *name))]
-        for name in (systems(seeds) if seeds else []) if name != (PIT, 1)])
+        [named(*name), *(over_seeds(points, "+.1f") for points in own_leads(seeds, name))]
+        for name in systems(seeds) if name != (PIT, 1)])
 
 
 def system_table(lines: Lines) -> str:
@@ -268,7 +274,7 @@ def system_table(lines: Lines) -> str:
     return markdown(["system", *aspects], [
         [named(*name), *(cell([best(one, *name)["aspects"][aspect] for one in seeds], ".2f")
                          for aspect in aspects)]
-        for name in (systems(seeds) if seeds else [])])
+        for name in systems(seeds)])
 
 
 def budget_table(lines: Lines) -> str:
