@@ -45,7 +45,8 @@ def other_score(data: Data, rp: RewardModel, named: str):
 
 def loaded_scores(config: Config) -> list:
     """Load the config's functions, so that a mistake is told before anything is trained."""
-    return [loaded(named) for named in (config.rlhf.score, config.pit.score) if ":" in named]
+    named = (config.rlhf.score, config.pit.score, config.eval.judge)
+    return [loaded(where) for where in named if ":" in where]
 
 
 def loaded(where: str):
@@ -72,15 +73,16 @@ def own_score(data: Data, where: str, function, prompts: Prompts, rows: Rows):
     return torch.tensor(numbers, device=rows.tokens.device)
 
 
-def asked(function, x: list[str], y_ref: list[str], y: list[str]) -> tuple[list[float], str]:
-    """Return a function's numbers, and what is wrong with them, or ""."""
+def asked(function, *texts: list[str]) -> tuple[list[float], str]:
+    """Return a function's numbers for responses, the last of its lists of texts, and what is wrong
+    with them, or ""."""
     try:
-        numbers = [float(number) for number in function(x, y_ref, y)]
+        numbers = [float(number) for number in function(*texts)]
     except Exception as error:  # whatever a user's function raises
         return [], f"failed: {type(error).__name__}: {error}"
-    if len(numbers) != len(y):
-        return [], f"returned {len(numbers)} numbers for {len(y)} responses"
-    for number, response in zip(numbers, y):
+    if len(numbers) != len(texts[-1]):
+        return [], f"returned {len(numbers)} numbers for {len(texts[-1])} responses"
+    for number, response in zip(numbers, texts[-1]):
         if not math.isfinite(number):
             return [], f"returned {number} for the response {response!r}; expected finite numbers"
     return numbers, ""

@@ -24,7 +24,7 @@ from data import Data
 from evaluation import measure
 from prices import NUMBER, tries
 from report.evaluate import held_out
-from report.judge import Judge, trained_judge
+from report.judge import Judge, judge_of
 from runtime.launch import guard
 from runtime.run import Run
 from runtime.settings import UserError
@@ -38,9 +38,10 @@ def agreements(data: Data, models: Models) -> dict[str, list[float]]:
     means with their intervals."""
     fold = data.folds["valid"]
     scores = measure.fold_scores(data, models.rp, models.rpit, fold)
-    w, l = measure.pointwise_scores(data, models.judge, fold)
+    judge = Judge(data, models, list(fold.x))
     leads = {"R_P": scores["w"] - scores["l"], "R_PIT": scores["wl"] - scores["lw"],
-             "judge": w - l, "longer": measure.longer_by(fold)}
+             "judge": judge.grades(list(fold.y_w)) - judge.grades(list(fold.y_l)),
+             "longer": measure.longer_by(fold)}
     right = {name: (1 + np.sign(lead)) / 2 for name, lead in leads.items()}
     right |= {f"{name} less longer": right[name] - right["longer"]
               for name in ("R_P", "R_PIT", "judge")}
@@ -65,7 +66,7 @@ def measured(args, line: str, seed: int) -> dict:
     trained = ablate.reward_models(args, line, seed)
     run, data, x = trained.run, trained.data, held_out(trained.run, trained.data, "valid").x
     with run.precision():
-        models = replace(trained.models, judge=trained_judge(run, data, trained.models))
+        models = replace(trained.models, judge=judge_of(run, data, trained.models))
         return {"agreements": agreements(data, models), "pairs": data.counts["valid"],
                 "wins": choices(run, data, models, x), "prompts": len(x)}
 

@@ -2,8 +2,8 @@
 
 Every system answers the same prompts at the same temperature; a response wins over the one that it
 is compared with if the judge grades it higher. On bills the judge is the hidden one. On other data
-it is a reward model held out from all training; as such models like length, win - lose is shown at
-equal length beside.
+it is a reward model held out from all training, or your own (eval.judge); as reward models like
+length, win - lose is shown at equal length beside.
 """
 
 import itertools
@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from corpus import bills
 from data import Data, Fold, Pairs
 from evaluation import measure
 from evaluation.show import prompt_text
-from report.judge import Judge, trained_judge
+from report.judge import Judge, judge_of
 from report.prices import price_list
 from report.rivals import best_of, refiner, self_refine
 from reward import score
@@ -43,11 +42,11 @@ class Table:
         """Add a row: y of `system` against y_other of `against`; y_ref is what it improved."""
         grades, others = self.judge.grades(y), self.judge.grades(y_other)
         longer = np.array([len(a) - len(b) for a, b in zip(y, y_other)])
-        aspects = self.judge.aspects(y) if self.judge.hidden else []
+        aspects = self.judge.aspects(y) if self.judge.bills else []
         self.rows.append({
             "system": system, "against": against, "iteration": iteration,
             "temperature": temperature} | measure.comparison(np.sign(grades - others), longer) | {
-            "gold": float(grades.mean()) if self.judge.hidden else None,
+            "gold": float(grades.mean()) if self.judge.knows else None,
             "grades": grades.round(4).tolist(),
             "aspects": {name: float(np.mean([a[name] for a in aspects]))
                         for name in (aspects[0] if aspects else {})},
@@ -229,7 +228,7 @@ def golds_on_validation(run: Run, data: Data, models: Models) -> dict[str, dict[
 
 def evaluate(run: Run, data: Data, models: Models) -> dict:
     """Return the content of report.json."""
-    models = replace(models, judge=trained_judge(run, data, models))
+    models = replace(models, judge=judge_of(run, data, models))
     refining = refiner(run, data, models)
     costs, setting, kept = stage_costs(run, inputs_of(run.config)), run.config.eval, Kept(run)
     fold = held_out(run, data, setting.split)
@@ -242,13 +241,13 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
     for side in ("y_l", "y_w"):
         table.add(side, getattr(fold, side), "M_P^RL", y_0, None)
     accuracies = measure.held_out_accuracies(data, models.rp, models.rpit, setting.split)
-    if models.judge:
+    if not judge.knows:
         accuracies["judge of this report"] = measure.pointwise_agreement(
             data, models.judge, data.folds[setting.split])
-    if judge.hidden:
+    if judge.knows:
         accuracies |= judge_agreements(data, models, judge, fold)
         accuracies |= sample_agreements(run, data, models, judge, x)
-    prices = price_list(data, models, x, run.config.data) if judge.hidden else {}
+    prices = price_list(data, models, x, run.config.data) if judge.bills else {}
     costs["evaluation"] = kept.spent()
     peak = ranks.all_sum(torch.tensor(operations.peak(run.device))).item()
     return {"name": run.config.run.name, "seed": run.config.run.seed,
@@ -289,7 +288,7 @@ def examples(run: Run, data: Data, models: Models, judge: Judge, responses: dict
             y_ref = chain[k - 1][i]
             gap, copy = score(models.rpit, data.pit_rows(
                 [judge.x[i]] * 2, [y_ref] * 2, [y[i], y_ref])).tolist() if k else (None, None)
-            gold = bills.grade(x, decode(y[i])) if judge.hidden else None
+            gold = float(judge.grades(y)[i]) if judge.knows else None
             steps.append({"y": decode(y[i]), "r_gap": gap, "a copy": copy, "gold": gold})
         found.append({"x": x, "temperature": temperature, "steps": steps})
     return found

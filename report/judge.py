@@ -1,22 +1,51 @@
 """The judge of a report: on bills the hidden one, on other data a reward model that no training of
-the method asks."""
+the method asks, or a function of your own (eval.judge) that grades texts:
+
+    # short.py
+    def brevity(x, y):
+        return [-len(text) for text in y]
+
+    python train_pit.py --config configs/hh.toml --eval.judge=short.py:brevity
+"""
+
+from dataclasses import dataclass
+from typing import Callable
 
 import numpy as np
 
+from ablations.scores import asked, loaded
 from corpus import bills
 from data import Data
 from evaluation.measure import pointwise_agreement, rp_scores
 from evaluation.show import prompt_text
 from reward import RewardModel
 from runtime.run import Run
+from runtime.settings import UserError
 from runtime.stages import inputs_of
 from train_reward import Models, Training, new_reward_model, rp_loss, train_reward_model
 
 
-def trained_judge(run: Run, data: Data, models: Models) -> RewardModel | None:
-    """Train or restore the judge of data that have no hidden one: as R_P, but from the pairs of the
-    RL fold, from whose labels no other model learns; its head has another seed."""
-    if not run.config.data.files:
+@dataclass
+class OwnJudge:
+    """A function of the user's, (x, y) -> numbers, lists of texts; `where` it is."""
+    where: str
+    function: Callable
+
+    def __call__(self, x: list[str], y: list[str]) -> np.ndarray:
+        """Return its numbers. Raises UserError where it fails or returns anything else."""
+        numbers, wrong = asked(self.function, x, y)
+        if wrong:
+            raise UserError(f"{self.where} {wrong}")
+        return np.array(numbers)
+
+
+def judge_of(run: Run, data: Data, models: Models) -> RewardModel | OwnJudge | None:
+    """Return the judge that eval.judge names; on bills None. Other data have no hidden judge: train
+    or restore one as R_P, but from the pairs of the RL fold, from whose labels no other model
+    learns; its head has another seed."""
+    if run.config.eval.judge:
+        return OwnJudge(run.config.eval.judge, loaded(run.config.eval.judge))
+    if not run.config.trains_judge():
         return None
     training = Training("judge", run.config.judge, data.folds["rl"], rp_loss, (1, 1, 1),
                         pointwise_agreement)
@@ -26,24 +55,32 @@ def trained_judge(run: Run, data: Data, models: Models) -> RewardModel | None:
 
 
 class Judge:
-    """Grades of responses to the prompts `x`: the hidden judge's, or a reward model's scores."""
+    """Grades of responses to the prompts `x`: the hidden judge's, those of a function of the
+    user's, or a reward model's scores. `knows` tells a judge whose grades are the truth from a
+    model."""
 
     def __init__(self, data: Data, models: Models, x: list):
-        self.data, self.model, self.x = data, models.judge, x
-        self.hidden = models.judge is None
-        self.name = "hidden judge" if self.hidden else "a reward model held out from all training"
+        self.data, self.judge, self.x = data, models.judge, x
+        self.bills, own = self.judge is None, isinstance(self.judge, OwnJudge)
+        self.knows = self.bills or own
+        self.name = ("hidden judge" if self.bills else self.judge.where if own else
+                     "a reward model held out from all training")
         self.graded = []  # (responses, their grades)
 
+    def texts(self, y: list) -> tuple[list[str], list[str]]:
+        return ([prompt_text(self.data, x) for x in self.x],
+                [self.data.tokenizer.decode(ids) for ids in y])
+
     def aspects(self, y: list) -> list[dict]:
-        return [bills.judge(prompt_text(self.data, x), self.data.tokenizer.decode(ids))
-                for x, ids in zip(self.x, y)]
+        return [bills.judge(*texts) for texts in zip(*self.texts(y))]
 
     def grades(self, y: list) -> np.ndarray:
         """Grade responses, each list of them graded once; equal grades are ties."""
         known = [grades for other, grades in self.graded if other is y]
         if not known:
             known = [np.array([sum(bills.WEIGHTS[k] * v for k, v in a.items())
-                               for a in self.aspects(y)]).round(9) if self.hidden else
-                     rp_scores(self.data, self.model, self.x, y).round(4)]
+                               for a in self.aspects(y)]).round(9) if self.bills else
+                     self.judge(*self.texts(y)) if self.knows else
+                     rp_scores(self.data, self.judge, self.x, y).round(4)]
             self.graded.append((y, known[0]))
         return known[0]

@@ -92,6 +92,8 @@ def problems(config):
          f"rlhf.score = {config.rlhf.score!r}: expected 'file.py:function'"),
         (config.pit.score not in ("gap", "difference") and ".py:" not in config.pit.score,
          f"pit.score = {config.pit.score!r}: expected 'gap', 'difference' or 'file.py:function'"),
+        (config.eval.judge and ".py:" not in config.eval.judge,
+         f"eval.judge = {config.eval.judge!r}: expected 'file.py:function'"),
         *((getattr(config, name).score, f"{name}.score: the stages of PIT share pit.score")
           for name in config.stages()),
         (config.ppo.prompts() < model_ranks,
@@ -167,7 +169,7 @@ def doubts(device: str, config, trains: bool):
     if not trains:
         return
     for name in FITS:
-        fit, idle = getattr(config, name), name == "judge" and not config.data.files
+        fit, idle = getattr(config, name), name == "judge" and not config.trains_judge()
         if fit.warmup >= fit.steps and not idle:
             yield (f"{name}.warmup = {fit.warmup} is not below {name}.steps = {fit.steps}: the "
                    "learning rate does no more than rise")
@@ -251,7 +253,7 @@ def scarce(config, counts: dict[str, int]):
     if held_out > trained:
         yield (f"held out are {held_out:,} pairs, more than the {trained:,} that are trained on: "
                "lower data.test and data.valid")
-    for name in FITS if config.data.files else FITS[:-1]:  # bills have another judge
+    for name in FITS if config.trains_judge() else FITS[:-1]:
         fit, pairs = getattr(config, name), counts[FOLD_OF[name]]
         if fit.pairs > pairs:
             yield f"{name}.pairs = {fit.pairs:,}, but its fold has {pairs:,}: it reads these"

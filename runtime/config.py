@@ -191,6 +191,8 @@ class EvalSection:
     examples: int = 8           # prompts that are shown with all their responses
     equal_budget: bool = False  # train a one-pass rival with all steps and samples of PIT
     seed: int = zero_or_more(1)  # of the evaluation's samples and of the examples that are shown
+    judge: str = ""             # a "file.py:function" of your own that grades texts (x, y); none:
+                                # on bills the hidden judge, on other data a reward model
 
 
 @dataclass
@@ -218,6 +220,10 @@ class Config:
     def stages(self) -> list[str]:
         """Return the stages that pit.curriculum may name, in the order of the reports."""
         return [f.name for f in dataclasses.fields(self) if f.name.startswith("stage")]
+
+    def trains_judge(self) -> bool:
+        """Return whether the judge of the report is a reward model that is trained for it."""
+        return bool(self.data.files and not self.eval.judge)
 
 
 ONLY_SPEED = {"model.micro_batch", "model.look_every"}  # as run.amp, they change only the rounding

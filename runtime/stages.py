@@ -15,7 +15,7 @@ def inputs_of(config) -> dict[str, tuple[str, ...]]:
         "data": ("data", "tokenizer", "template"), "sft": BASE + ("sft",),
         "pit_sft": BASE + ("sft", "pit_sft"), "rp": OF_R_P,
         "rpit": BASE + ("sft", "pit_sft", "reward", "rpit")}
-    judge = {"judge": POINTWISE + ("judge",)} if config.data.files else {}
+    judge = {"judge": POINTWISE + ("judge",)} if config.trains_judge() else {}
     refiner = {"refiner": BASE + ("sft", "pit_sft", "refine")} if config.refine.lessons else {}
     rival = {"sft_more": BASE + ("sft", "pit_sft")} if config.eval.equal_budget else {}
     return supervised | rival | rl_inputs(config) | judge | refiner

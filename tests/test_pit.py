@@ -19,7 +19,7 @@ import sample
 import train_pit
 from ablations import drafts, scores
 from ablations.scores import difference_score, other_score
-from conftest import ROOT, command, read_lines
+from conftest import ROOT, command, read_lines, tiny_run
 from corpus import bills
 from corpus.tokens import Column
 from data import Fold, Pairs
@@ -491,7 +491,7 @@ def test_new_words_are_marked_on_a_terminal(monkeypatch):
 
 class FixedJudge:
     """A judge whose grade of a response is its length."""
-    hidden = True
+    knows = bills = True
 
     def grades(self, y):
         return np.array([len(ids) for ids in y], dtype=float)
@@ -528,7 +528,7 @@ def test_the_hidden_judge_grades_the_text(bills_run, models):
     y = [fold.y_w[i] for i in range(5)]
     texts = [(data.tokenizer.decode(a), data.tokenizer.decode(b)) for a, b in zip(x, y)]
     assert judge.grades(y) == pytest.approx([bills.grade(*pair) for pair in texts])
-    assert judge.aspects(y)[0] == bills.judge(*texts[0]) and judge.hidden
+    assert judge.aspects(y)[0] == bills.judge(*texts[0]) and judge.knows
 
 
 def test_real_data_is_judged_by_a_held_out_reward_model(bills_run, models):
@@ -536,10 +536,29 @@ def test_real_data_is_judged_by_a_held_out_reward_model(bills_run, models):
     fold = data.folds["test"]
     x, y = ([part[i] for i in range(5)] for part in (fold.x, fold.y_w))
     judge = report.Judge(data, dataclasses.replace(models, rp=None, judge=models.rp), x)
-    assert not judge.hidden and "held out" in judge.name
+    assert not judge.knows and "held out" in judge.name
     expected = measure.rp_scores(data, models.rp, x, y)
     assert judge.grades(y) == pytest.approx(expected.tolist(), abs=1e-4)
     assert judge.grades(y) is judge.grades(y)  # the same list is graded once
+
+
+def test_the_users_judge_grades_the_texts(bills_run, models, tmp_path):
+    data, path = bills_run[1], tmp_path / "own.py"
+    path.write_text("def words(x, y): return [len(b.split()) - len(a.split()) "
+                    "for a, b in zip(x, y)]\ndef one(x, y): return [1]\n")
+    x, y = ([part[i] for i in range(5)] for part in (data.folds["test"].x, data.folds["test"].y_w))
+    own = tiny_run(tmp_path, data__files=["no.jsonl"], eval__judge=f"{path}:words")
+    assert "judge" not in stages.inputs_of(own.config)  # no reward model is trained
+    known = dataclasses.replace(models, judge=report.judge_of(own, data, models))
+    judge = report.Judge(data, known, x)
+    assert (judge.knows, judge.bills, judge.name) == (True, False, f"{path}:words")
+    decode = data.tokenizer.decode
+    assert judge.grades(y).tolist() == [len(decode(b).split()) - len(decode(a).split())
+                                        for a, b in zip(x, y)]
+    own.config.eval.judge = f"{path}:one"
+    known = dataclasses.replace(models, judge=report.judge_of(own, data, models))
+    with pytest.raises(UserError, match="own.py:one returned 1 numbers for 5 responses"):
+        report.Judge(data, known, x).grades(y)
 
 
 def test_the_first_pair_of_each_prompt_is_kept():
@@ -559,6 +578,7 @@ def with_test_pairs(data, chosen: list[int]):
 def evaluated(bills_run, monkeypatch):
     """Yield a run for evaluations of models that it has not trained; the file that these keep."""
     monkeypatch.setattr(report, "inputs_of", lambda config: ["data"])
+    monkeypatch.setattr(page, "rl_inputs", lambda config: [])  # nor has it logs to draw
     monkeypatch.setattr(bills_run[0].config.data, "max_response", 12)  # such models never end
     path = bills_run[0].folder / "evaluation.part.pt"
     yield bills_run[0], path

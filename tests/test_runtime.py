@@ -104,6 +104,7 @@ def test_a_written_config_reads_as_the_same(tmp_path):
     ("--pit.curriculum=['stage3']", "pit.curriculum ... 'stage3'; did you mean"),
     ("--pit.curriculum=[]", "pit.curriculum"),
     ("--pit.score=gpa", "pit.score = 'gpa': expected 'gap', 'difference' or 'file.py:function'"),
+    ("--eval.judge=vader", "eval.judge = 'vader': expected 'file.py:function'"),
     ("--reward.terms=['wl>ww', 'wl>lx']", "reward.terms ... 'wl>lx'; did you mean 'wl>l"),
     ("--reward.terms=[]", "reward.terms"),
     ("--eval.temperatures=[1.0, -1]", "eval.temperatures"),
