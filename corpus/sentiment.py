@@ -1,6 +1,6 @@
 """Pairs of real sentences with labels that can be trusted: a lexicon's verdict instead of people's.
 
-    python benchmarks/sentiment.py data/hh-rlhf/helpful-*/test.jsonl.gz --to data/sentiment.jsonl
+    python -m corpus.sentiment data/hh-rlhf/helpful-*/test.jsonl.gz --to data/sentiment.jsonl
     python train_pit.py --config configs/sentiment.toml
 
 The conversations are people's. A response is the first sentence of an assistant's reply; its grade
@@ -17,8 +17,6 @@ import re
 from collections import Counter
 from functools import cache
 from pathlib import Path
-
-import script  # noqa: F401  (the project's modules are found from here on)
 
 from corpus.bills import LABEL_SHARPNESS
 from corpus.formats import TextPair, read_pairs
