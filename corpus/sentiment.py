@@ -50,10 +50,10 @@ def relabelled(pair: TextPair, rng: random.Random) -> dict | str:
     if not all(found):
         return "no sentence"
     sides = [match.group() for match in found]
-    margin = float.__sub__(*grades([], sides))
-    if not margin:
+    first, second = grades([], sides)
+    if first == second:
         return "grades equal"
-    if rng.random() > 1 / (1 + math.exp(-LABEL_SHARPNESS * margin)):
+    if rng.random() > 1 / (1 + math.exp(-LABEL_SHARPNESS * (first - second))):
         sides.reverse()
     chosen, rejected = ([{"role": "assistant", "content": text}] for text in sides)
     return {"prompt": [{"role": role, "content": text} for role, text in pair.prompt],
