@@ -12,10 +12,7 @@ any may be empty; in RLHF all of y_ref's are. The numbers are shifted and scaled
 reward model are (train_pit.measure_scale).
 """
 
-import importlib.util
-import math
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -26,6 +23,7 @@ from model import Rows
 from ppo import Prompts
 from reward import RewardModel
 from runtime.config import Config
+from runtime.own import asked, loaded
 from runtime.ranks import gather
 from runtime.settings import UserError
 
@@ -49,18 +47,6 @@ def loaded_scores(config: Config) -> list:
     return [loaded(where) for where in named if ":" in where]
 
 
-def loaded(where: str):
-    """Return a user's function. Raises UserError where there is none."""
-    file, _, name = where.rpartition(":")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    try:
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return getattr(module, name)
-    except Exception as error:  # whatever a user's file raises
-        raise UserError(f"{where}: cannot load it: {type(error).__name__}: {error}") from None
-
-
 def own_score(data: Data, where: str, function, prompts: Prompts, rows: Rows):
     """Return a function's numbers [B] of the texts of x, y_ref and y. Raises UserError, on all
     ranks, where it fails or returns anything but finite numbers, one a response."""
@@ -71,18 +57,3 @@ def own_score(data: Data, where: str, function, prompts: Prompts, rows: Rows):
     for problem in filter(None, gather([wrong])):
         raise UserError(f"{where} {problem}")
     return torch.tensor(numbers, device=rows.tokens.device)
-
-
-def asked(function, *texts: list[str]) -> tuple[list[float], str]:
-    """Return a function's numbers for responses, the last of its lists of texts, and what is wrong
-    with them, or ""."""
-    try:
-        numbers = [float(number) for number in function(*texts)]
-    except Exception as error:  # whatever a user's function raises
-        return [], f"failed: {type(error).__name__}: {error}"
-    if len(numbers) != len(texts[-1]):
-        return [], f"returned {len(numbers)} numbers for {len(texts[-1])} responses"
-    for number, response in zip(numbers, texts[-1]):
-        if not math.isfinite(number):
-            return [], f"returned {number} for the response {response!r}; expected finite numbers"
-    return numbers, ""

@@ -13,12 +13,12 @@ from typing import Callable
 
 import numpy as np
 
-from ablations.scores import asked, loaded
 from corpus import bills
 from data import Data
 from evaluation.measure import pointwise_agreement, rp_scores
 from evaluation.show import prompt_text
 from reward import RewardModel
+from runtime.own import asked, loaded
 from runtime.run import Run
 from runtime.settings import UserError
 from runtime.stages import inputs_of
