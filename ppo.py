@@ -32,9 +32,10 @@ import torch
 import torch.nn as nn
 
 from data import Data
+from faster.branches import parts_of, token_logprobs
 from faster.sampling import sample
-from model import GPT, Rows, on_grid, scalars, token_logprobs
-from runtime.batching import by_micro_batches, micro_batches
+from model import GPT, Rows, on_grid, scalars
+from runtime.batching import by_parts
 from runtime.config import PPOSection, StageSection
 from runtime.ranks import all_sum, gather_fields, random_numbers, shard, shard_fields
 from runtime.run import Run, optimizer_step
@@ -254,12 +255,11 @@ def roll_out(learner: Learner, task: Task, prompts: Prompts, uniforms, ppo: PPOS
     mean, std = task.scale
     score = torch.where(ended, (task.score(prompts, rows) - mean) / std, ppo.no_eos_score)
     # 3. KL, values and rewards: one number a token.
-    micro_batch = task.anchor.config.micro_batch
-    logp, ref_logp = (
-        by_micro_batches(lambda part: token_logprobs(one, part, ppo.temperature), rows, micro_batch)
-        for one in (policy, task.anchor))
+    parts = parts_of(rows, task.anchor.config.micro_batch)
+    logp, ref_logp = (by_parts(lambda part: token_logprobs(one, part, ppo.temperature), rows, parts)
+                      for one in (policy, task.anchor))
     kl = kl_penalty(logp, ref_logp, rows.mask)
-    values = by_micro_batches(learner.values, rows, micro_batch)
+    values = by_parts(learner.values, rows, parts)
     rewards = token_rewards(score, kl, rows.mask, learner.beta)
     return Rollout(rows, logp, drawn, kl, values, rewards, score, ended)
 
@@ -281,7 +281,7 @@ def critic_objective(critic: Critic, experience: Experience, ppo: PPOSection):
 def add_gradients(one: Network, experience: Experience, ppo: PPOSection) -> Counter:
     """Add the gradients of a summed loss, in micro-batches; return sums of tokens and figures."""
     sums = Counter(tokens=0)
-    for chosen in micro_batches(experience.rows.length, one.model.config.micro_batch):
+    for chosen in parts_of(experience.rows, one.model.config.micro_batch):
         part = experience[chosen]
         loss, figures = one.loss(one.model, part, ppo)
         loss.backward()

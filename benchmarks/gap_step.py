@@ -1,11 +1,13 @@
-"""A step of R_PIT, Eq. 2 on 32 triples, against four forward passes of [x, y_ref, y] in one batch.
+"""A step of R_PIT, Eq. 2 on 32 triples, against four forward passes of [x, y_ref, y] in one batch;
+and log-probabilities of rows in groups, joined against a row each.
 
     python benchmarks/gap_step.py
 
 Workload W, x of 16 to 32 tokens, responses of 24 to 40. Our side computes each prompt [x, y_ref]
 once for both of its responses and takes micro-batches of similar length; the peer is transformers'
 Llama with a scalar head on the last token, 128 padded rows. Both: forward, backward, AdamW; no
-language-model loss.
+language-model loss. The groups are four responses to each of 16 prompts [x, y_ref], of a length as
+in R_PIT; of them a forward and a backward pass.
 """
 
 import random
@@ -17,6 +19,7 @@ from common import (WORKLOADS, alternate, forward_flops, gemm_peak, hf_scorer, o
 
 import reward
 from faster import branches
+from model import pad_rows, token_logprobs
 from reward import RewardModel, gap_loss
 from runtime.batching import micro_batches
 from runtime.config import RewardSection
@@ -63,6 +66,21 @@ def main() -> None:
     report_peer("gap reward step, Eq. 2 on 32 triples", "HF Llama, four rows a triple",
                 seconds["ours"], seconds["HF"], least)
     print(f"one row a response (reward.two_scores): {seconds['plain']:.3f} s")
+    prompts = [a + ref for a, ref in zip(x, y_l)][:TRIPLES // 2]
+    rows, policy = pad_rows([p for p in prompts for _ in "abcd"], 2 * y_w), ours("W")
+
+    def passes(logprobs, parts):
+        for part in parts(rows, policy.config.micro_batch):
+            logprobs(policy, rows[part]).sum().backward()
+
+    def alone(rows, size: int):
+        return micro_batches(rows.length, size)
+
+    seconds = alternate({
+        "a row each": partial(passes, token_logprobs, alone),
+        "joined": partial(passes, branches.token_logprobs, branches.parts_of)}, 9)
+    print("log-probabilities of 16 groups of four: " + ", ".join(
+        f"{name} {spent:.3f} s" for name, spent in seconds.items()))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from script import arguments
 
 import ppo
 import reward
+from faster import branches
 from runtime.config import PPOSection, RewardSection, StageSection
 
 ROWS, NEW, EPOCHS, MINIBATCHES = 64, 32, 4, 4
@@ -33,8 +34,10 @@ ITERATIONS, ROUNDS = 4, 3  # of a process, the first one to warm up; processes o
 VOCAB = WORKLOADS["W"][1]
 
 
-def make_prompts() -> list[list[int]]:
-    return random_lists(random.Random(0), ROWS, 16, 32, VOCAB)
+def make_prompts(groups: int = 1) -> list[list[int]]:
+    """Make as many prompts as there are rows, each `groups` times."""
+    prompts = random_lists(random.Random(0), ROWS // groups, 16, 32, VOCAB)
+    return [prompt for prompt in prompts for _ in range(groups)]
 
 
 def run_ours(groups: bool = False) -> list[float]:
@@ -45,10 +48,10 @@ def run_ours(groups: bool = False) -> list[float]:
                ppo.critic_learner(policy, ppo.Critic(copy.deepcopy(policy)), PPOSection(),
                                   StageSection()))
     section = PPOSection(batch=ROWS, epochs=EPOCHS, minibatches=MINIBATCHES, no_eos_score=0.0)
-    ids = make_prompts()
+    ids = make_prompts(learner.group)
     prompts = ppo.Prompts(ids, ids, [[]] * ROWS, [""] * ROWS)
     task = ppo.Task("W", StageSection(), copy.deepcopy(policy), None,
-                    lambda _, rows: reward.score(model, rows), None)
+                    lambda _, rows: branches.score(model, rows), None)
     generator, seconds = torch.Generator().manual_seed(0), []
     for _ in range(ITERATIONS):
         start = time.perf_counter()

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from data import Data, Fold, load_data
 from evaluation import measure
-from faster.branches import make_branches
-from model import GPT, Rows
+from faster.branches import joined
+from model import GPT, Rows, pad_rows
 from pretrained.configure import command_line
 from pretrained.lora import frozen_trunk
 from runtime.batching import micro_batches
@@ -48,10 +48,12 @@ def differences(data: Data, trunk: GPT, fold: Fold) -> torch.Tensor:
     lengths = torch.tensor([sum(map(len, row)) + 2 for row in zip(prompts, fold.y_w, fold.y_l)])
     found = torch.zeros(len(fold), 2 * trunk.config.width + 1)
     for part in tqdm(list(micro_batches(lengths, trunk.config.micro_batch))):
-        both = make_branches([prompts[i] for i in part], *(
-            [data.add_eos(y[i]) for i in part] for y in (fold.y_w, fold.y_l)), data.device)
-        states = trunk(both.rows.tokens, both.positions, both.bias)            # [B, T, D]
-        found[part] = (features(states, both.a) - features(states, both.b)).cpu()
+        responses = [data.add_eos(y[i]) for y in (fold.y_w, fold.y_l) for i in part]
+        rows = pad_rows([prompts[i] for i in part] * 2, responses, data.device)
+        both = joined(rows)
+        states = trunk(both.rows.tokens, both.positions, both.bias)            # [n, L, D]
+        y_w, y_l = features(states.flatten(0, 1)[both.places], rows).chunk(2)
+        found[part] = (y_w - y_l).cpu()
     return found
 
 

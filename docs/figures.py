@@ -18,7 +18,8 @@ sys.path.insert(0, str(ROOT))
 import ppo  # noqa: E402
 from data import Data, load_data  # noqa: E402
 from evaluation import microscope  # noqa: E402
-from faster.branches import make_branches  # noqa: E402
+from faster.branches import joined  # noqa: E402
+from model import pad_rows  # noqa: E402
 from pretrained.configure import command_line  # noqa: E402
 from report.page import curves  # noqa: E402
 from runtime.launch import guard  # noqa: E402
@@ -62,7 +63,7 @@ def branches_figure():
     """Draw which token sees which where two responses share a prompt."""
     names = [*(f"p{i}" for i in range(4)), *(f"a{i}" for i in range(3)),
              *(f"b{i}" for i in range(3))]
-    bias = make_branches([[1] * 4], [[1] * 3], [[1] * 3], "cpu").bias[0, 0]
+    bias = joined(pad_rows([[1] * 4] * 2, [[1] * 3] * 2)).bias[0, 0]
     figure, axis = pyplot.subplots(figsize=(4, 4))
     axis.imshow(bias == 0, cmap="Blues", vmax=1.6)
     axis.set_xticks(range(len(names)), names)

@@ -1,49 +1,112 @@
-"""reward.two_scores in less time: two responses in one row share the states of their prompt.
+"""Rows that begin with the same prompt, in less time: one row reads it once, then each response.
 
-In Eq. 2 each prompt of R_PIT, (x, y_l) and (x, y_w), has both responses. They continue the prompt,
-their positions go on from its end, and neither sees the other, so that the scores are those of
-rows of their own. A training step is 1.45 x as fast (benchmarks/gap_step.py).
+In Eq. 2 each prompt of R_PIT, (x, y_l) and (x, y_w), has both responses; in PPO with groups each
+prompt has several. In the joined row they all continue the prompt: their positions go on from its
+end, and none sees another. So the results are those of rows of their own. What it brings:
+benchmarks/README.md.
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
+import torch.nn.functional as F
 
-from model import Rows, pad_rows
+import model as plain
+from model import GPT, Rows, on_grid, pad_rows
 from reward import POOLS, RewardModel
+from runtime.batching import by_parts, micro_batches
 
 
 @dataclass
 class Branches:
-    """Prompts with two responses each, in one row."""
-    rows: Rows               # prompt, response a, response b
-    a: Rows                  # the extent of a
-    b: Rows                  # the extent of b
-    previous: torch.Tensor   # [B, T] where the token before this one stands
-    positions: torch.Tensor  # [B, T]
-    bias: torch.Tensor       # [B, 1, T, T] 0 where one may look at the other, else -inf
+    """P rows, each a prompt and the responses of several rows, and how GPT.forward reads them."""
+    rows: Rows               # [P, L] prompt, then one response after the other
+    positions: torch.Tensor  # [P, L]
+    previous: torch.Tensor   # [P, L] where the token before this one stands
+    bias: torch.Tensor       # [P, 1, L, L] 0 where one may look at the other, else -inf
+    places: torch.Tensor     # [B, T] where tokens of the B responses stand, counted through P and L
 
 
-def make_branches(prompts: list, a: list, b: list, device) -> Branches:
-    """Lay out lists of token ids as branches."""
-    both = pad_rows(prompts, [x + y for x, y in zip(a, b)], device)
-    start, end = both.prompt, both.length                               # [B]
-    middle = start + torch.tensor([len(x) for x in a], device=device)   # [B] where b begins
-    at = torch.arange(both.tokens.shape[1], device=device)              # [T]
-    in_b = at >= middle[:, None]                                        # [B, T]
-    positions = at.minimum(end[:, None] - 1) - in_b * (middle - start)[:, None]
-    previous = torch.where(at == middle[:, None], start[:, None] - 1, (at - 1).clamp(min=0))
-    sees = (at <= at[:, None]) & ~(in_b[:, :, None] & ~in_b[:, None] & (at >= start[:, None, None]))
+def by_prompt(rows: Rows) -> list[list[int]]:
+    """Return the indices of the rows of each prompt, in the order of their first ones."""
+    found: dict[tuple, list[int]] = {}
+    for i, (row, end) in enumerate(zip(rows.tokens.tolist(), rows.prompt.tolist())):
+        found.setdefault(tuple(row[:end]), []).append(i)
+    return list(found.values())
+
+
+def joined(rows: Rows) -> Branches:
+    """Join the rows that begin with the same prompt."""
+    # 1. The tokens: a prompt, then its responses.
+    groups, responses = by_prompt(rows), rows.responses()
+    starts, device = rows.prompt.tolist(), rows.tokens.device
+    prompts = [rows.tokens[group[0], :starts[group[0]]].tolist() for group in groups]
+    both = pad_rows(prompts, [list(chain(*(responses[i] for i in group))) for group in groups],
+                    device)
+    # 2. Where each response begins in its new row, and where its tokens stand.
+    width = both.tokens.shape[1]
+    begin, places = torch.zeros(both.tokens.shape).long(), torch.zeros(rows.tokens.shape).long()
+    for row, (prompt, group) in enumerate(zip(prompts, groups)):
+        at = len(prompt)
+        for i in group:
+            end = at + len(responses[i])
+            begin[row, at:end] = at
+            places[i, starts[i]:starts[i] + end - at] = torch.arange(at, end) + row * width
+            at = end
+    begin, places = begin.to(device), places.to(device)
+    # 3. All responses go on from the prompt's end, and see it and themselves.
+    at, end = torch.arange(width, device=device), both.prompt[:, None]           # [L], [P, 1]
+    positions = torch.where(begin > 0, at - begin + end, at.minimum(end - 1))
+    previous = torch.where((at == begin) & (begin > 0), end - 1, (at - 1).clamp(min=0))
+    sees = (at <= at[:, None]) & ((at < end)[:, None] | (begin[:, :, None] == begin[:, None]))
     # as numbers: torch would turn a mask of booleans into one again in each layer
     bias = torch.zeros(sees.shape, device=device).masked_fill(~sees, -torch.inf)
-    return Branches(both, Rows(both.tokens, start, middle), Rows(both.tokens, middle, end),
-                    previous, positions, bias[:, None])
+    return Branches(both, positions, previous, bias[:, None], places)
+
+
+def token_logprobs(model: GPT, rows: Rows, temperature: float = 1.0):
+    """Return log pi(token | what stands before it) [B, T], as model.token_logprobs does."""
+    if len(by_prompt(rows)) == len(rows.length):  # nothing to share
+        return plain.token_logprobs(model, rows, temperature)
+    b = joined(rows)
+    response, width = b.rows.mask, b.rows.tokens.shape[1]
+    hidden = model(b.rows.tokens, b.positions, b.bias).flatten(0, 1)             # [PL, D]
+    before = b.previous + width * torch.arange(len(b.previous), device=response.device)[:, None]
+    logits = model.logits(hidden[before[response]]) / temperature                # [N, V]
+    logp = -F.cross_entropy(logits, b.rows.tokens[response], reduction="none")
+    return on_grid(response, logp).flatten()[b.places] * rows.mask
+
+
+def token_scores(model: RewardModel, rows: Rows):
+    """Return the scores and log pi [B, T] of the responses' tokens, as the model itself does."""
+    b = joined(rows)
+    return [grid.flatten()[b.places] * rows.mask
+            for grid in model(b.rows, b.previous, b.positions, b.bias)]
 
 
 def two_scores(model: RewardModel, prompts: list, a: list, b: list):
     """Score two responses to each prompt, as reward.two_scores does."""
-    branches = make_branches(prompts, a, b, model.head.weight.device)
-    scores, logp = model(branches.rows, branches.previous, branches.positions, branches.bias)
-    pool, of_a = POOLS[model.config.pool], branches.a
-    return (pool(scores, of_a), pool(scores, branches.b),
-            -(logp * of_a.mask).sum(1) / of_a.mask.sum(1))
+    rows = pad_rows(prompts + prompts, a + b, model.head.weight.device)
+    scores, logp = token_scores(model, rows)                                     # [2B, T]
+    of_a, of_b = POOLS[model.config.pool](scores, rows).chunk(2)
+    return of_a, of_b, (-logp.sum(1) / rows.mask.sum(1))[:len(prompts)]
+
+
+def parts_of(rows: Rows, size: int) -> list:
+    """Return indices of rows, as runtime.batching.micro_batches does; those of one prompt stay
+    together, and it takes positions once."""
+    groups = by_prompt(rows)
+    new = (rows.length - rows.prompt).tolist()
+    length = torch.tensor([int(rows.prompt[group[0]]) + sum(new[i] for i in group)
+                           for group in groups])
+    return [torch.tensor([i for k in part.tolist() for i in groups[k]])
+            for part in micro_batches(length, size)]
+
+
+@torch.no_grad()
+def score(model: RewardModel, rows: Rows):
+    """Return the scores [B] of prompts with their responses, as reward.score does."""
+    scores = by_parts(lambda part: token_scores(model, part)[0], rows,
+                      parts_of(rows, model.trunk.config.micro_batch))
+    return POOLS[model.config.pool](scores, rows)

@@ -22,8 +22,13 @@ def micro_batches(length, size: int):
 
 def by_micro_batches(function, rows, size: int):
     """Return function(rows) [B, T] of model.Rows, for micro-batches of at most `size` positions."""
+    return by_parts(function, rows, micro_batches(rows.length, size))
+
+
+def by_parts(function, rows, parts: list):
+    """Return function(rows) [B, T] of model.Rows, for parts of them, lists of indices."""
     result = torch.zeros(rows.tokens.shape, device=rows.tokens.device)
-    for chosen in micro_batches(rows.length, size):
+    for chosen in parts:
         part = function(rows[chosen])
         result[chosen, :part.shape[1]] = part
     return result

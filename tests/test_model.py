@@ -250,7 +250,8 @@ def test_greedy_samples_stay_so_when_rows_leave_the_batch():
     model.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
     rows = faster.sample(model, prompts, uniforms(40, 16), 0, eos)[0]
     assert rows.responses() == [naive(model, prompt, 16, eos) for prompt in prompts]
-    assert len(set(sizes[:16])) > 1  # they did leave
+    assert sizes[0] == len({tuple(prompt) for prompt in prompts})  # each is read once
+    assert sizes[1] == 40 and len(set(sizes[1:17])) > 1  # they did leave
 
 
 @both

@@ -6,8 +6,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import tiny_gpt
-from faster.branches import make_branches
+from faster.branches import joined
 from faster.sampling import sample
+from model import pad_rows
 from runtime import operations
 
 
@@ -41,7 +42,7 @@ def test_a_frozen_trunk_has_no_gradients_of_weights():
 
 def test_branches_look_at_whole_rows():
     model = operations.watch(tiny_gpt())
-    b = make_branches([[1, 2], [3]], [[4, 5, 6], [7]], [[8], [9, 10]], "cpu")
+    b = joined(pad_rows([[1, 2], [3]] * 2, [[4, 5, 6], [7], [8], [9, 10]]))
     theirs, ours = counted(lambda: model(b.rows.tokens, b.positions, b.bias), True)
     assert theirs == ours
 

@@ -113,7 +113,8 @@ def test_gap_loss_is_equation_2_with_each_term_left_out(left_out):
 
 
 def test_branches_of_one_row_by_hand():
-    b = faster.make_branches([[1, 2], [3]], [[4, 5, 6], [7]], [[8], [9, 10]], "cpu")
+    rows = pad_rows([[1, 2], [3], [1, 2], [3]], [[4, 5, 6], [7], [8], [9, 10]])
+    b = faster.joined(rows)
     assert b.rows.tokens.tolist() == [[1, 2, 4, 5, 6, 8], [3, 7, 9, 10, 0, 0]]
     assert b.positions[0].tolist() == [0, 1, 2, 3, 4, 2]  # 8 goes on from 2, as 4 does
     assert b.positions[1, :4].tolist() == [0, 1, 1, 2]
@@ -121,8 +122,9 @@ def test_branches_of_one_row_by_hand():
     assert b.bias[0, 0].isfinite().int().tolist() == [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0],
                                            [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0],
                                            [1, 1, 1, 1, 1, 0], [1, 1, 0, 0, 0, 1]]
-    assert [part.responses() for part in (b.a, b.b, b.rows)] == [
-        [[4, 5, 6], [7]], [[8], [9, 10]], [[4, 5, 6, 8], [7, 9, 10]]]
+    assert b.rows.responses() == [[4, 5, 6, 8], [7, 9, 10]]
+    found = b.rows.tokens.flatten()[b.places]
+    assert (found[rows.mask] == rows.tokens[rows.mask]).all()
 
 
 @pytest.mark.parametrize("way", [reward, faster], ids=["plain", "branches"])
@@ -148,6 +150,43 @@ def test_branches_have_the_gradients_of_separate_rows():
         gradients.append([p.grad for p in model.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+def groups_of_rows():
+    """Return rows of three prompts, one of them alone, in no order."""
+    prompts = [[1, 2], [3], [1, 2], [4, 5, 6], [1, 2], [3]]
+    return pad_rows(prompts, random_lists(6, 7))
+
+
+def test_logprobs_of_joined_rows_are_those_of_separate_rows():
+    gradients, rows = [], groups_of_rows()
+    for way in (token_logprobs, faster.token_logprobs):
+        model = tiny_gpt()
+        sizes = []
+        model.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
+        logp = way(model, rows, 0.7)
+        (logp * torch.arange(logp.numel()).view_as(logp)).sum().backward()
+        gradients.append([logp.detach(), *(p.grad for p in model.parameters())])
+    assert sizes == [3]  # rows, of 6
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+    alone = rows[[0, 1, 3]]
+    assert torch.equal(token_logprobs(model, alone), faster.token_logprobs(model, alone))
+
+
+@pytest.mark.parametrize("pool", ["sum", "last"])
+def test_scores_of_joined_rows_are_those_of_separate_rows(pool):
+    model, rows = reward_model(pool), groups_of_rows()
+    model.trunk.config.micro_batch = 12
+    torch.testing.assert_close(faster.score(model, rows), score(model, rows), atol=1e-4, rtol=1e-5)
+
+
+def test_parts_keep_the_rows_of_a_prompt_together():
+    rows = pad_rows([[1], [2, 2], [1], [3], [2, 2]], [[5] * 3, [6] * 4, [7], [8] * 2, [9] * 5])
+    # positions: 1 + 3 + 1, 2 + 4 + 5 and 1 + 2
+    parts = [part.tolist() for part in faster.parts_of(rows, 10)]
+    assert parts == [[1, 4], [0, 2, 3]]
+    assert [part.tolist() for part in faster.parts_of(rows, 1)] == [[1, 4], [0, 2], [3]]
 
 
 def test_rp_loss_is_bradley_terry_and_lm_coef_zero_leaves_it_pure():
