@@ -434,8 +434,8 @@ def three_pairs(monkeypatch, x: list) -> SimpleNamespace:
     scores = {"w": [2, 2, 1], "l": [1, 1, 1], "wl": [1, 0, 0], "lw": [0, 1, 1]}
     monkeypatch.setattr(agreement.measure, "fold_scores", lambda *_: {
         name: np.array(column) for name, column in scores.items()})
-    monkeypatch.setattr(agreement.measure, "pointwise_scores", lambda *_: np.array(
-        [[0, 3, 0], [1, 1, 1]]))
+    monkeypatch.setattr(agreement, "Judge", lambda *_: SimpleNamespace(
+        grades=lambda y: np.array([0, 3, 0] if y == rows.y_w else [1, 1, 1])))
     return SimpleNamespace(folds={"valid": rows})
 
 
