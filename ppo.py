@@ -310,12 +310,13 @@ def train(run: Run, data: Data, task: Task, learner: Learner) -> None:
     for iteration in (bar := run.steps(task.name, stage.iterations, learner)):
         # 1. Prompts: x (Eq. 3), or x with a draft y_ref (Eqs. 4 and 5); one for each group.
         count = ppo.batch // learner.group
-        prompts = task.draw(learner.policy.model, iteration, count).repeated(learner.group)
-        # 2. Sample y ~ pi(. | prompt), score it: each rank its share. Look at it.
-        uniforms = random_numbers(len(prompts.ids), run.config.data.max_response,
-                                  run.generator(f"{task.name} {iteration}"))
-        rollout = gather_fields(roll_out(learner, task, shard_fields(prompts), uniforms, ppo, eos))
-        figures = task.observe(iteration, prompts, rollout) | {"beta": learner.beta}
+        prompts = task.draw(learner.policy.model, iteration, count)
+        # 2. Sample y ~ pi(. | prompt), score it: each rank its share of the groups. Look at it.
+        group, longest = learner.group, run.config.data.max_response
+        uniforms = random_numbers(count, group * longest, run.generator(f"{task.name} {iteration}"))
+        own, uniforms = shard_fields(prompts).repeated(group), uniforms.view(-1, longest)
+        rollout = gather_fields(roll_out(learner, task, own, uniforms, ppo, eos), group)
+        figures = task.observe(iteration, prompts.repeated(group), rollout) | {"beta": learner.beta}
         # 3. Advantages, of all ranks' rows, whitened together.
         advantages, returns = learner.advantages(rollout, ppo)
         experience = Experience(rollout.rows, rollout.logp, whiten(advantages, rollout.rows.mask),

@@ -16,7 +16,7 @@ from functools import partial
 
 import ppo
 from ablations import drafts
-from ablations.scores import loaded_scores, other_score
+from ablations.scores import load_functions, other_score
 from corpus.tokens import turn_by_turn
 from data import Data, Pairs, load_data
 from evaluation.watch import observe, observe_scale, raw_scores
@@ -185,7 +185,7 @@ def train_all(run: Run, data: Data) -> Models:
 def main() -> None:
     """Train what is missing, evaluate, and write the report."""
     _, config = command_line(__doc__.splitlines()[0])
-    loaded_scores(config)
+    load_functions(config)
     run = Run(config)
     data = load_data(run)
     refiner_data(run, data)

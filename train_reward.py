@@ -9,7 +9,7 @@ y_l; from M_P^SFT), R_P (Bradley-Terry; from M_P^SFT), R_PIT (Eq. 2; from M_PIT^
 import math
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class Models:
     rp: RewardModel
     rpit: RewardModel
     policies: dict[str, GPT]
-    judge: RewardModel | None = None  # of real data, held out from all training
+    judge: Any = None  # of the report, see report/judge.py: None on bills
 
 
 # ------------------------------------------------------------------------------------ the losses

@@ -24,8 +24,6 @@ from ppo import Prompts
 from reward import RewardModel
 from runtime.config import Config
 from runtime.own import asked, loaded
-from runtime.ranks import gather
-from runtime.settings import UserError
 
 
 def difference_score(data: Data, rp: RewardModel, prompts: Prompts, rows: Rows):
@@ -38,22 +36,18 @@ def difference_score(data: Data, rp: RewardModel, prompts: Prompts, rows: Rows):
 def other_score(data: Data, rp: RewardModel, named: str):
     """Return the score of a Task by its name in the config: "difference", or "file.py:function"."""
     return partial(difference_score, data, rp) if named == "difference" else partial(
-        own_score, data, named, loaded(named))
+        own_score, data, named)
 
 
-def loaded_scores(config: Config) -> list:
+def load_functions(config: Config) -> list:
     """Load the config's functions, so that a mistake is told before anything is trained."""
     named = (config.rlhf.score, config.pit.score, config.eval.judge)
     return [loaded(where) for where in named if ":" in where]
 
 
-def own_score(data: Data, where: str, function, prompts: Prompts, rows: Rows):
-    """Return a function's numbers [B] of the texts of x, y_ref and y. Raises UserError, on all
-    ranks, where it fails or returns anything but finite numbers, one a response."""
+def own_score(data: Data, where: str, prompts: Prompts, rows: Rows):
+    """Return a function's numbers [B] of the texts of x, y_ref and y."""
     decode = data.tokenizer.decode
     y = [decode(data.strip_eos(ids)) for ids in rows.responses()]
     x, y_ref = [prompt_text(data, ids) for ids in prompts.x], list(map(decode, prompts.y_ref))
-    numbers, wrong = asked(function, x, y_ref, y)
-    for problem in filter(None, gather([wrong])):
-        raise UserError(f"{where} {problem}")
-    return torch.tensor(numbers, device=rows.tokens.device)
+    return torch.tensor(asked(where, x, y_ref, y), device=rows.tokens.device)

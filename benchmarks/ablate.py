@@ -38,7 +38,7 @@ from runtime.run import NotFinite, Run, inputs_among, iterations, values_of
 from runtime.settings import UserError, read_arguments
 from runtime.stages import inputs_of, rl_inputs, title
 from sample import Sampler, answer, improve
-from ablations.scores import loaded_scores
+from ablations.scores import load_functions
 from train_pit import train_all, train_to_rlhf
 from train_reward import Models, train_start
 
@@ -89,7 +89,9 @@ def refuse_unfit(args, line: str) -> None:
     config = config_of(args, line, {})
     if config.data.files and args.bills:
         raise UserError("lines are compared by the hidden judge of bills: leave data.files out")
-    loaded_scores(config)
+    if config.eval.judge and args.bills:
+        raise UserError("lines are compared by the hidden judge of bills: leave eval.judge out")
+    load_functions(config)
     chosen = [f"{stage}.{key}" for stage in ("rlhf", *config.pit.curriculum) for key in CHOSEN]
     for name in [one.partition("=")[0] for one in fields_in(line)]:
         if name == "eval.temperatures" or name.startswith("run."):

@@ -7,8 +7,8 @@ For each line and seed we train R_P and R_PIT alone, on top of the config's own 
 validation pairs we measure how often they agree with people, how often the longer response does,
 and the difference, pair by pair. Then, before any RL, we compare what they choose with one answer
 of M_P^SFT: the best of four answers by R_P, a rewrite by M_PIT^SFT, and the best of four rewrites
-by r_gap. The judge is the report's, which learns from the RL fold's pairs. Intervals are 95 %;
-pairs of one prompt count as one.
+by r_gap. The judge is the report's, which learns from the RL fold's pairs, if eval.judge names no
+other. Intervals are 95 %; pairs of one prompt count as one.
 
 What is finished is a file in --results; two calls at once, with --run.ranks=1 each, share the work.
 """

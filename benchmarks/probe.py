@@ -50,7 +50,7 @@ def differences(data: Data, trunk: GPT, fold: Fold) -> torch.Tensor:
     for part in tqdm(list(micro_batches(lengths, trunk.config.micro_batch))):
         responses = [data.add_eos(y[i]) for y in (fold.y_w, fold.y_l) for i in part]
         rows = pad_rows([prompts[i] for i in part] * 2, responses, data.device)
-        both = joined(rows)
+        both = joined(rows, [[i, len(part) + i] for i in range(len(part))])
         states = trunk(both.rows.tokens, both.positions, both.bias)            # [n, L, D]
         y_w, y_l = features(states.flatten(0, 1)[both.places], rows).chunk(2)
         found[part] = (y_w - y_l).cpu()

@@ -75,8 +75,8 @@ def main() -> None:
         else:
             lines.append(json.dumps(made) + "\n")
     write_whole(args.to, lambda file: file.write("".join(lines).encode()))
-    print(f"{args.to}: {len(lines):,} pairs; left out: "
-          + ", ".join(f"{reason} {number:,}" for reason, number in counts.items()))
+    left = ", ".join(f"{reason} {number:,}" for reason, number in counts.items())
+    print(f"{args.to}: {len(lines):,} pairs; left out: {left or 'none'}")
 
 
 if __name__ == "__main__":

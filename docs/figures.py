@@ -63,7 +63,7 @@ def branches_figure():
     """Draw which token sees which where two responses share a prompt."""
     names = [*(f"p{i}" for i in range(4)), *(f"a{i}" for i in range(3)),
              *(f"b{i}" for i in range(3))]
-    bias = joined(pad_rows([[1] * 4] * 2, [[1] * 3] * 2)).bias[0, 0]
+    bias = joined(pad_rows([[1] * 4] * 2, [[1] * 3] * 2), [[0, 1]]).bias[0, 0]
     figure, axis = pyplot.subplots(figsize=(4, 4))
     axis.imshow(bias == 0, cmap="Blues", vmax=1.6)
     axis.set_xticks(range(len(names)), names)

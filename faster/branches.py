@@ -17,6 +17,8 @@ from model import GPT, Rows, on_grid, pad_rows
 from reward import POOLS, RewardModel
 from runtime.batching import by_parts, micro_batches
 
+MOST = 4  # responses in one row: attention costs the square of their number
+
 
 @dataclass
 class Branches:
@@ -25,35 +27,36 @@ class Branches:
     positions: torch.Tensor  # [P, L]
     previous: torch.Tensor   # [P, L] where the token before this one stands
     bias: torch.Tensor       # [P, 1, L, L] 0 where one may look at the other, else -inf
-    places: torch.Tensor     # [B, T] where tokens of the B responses stand, counted through P and L
+    places: torch.Tensor     # [B, T] where the responses' tokens stand in the flat [P L]; else 0
 
 
 def by_prompt(rows: Rows) -> list[list[int]]:
-    """Return the indices of the rows of each prompt, in the order of their first ones."""
+    """Return the indices of rows that begin with the same prompt, at most MOST of them together, in
+    the order of their first ones."""
     found: dict[tuple, list[int]] = {}
     for i, (row, end) in enumerate(zip(rows.tokens.tolist(), rows.prompt.tolist())):
         found.setdefault(tuple(row[:end]), []).append(i)
-    return list(found.values())
+    return sorted(group[k:k + MOST] for group in found.values()
+                  for k in range(0, len(group), MOST))
 
 
-def joined(rows: Rows) -> Branches:
-    """Join the rows that begin with the same prompt."""
+def joined(rows: Rows, groups: list[list[int]]) -> Branches:
+    """Join rows that begin with the same prompt, each group of them in one row."""
     # 1. The tokens: a prompt, then its responses.
-    groups, responses = by_prompt(rows), rows.responses()
-    starts, device = rows.prompt.tolist(), rows.tokens.device
-    prompts = [rows.tokens[group[0], :starts[group[0]]].tolist() for group in groups]
-    both = pad_rows(prompts, [list(chain(*(responses[i] for i in group))) for group in groups],
-                    device)
+    tokens, starts, device = rows.tokens.tolist(), rows.prompt.tolist(), rows.tokens.device
+    responses = rows.responses()
+    both = pad_rows([tokens[group[0]][:starts[group[0]]] for group in groups],
+                    [list(chain(*(responses[i] for i in group))) for group in groups], device)
     # 2. Where each response begins in its new row, and where its tokens stand.
     width = both.tokens.shape[1]
     begin, places = torch.zeros(both.tokens.shape).long(), torch.zeros(rows.tokens.shape).long()
-    for row, (prompt, group) in enumerate(zip(prompts, groups)):
-        at = len(prompt)
+    for row, group in enumerate(groups):
+        first = starts[group[0]]
         for i in group:
-            end = at + len(responses[i])
-            begin[row, at:end] = at
-            places[i, starts[i]:starts[i] + end - at] = torch.arange(at, end) + row * width
-            at = end
+            last = first + len(responses[i])
+            begin[row, first:last] = first
+            places[i, starts[i]:starts[i] + last - first] = torch.arange(first, last) + row * width
+            first = last
     begin, places = begin.to(device), places.to(device)
     # 3. All responses go on from the prompt's end, and see it and themselves.
     at, end = torch.arange(width, device=device), both.prompt[:, None]           # [L], [P, 1]
@@ -67,46 +70,46 @@ def joined(rows: Rows) -> Branches:
 
 def token_logprobs(model: GPT, rows: Rows, temperature: float = 1.0):
     """Return log pi(token | what stands before it) [B, T], as model.token_logprobs does."""
-    if len(by_prompt(rows)) == len(rows.length):  # nothing to share
+    groups = by_prompt(rows)
+    if len(groups) == len(rows.length):  # nothing to share
         return plain.token_logprobs(model, rows, temperature)
-    b = joined(rows)
+    b = joined(rows, groups)
     response, width = b.rows.mask, b.rows.tokens.shape[1]
     hidden = model(b.rows.tokens, b.positions, b.bias).flatten(0, 1)             # [PL, D]
     before = b.previous + width * torch.arange(len(b.previous), device=response.device)[:, None]
     logits = model.logits(hidden[before[response]]) / temperature                # [N, V]
     logp = -F.cross_entropy(logits, b.rows.tokens[response], reduction="none")
-    return on_grid(response, logp).flatten()[b.places] * rows.mask
+    return on_grid(response, logp).flatten()[b.places]  # place 0 is of a prompt: 0
 
 
-def token_scores(model: RewardModel, rows: Rows):
-    """Return the scores and log pi [B, T] of the responses' tokens, as the model itself does."""
-    b = joined(rows)
-    return [grid.flatten()[b.places] * rows.mask
+def token_scores(model: RewardModel, rows: Rows, groups: list[list[int]]):
+    """Return the scores and log pi [B, T] of the responses' tokens, as the model itself does, of
+    rows that begin with the same prompt in each group."""
+    if len(groups) == len(rows.length):
+        return model(rows)
+    b = joined(rows, groups)
+    return [grid.flatten()[b.places]
             for grid in model(b.rows, b.previous, b.positions, b.bias)]
 
 
 def two_scores(model: RewardModel, prompts: list, a: list, b: list):
     """Score two responses to each prompt, as reward.two_scores does."""
     rows = pad_rows(prompts + prompts, a + b, model.head.weight.device)
-    scores, logp = token_scores(model, rows)                                     # [2B, T]
+    groups = [[i, len(prompts) + i] for i in range(len(prompts))]
+    scores, logp = token_scores(model, rows, groups)                             # [2B, T]
     of_a, of_b = POOLS[model.config.pool](scores, rows).chunk(2)
     return of_a, of_b, (-logp.sum(1) / rows.mask.sum(1))[:len(prompts)]
 
 
 def parts_of(rows: Rows, size: int) -> list:
     """Return indices of rows, as runtime.batching.micro_batches does; those of one prompt stay
-    together, and it takes positions once."""
-    groups = by_prompt(rows)
-    new = (rows.length - rows.prompt).tolist()
-    length = torch.tensor([int(rows.prompt[group[0]]) + sum(new[i] for i in group)
-                           for group in groups])
-    return [torch.tensor([i for k in part.tolist() for i in groups[k]])
-            for part in micro_batches(length, size)]
+    together. A prompt counts for each of its rows, since a critic reads it so."""
+    return micro_batches(rows.length, size, by_prompt(rows))
 
 
 @torch.no_grad()
 def score(model: RewardModel, rows: Rows):
     """Return the scores [B] of prompts with their responses, as reward.score does."""
-    scores = by_parts(lambda part: token_scores(model, part)[0], rows,
+    scores = by_parts(lambda part: token_scores(model, part, by_prompt(part))[0], rows,
                       parts_of(rows, model.trunk.config.micro_batch))
     return POOLS[model.config.pool](scores, rows)

@@ -63,15 +63,14 @@ def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int):
     live = torch.arange(len(prompts), device=device)                   # rows in the batch
     going = torch.ones(len(prompts), dtype=torch.bool, device=device)  # of these, not yet ended
     # 2. Read each prompt once: the state at its last token predicts the first new one.
-    groups = by_prompt(rows)
-    read = rows[[group[0] for group in groups]]
-    last = model(read.tokens, cache=cache, at=columns[:start] == read.prompt[:, None] - 1)
+    shared = by_prompt(rows)
+    once = rows[[group[0] for group in shared]]
+    last = model(once.tokens, cache=cache, at=columns[:start] == once.prompt[:, None] - 1)
     cache.filled = start
-    if len(groups) < len(prompts):
-        reads = torch.tensor([k for _, k in sorted((i, k) for k, group in enumerate(groups)
-                                                   for i in group)], device=device)
-        cache.keep(reads)
-        last = last[reads]                                                    # [B, D]
+    if len(shared) < len(prompts):
+        of_row = [k for _, k in sorted((i, k) for k, group in enumerate(shared) for i in group)]
+        cache.keep(of_row)
+        last = last[of_row]                                                   # [B, D]
     # 3. A token a row at a time, until all have ended; rows that have ended leave the batch.
     for column, uniform in enumerate(uniforms.to(device).unbind(1), start):
         token, logp = sample_token(model.logits(last), temperature, uniform[live])

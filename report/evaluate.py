@@ -96,7 +96,7 @@ def evaluated(run: Run) -> dict:
     """Return what an evaluation's responses depend on: settings, and the very checkpoints."""
     paths = {name: run.used[name].stat() for name in inputs_of(run.config)}
     return {name: value for name, value in values_of(run.config).items()
-            if not name.startswith("run.") and name not in ONLY_SPEED} | {
+            if not name.startswith("run.") and name not in {*ONLY_SPEED, "eval.judge"}} | {
         "run.seed": run.config.run.seed, "run.amp": run.config.run.amp} | {
         name: [stat.st_size, stat.st_mtime_ns] for name, stat in paths.items()}
 

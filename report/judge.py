@@ -9,7 +9,6 @@ the method asks, or a function of your own (eval.judge) that grades texts:
 """
 
 from dataclasses import dataclass
-from typing import Callable
 
 import numpy as np
 
@@ -18,25 +17,21 @@ from data import Data
 from evaluation.measure import pointwise_agreement, rp_scores
 from evaluation.show import prompt_text
 from reward import RewardModel
-from runtime.own import asked, loaded
+from runtime.own import asked
+from runtime.ranks import gather, shard
 from runtime.run import Run
-from runtime.settings import UserError
 from runtime.stages import inputs_of
 from train_reward import Models, Training, new_reward_model, rp_loss, train_reward_model
 
 
 @dataclass
 class OwnJudge:
-    """A function of the user's, (x, y) -> numbers, lists of texts; `where` it is."""
-    where: str
-    function: Callable
+    """A function of the user's, (x, y) -> grades, of lists of texts."""
+    where: str  # "file.py:function"
 
     def __call__(self, x: list[str], y: list[str]) -> np.ndarray:
-        """Return its numbers. Raises UserError where it fails or returns anything else."""
-        numbers, wrong = asked(self.function, x, y)
-        if wrong:
-            raise UserError(f"{self.where} {wrong}")
-        return np.array(numbers)
+        """Return its grades; each rank asks for its share."""
+        return np.array(gather(asked(self.where, shard(x), shard(y))))
 
 
 def judge_of(run: Run, data: Data, models: Models) -> RewardModel | OwnJudge | None:
@@ -44,8 +39,8 @@ def judge_of(run: Run, data: Data, models: Models) -> RewardModel | OwnJudge | N
     or restore one as R_P, but from the pairs of the RL fold, from whose labels no other model
     learns; its head has another seed."""
     if run.config.eval.judge:
-        return OwnJudge(run.config.eval.judge, loaded(run.config.eval.judge))
-    if not run.config.trains_judge():
+        return OwnJudge(run.config.eval.judge)
+    if not run.config.data.files:
         return None
     training = Training("judge", run.config.judge, data.folds["rl"], rp_loss, (1, 1, 1),
                         pointwise_agreement)
@@ -55,19 +50,20 @@ def judge_of(run: Run, data: Data, models: Models) -> RewardModel | OwnJudge | N
 
 
 class Judge:
-    """Grades of responses to the prompts `x`: the hidden judge's, those of a function of the
-    user's, or a reward model's scores. `knows` tells a judge whose grades are the truth from a
-    model."""
+    """Grades of responses to the prompts `x`: the hidden judge's of bills, those of a function of
+    the user's, or a reward model's scores. `knows`: the grades are no model's of ours, and the
+    report has them as gold."""
 
     def __init__(self, data: Data, models: Models, x: list):
-        self.data, self.judge, self.x = data, models.judge, x
-        self.bills, own = self.judge is None, isinstance(self.judge, OwnJudge)
+        self.data, self.grader, self.x = data, models.judge, x
+        self.bills, own = self.grader is None, isinstance(self.grader, OwnJudge)
         self.knows = self.bills or own
-        self.name = ("hidden judge" if self.bills else self.judge.where if own else
+        self.name = ("hidden judge" if self.bills else self.grader.where if own else
                      "a reward model held out from all training")
         self.graded = []  # (responses, their grades)
 
     def texts(self, y: list) -> tuple[list[str], list[str]]:
+        """Return prompts and responses as texts."""
         return ([prompt_text(self.data, x) for x in self.x],
                 [self.data.tokenizer.decode(ids) for ids in y])
 
@@ -80,7 +76,7 @@ class Judge:
         if not known:
             known = [np.array([sum(bills.WEIGHTS[k] * v for k, v in a.items())
                                for a in self.aspects(y)]).round(9) if self.bills else
-                     self.judge(*self.texts(y)) if self.knows else
-                     rp_scores(self.data, self.judge, self.x, y).round(4)]
+                     self.grader(*self.texts(y)) if self.knows else
+                     rp_scores(self.data, self.grader, self.x, y).round(4)]
             self.graded.append((y, known[0]))
         return known[0]

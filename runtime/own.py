@@ -3,11 +3,14 @@ eval.judge."""
 
 import importlib.util
 import math
+from functools import cache
 from pathlib import Path
 
+from runtime.ranks import gather
 from runtime.settings import UserError
 
 
+@cache
 def loaded(where: str):
     """Return a user's function. Raises UserError where there is none."""
     file, _, name = where.rpartition(":")
@@ -20,9 +23,18 @@ def loaded(where: str):
         raise UserError(f"{where}: cannot load it: {type(error).__name__}: {error}") from None
 
 
-def asked(function, *texts: list[str]) -> tuple[list[float], str]:
-    """Return a function's numbers for responses, the last of its lists of texts, and what is wrong
-    with them, or ""."""
+def asked(where: str, *texts: list[str]) -> list[float]:
+    """Return a function's numbers for this rank's responses, the last of its lists of texts. Raises
+    UserError, on all ranks, where it fails or returns anything but finite numbers, one a
+    response."""
+    numbers, wrong = answered(loaded(where), *texts)
+    for problem in filter(None, gather([wrong])):
+        raise UserError(f"{where} {problem}")
+    return numbers
+
+
+def answered(function, *texts: list[str]) -> tuple[list[float], str]:
+    """Return a function's numbers, and what is wrong with them, or ""."""
     try:
         numbers = [float(number) for number in function(*texts)]
     except Exception as error:  # whatever a user's function raises

@@ -49,20 +49,23 @@ def gather(items: list) -> list:
     return [part[i] for i in range(len(parts[0])) for part in parts if i < len(part)]
 
 
-def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
+def gather_rows(tensor: torch.Tensor, group: int = 1) -> torch.Tensor:
     """Join the rows [b] or [b, t] of all ranks in one tensor, in the order that `shard` dealt them
-    from; shorter rows are padded with zeros."""
+    from, `group` rows at once; shorter rows are padded with zeros."""
     if ranks() == 1:
         return tensor
-    rows = [torch.as_tensor(row) for row in gather(list(tensor.detach().cpu().numpy()))]
+    own = tensor.detach().cpu().numpy()
+    dealt = gather([own[i:i + group] for i in range(0, len(own), group)])
+    rows = [torch.as_tensor(row) for some in dealt for row in some]
     whole = torch.stack(rows) if tensor.dim() == 1 else pad_sequence(rows, batch_first=True)
     return whole.to(tensor.device)
 
 
-def gather_fields(share):
+def gather_fields(share, group: int = 1):
     """Return a dataclass of tensors, or of such dataclasses, with the rows of all ranks."""
-    return type(share)(**{name: gather_fields(value) if is_dataclass(value) else gather_rows(value)
-                          for name, value in vars(share).items()})
+    return type(share)(**{
+        name: (gather_fields if is_dataclass(value) else gather_rows)(value, group)
+        for name, value in vars(share).items()})
 
 
 def in_step(count: int) -> int:

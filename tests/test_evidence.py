@@ -216,7 +216,8 @@ def arguments(**more) -> SimpleNamespace:
     ("run.amp=bf16", "run.amp is set by this script"), ("ppo.epochs=0", "ppo.epochs"),
     ("eval.temperatures=[1.0]", "eval.temperatures is set by this script$"),
     ("stage1.lr_scale=2", "stage1.lr_scale is set by this script under --choose"),
-    ('ppo.lam=1 data.files=["a b"]', "hidden judge"), ("pit.score=no.py:f", "no.py")])
+    ('ppo.lam=1 data.files=["a b"]', "hidden judge"), ("pit.score=no.py:f", "no.py"),
+    ("eval.judge=a.py:b", "leave eval.judge out")])
 def test_a_line_that_cannot_be_compared_is_refused_first(line, said):
     with pytest.raises(UserError, match=said):
         ablate.refuse_unfit(arguments(), line)

@@ -42,7 +42,7 @@ def test_a_frozen_trunk_has_no_gradients_of_weights():
 
 def test_branches_look_at_whole_rows():
     model = operations.watch(tiny_gpt())
-    b = joined(pad_rows([[1, 2], [3]] * 2, [[4, 5, 6], [7], [8], [9, 10]]))
+    b = joined(pad_rows([[1, 2], [3]] * 2, [[4, 5, 6], [7], [8], [9, 10]]), [[0, 2], [1, 3]])
     theirs, ours = counted(lambda: model(b.rows.tokens, b.positions, b.bias), True)
     assert theirs == ours
 

@@ -17,7 +17,7 @@ import torch
 import ppo
 import sample
 import train_pit
-from ablations import drafts, scores
+from ablations import drafts
 from ablations.scores import difference_score, other_score
 from conftest import ROOT, command, read_lines, tiny_run
 from corpus import bills
@@ -29,6 +29,7 @@ from pretrained import configure
 from report import evaluate as report
 from report import page
 from reward import RewardModel, score
+from runtime import own as runtime_own
 from runtime import stages
 from runtime.config import Config, PPOSection, StageSection
 from runtime.files import load
@@ -188,17 +189,20 @@ def test_a_function_that_gives_no_scores_is_named(bills_run, own_rows, name, sai
 
 def test_what_is_wrong_on_one_rank_is_told_by_all(bills_run, own_rows, monkeypatch):
     path, prompts, rows = own_rows
-    monkeypatch.setattr(scores, "gather", lambda found: found + ["failed: KeyError: 'elsewhere'"])
+    elsewhere = "failed: KeyError: 'elsewhere'"
+    monkeypatch.setattr(runtime_own, "gather", lambda found: found + [elsewhere])
     with pytest.raises(UserError, match="own.py:spare failed: KeyError: 'elsewhere'"):
         other_score(bills_run[1], None, f"{path}:spare")(prompts, rows)
 
 
-def test_a_score_that_cannot_be_loaded_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+@pytest.mark.parametrize("field", ["pit.score", "rlhf.score", "eval.judge"])
+def test_a_function_that_cannot_be_loaded_is_refused_before_any_training(tmp_path, monkeypatch,
+                                                                         field):
     path = tmp_path / "own.py"
     path.write_text(OWN)
     monkeypatch.setattr(train_pit, "Run", None)
     config = str(ROOT / "configs" / "tiny.toml")
-    monkeypatch.setattr(sys, "argv", ["x", "--config", config, f"--pit.score={path}:spar"])
+    monkeypatch.setattr(sys, "argv", ["x", "--config", config, f"--{field}={path}:spar"])
     with pytest.raises(UserError, match="own.py:spar: cannot load it"):
         train_pit.main()
 
@@ -646,6 +650,26 @@ def test_an_evaluation_is_kept_until_all_is_written(evaluated, bills_run, models
     assert path.exists()
     page.write(run, found)
     assert not path.exists() and (run.folder / "report.md").exists()
+
+
+def test_a_judge_of_the_users_makes_the_gold_of_a_report(evaluated, bills_run, models, monkeypatch,
+                                                         tmp_path):
+    run, path = evaluated[0], tmp_path / "own.py"
+    path.write_text("def size(x, y): return list(map(len, y))\n")
+    for section, key, value in (("eval", "judge", f"{path}:size"), ("data", "files", ["none"])):
+        monkeypatch.setattr(getattr(run.config, section), key, value)
+    data = with_test_pairs(bills_run[1], [0, 1])
+    made = report.evaluate(run, data, models)
+    y_w, decode = made["rows"][-1], data.tokenizer.decode
+    assert y_w["gold"] == np.mean([len(decode(y)) for y in data.folds["test"].y_w])
+    assert y_w["aspects"] == made["prices"] == {}
+    assert "judge of this report" not in made["reward"]
+    assert "labels, held-out pairs, judge (the ceiling)" in made["reward"]
+    steps = [step for example in made["examples"] for step in example["steps"]]
+    assert [step["gold"] for step in steps] == [len(step["y"]) for step in steps]
+    kept = report.evaluated(run)
+    run.config.eval.judge = "another.py:judge"  # the responses stay
+    assert report.evaluated(run) == kept
 
 
 def test_a_prompt_with_many_pairs_is_answered_once(evaluated, bills_run, models):

@@ -481,6 +481,19 @@ def test_group_advantages_by_hand():
     assert (returns == 0).all()
 
 
+def test_a_group_reads_its_prompt_once():
+    policy, anchor, _, prompts, task = toy(4)
+    section, sizes = PPOSection(minibatches=1), {policy: [], anchor: []}
+    for model, seen in sizes.items():
+        model.register_forward_hook(lambda model, given, _: sizes[model].append(len(given[0])))
+    learner = ppo.group_learner(policy, section, StageSection())
+    rollout = ppo.roll_out(learner, task, prompts.repeated(3), torch.rand(12, 6), section, EOS)
+    assert sizes[policy][0] == sizes[policy][-1] == sizes[anchor][0] == 4
+    assert 1 < len(sizes[policy]) and sizes[policy][1] == 12  # a token of each response
+    update(learner, experience_of(learner, rollout, PPOSection(group=3)), section, ["policy"])
+    assert sizes[policy][-1] == 4
+
+
 def test_prompts_are_repeated_one_after_another():
     prompts = Prompts([[1], [2]], [[3], [4]], [[5], [6]], ["y_l", "y_w"]).repeated(2)
     assert prompts == Prompts([[1], [1], [2], [2]], [[3], [3], [4], [4]], [[5], [5], [6], [6]],

@@ -211,6 +211,7 @@ def test_a_run_on_emulated_bfloat16_warns(tmp_path, monkeypatch, capsys):
     ({"judge__steps": 50}, []),
     ({"judge__steps": 50, "data__files": ["a"]},
      ["judge.warmup = 50 is not below judge.steps = 50"]),
+    ({"judge__steps": 50, "data__files": ["a"], "eval__judge": "a.py:b"}, []),
     ({"ppo__critic_warmup": 3, "rlhf__iterations": 3, "stage0__iterations": 4,
       "stage1__iterations": 3},
      [f"{name}.iterations = 3 are not above ppo.critic_warmup" for name in ("rlhf", "stage1")]),
@@ -247,7 +248,8 @@ FEW = {f"{name}__{key}": value for name in checks.FITS for key, value in (
     ({}, {"rp__pairs": 10, "rp__steps": 11}, ["rp.steps = 11 go 11 times over 10 pairs"]),
     ({}, {"rp__pairs": 201}, ["rp.pairs = 201, but its fold has 200: it reads these"]),
     ({"rl": 20}, {"judge__steps": 11}, []),
-    ({"rl": 20}, {"judge__steps": 11, "data__files": ["a"]}, ["judge.steps = 11 go 11 times"])])
+    ({"rl": 20}, {"judge__steps": 11, "data__files": ["a"]}, ["judge.steps = 11 go 11 times"]),
+    ({"rl": 20}, {"judge__steps": 11, "data__files": ["a"], "eval__judge": "a.py:b"}, [])])
 def test_data_that_are_hardly_what_was_meant_are_told(tmp_path, counts, fields, said):
     config = tiny_config(tmp_path, **FEW | fields)
     lines = list(checks.scarce(config, PAIRS | counts))

@@ -16,6 +16,7 @@ from evaluation import measure
 from faster import branches as faster
 from model import pad_rows, token_logprobs
 from reward import ORDERED, POOLS, RewardModel, gap_loss, pair_loss, score, two_scores
+from runtime import batching
 from runtime.config import FitSection, RewardSection
 from train_reward import Training, rp_loss, rpit_loss
 
@@ -114,7 +115,7 @@ def test_gap_loss_is_equation_2_with_each_term_left_out(left_out):
 
 def test_branches_of_one_row_by_hand():
     rows = pad_rows([[1, 2], [3], [1, 2], [3]], [[4, 5, 6], [7], [8], [9, 10]])
-    b = faster.joined(rows)
+    b = faster.joined(rows, [[0, 2], [1, 3]])
     assert b.rows.tokens.tolist() == [[1, 2, 4, 5, 6, 8], [3, 7, 9, 10, 0, 0]]
     assert b.positions[0].tolist() == [0, 1, 2, 3, 4, 2]  # 8 goes on from 2, as 4 does
     assert b.positions[1, :4].tolist() == [0, 1, 1, 2]
@@ -181,10 +182,35 @@ def test_scores_of_joined_rows_are_those_of_separate_rows(pool):
     torch.testing.assert_close(faster.score(model, rows), score(model, rows), atol=1e-4, rtol=1e-5)
 
 
+def test_at_most_four_rows_are_joined_and_those_of_two_scores_pair_by_pair(monkeypatch):
+    rows = pad_rows([[1], [2], *[[1]] * 5], [[5]] * 7)
+    assert faster.by_prompt(rows) == [[0, 2, 3, 4], [1], [5, 6]]
+    model, sizes = reward_model(), []
+    model.trunk.register_forward_hook(lambda _, given, __: sizes.append(given[0].shape))
+    faster.two_scores(model, [[1, 2]] * 3, [[5, 6]] * 3, [[7]] * 3)
+    assert sizes == [(3, 5)]
+    monkeypatch.setattr(faster, "joined", None)  # not called where no prompt is shared
+    faster.token_logprobs(model.trunk, rows[[0, 1]])
+    assert not faster.score(model, rows[[0, 1]]).requires_grad
+
+
+def test_pads_of_a_joined_row_have_places_within_the_context():
+    rows = pad_rows([[1] * 20] * 4 + [[2]], [[5] * 20] * 4 + [[6]])
+    model = tiny_gpt()  # of context 48; the joined row has 100 places
+    torch.testing.assert_close(faster.token_logprobs(model, rows), token_logprobs(model, rows),
+                               atol=1e-4, rtol=1e-3)
+
+
+def test_ranks_that_step_together_get_rows_each(monkeypatch):
+    monkeypatch.setattr(batching, "in_step", lambda count: 3)
+    parts = [part.tolist() for part in faster.parts_of(pad_rows([[1]] * 4, [[5]] * 4), 99)]
+    assert len(parts) == 3 and sorted(sum(parts, [])) == [0, 1, 2, 3] and all(parts)
+
+
 def test_parts_keep_the_rows_of_a_prompt_together():
     rows = pad_rows([[1], [2, 2], [1], [3], [2, 2]], [[5] * 3, [6] * 4, [7], [8] * 2, [9] * 5])
-    # positions: 1 + 3 + 1, 2 + 4 + 5 and 1 + 2
-    parts = [part.tolist() for part in faster.parts_of(rows, 10)]
+    # positions: two of at most 1 + 3, two of at most 2 + 5, and one of 1 + 2
+    parts = [part.tolist() for part in faster.parts_of(rows, 16)]
     assert parts == [[1, 4], [0, 2, 3]]
     assert [part.tolist() for part in faster.parts_of(rows, 1)] == [[1, 4], [0, 2], [3]]
 

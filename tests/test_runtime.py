@@ -627,3 +627,7 @@ def test_shares_of_ranks_are_gathered_in_order(monkeypatch):
     monkeypatch.setattr(ranks.dist, "all_gather_object", gather_object)
     assert ranks.gather(shares[0]) == items
     assert np.array_equal(ranks.shard(np.arange(4)), [2])  # rank 2 of 3
+    # Groups of two rows: of three groups each rank has one, of rows of unequal length.
+    shares = [[np.full((2, 1 + number), number)] for number in range(3)]
+    rows = ranks.gather_rows(torch.zeros(2, 1), group=2)
+    assert rows.tolist() == [[0, 0, 0]] * 2 + [[1, 1, 0]] * 2 + [[2, 2, 2]] * 2

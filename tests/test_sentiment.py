@@ -70,7 +70,19 @@ def test_the_pairs_that_are_written_can_be_read(tmp_path, monkeypatch, capsys):
     found, = read_pairs(str(made), Counter())
     assert found.prompt == [("user", "How?")]
     assert (found.chosen, found.rejected) == ("A lovely day.", "An awful day.")
-    assert len(json.loads(made.read_text())) == 3
+    assert set(json.loads(made.read_text())) == {"prompt", "chosen", "rejected"}
+
+
+def test_other_seeds_draw_other_labels(tmp_path, monkeypatch):
+    source = write_lines(tmp_path / "pairs.jsonl", [
+        {"prompt": f"{i}?", "chosen": "A fine day.", "rejected": "A day."} for i in range(40)])
+    found = []
+    for seed in ("1", "1", "2"):
+        monkeypatch.setattr(sys, "argv", ["x", source, "--to", str(tmp_path / "made"),
+                                          "--seed", seed])
+        sentiment.main()
+        found.append((tmp_path / "made").read_text())
+    assert found[0] == found[1] != found[2]
 
 
 def test_a_missing_lexicon_says_how_to_install_it(monkeypatch):
