@@ -20,7 +20,7 @@ from ablations.scores import load_functions, other_score
 from corpus.tokens import turn_by_turn
 from data import Data, Pairs, load_data
 from evaluation.watch import observe, observe_scale, raw_scores
-from faster.branches import score
+from faster import branches
 from model import GPT, Rows
 from ppo import Critic, Learner, Prompts, Task
 from pretrained.configure import command_line
@@ -78,7 +78,7 @@ def policy_drafts(sampler: Sampler, models: Models, policy: GPT, x: list, number
 
 def model_score(model: RewardModel, prompts: Prompts, rows: Rows):
     """Return R_P(x, y), or r_gap(x, y, y_ref): the model reads the rollout's very tokens."""
-    return score(model, rows)
+    return branches.score(model, rows)
 
 
 def measure_scale(run: Run, data: Data, task: Task) -> tuple[float, float]:
