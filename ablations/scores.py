@@ -39,10 +39,11 @@ def other_score(data: Data, rp: RewardModel, named: str):
         own_score, data, named)
 
 
-def load_functions(config: Config) -> list:
+def load_functions(config: Config) -> None:
     """Load the config's functions, so that a mistake is told before anything is trained."""
-    named = (config.rlhf.score, config.pit.score, config.eval.judge)
-    return [loaded(where) for where in named if ":" in where]
+    for where in (config.rlhf.score, config.pit.score, config.eval.judge):
+        if ":" in where:
+            loaded(where)
 
 
 def own_score(data: Data, where: str, prompts: Prompts, rows: Rows):

@@ -87,10 +87,9 @@ def parts_of(args, line: str) -> dict[str, list[str]]:
 def refuse_unfit(args, line: str) -> None:
     """Raise UserError for a line that cannot be compared, before anything is trained."""
     config = config_of(args, line, {})
-    if config.data.files and args.bills:
-        raise UserError("lines are compared by the hidden judge of bills: leave data.files out")
-    if config.eval.judge and args.bills:
-        raise UserError("lines are compared by the hidden judge of bills: leave eval.judge out")
+    for name, value in (("data.files", config.data.files), ("eval.judge", config.eval.judge)):
+        if value and args.bills:
+            raise UserError(f"lines are compared by the hidden judge of bills: leave {name} out")
     load_functions(config)
     chosen = [f"{stage}.{key}" for stage in ("rlhf", *config.pit.curriculum) for key in CHOSEN]
     for name in [one.partition("=")[0] for one in fields_in(line)]:

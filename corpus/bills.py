@@ -169,6 +169,12 @@ def questions_of(fewest: int, most: int) -> int:
         for n in range(fewest, most + 1) for coupons in range(n))
 
 
+def second_preferred(margin: float, rng: random.Random) -> bool:
+    """Draw a label by Bradley and Terry's model: whether the second of two responses is preferred,
+    of which the first has a grade that is higher by `margin`."""
+    return rng.random() > 1 / (1 + math.exp(-LABEL_SHARPNESS * margin))
+
+
 def make_pairs(count: int, seed: int, order: str, fewest: int = 3, most: int = 6):
     """Yield `count` preference pairs on distinct questions about `fewest` to `most` things, as
     dicts of the plain format.
@@ -185,8 +191,7 @@ def make_pairs(count: int, seed: int, order: str, fewest: int = 3, most: int = 6
         if first == second:
             continue
         seen.add(question)
-        margin = grade(question, first) - grade(question, second)
-        if rng.random() > 1 / (1 + math.exp(-LABEL_SHARPNESS * margin)):
+        if second_preferred(grade(question, first) - grade(question, second), rng):
             first, second = second, first
         yield {"prompt": question, "chosen": first, "rejected": second}
 

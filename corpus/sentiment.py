@@ -11,14 +11,13 @@ training knows the labels alone. It needs one extra: pip install vaderSentiment
 
 import argparse
 import json
-import math
 import random
 import re
 from collections import Counter
 from functools import cache
 from pathlib import Path
 
-from corpus.bills import LABEL_SHARPNESS
+from corpus.bills import second_preferred
 from corpus.formats import TextPair, read_pairs
 from runtime.files import write_whole
 from runtime.launch import guard
@@ -53,7 +52,7 @@ def relabelled(pair: TextPair, rng: random.Random) -> dict | str:
     first, second = grades([], sides)
     if first == second:
         return "grades equal"
-    if rng.random() > 1 / (1 + math.exp(-LABEL_SHARPNESS * (first - second))):
+    if second_preferred(first - second, rng):
         sides.reverse()
     chosen, rejected = ([{"role": "assistant", "content": text}] for text in sides)
     return {"prompt": [{"role": role, "content": text} for role, text in pair.prompt],

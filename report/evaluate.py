@@ -241,12 +241,12 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
     for side in ("y_l", "y_w"):
         table.add(side, getattr(fold, side), "M_P^RL", y_0, None)
     accuracies = measure.held_out_accuracies(data, models.rp, models.rpit, setting.split)
-    if not judge.knows:
-        accuracies["judge of this report"] = measure.pointwise_agreement(
-            data, models.judge, data.folds[setting.split])
     if judge.knows:
         accuracies |= judge_agreements(data, models, judge, fold)
         accuracies |= sample_agreements(run, data, models, judge, x)
+    else:
+        accuracies["judge of this report"] = measure.pointwise_agreement(
+            data, models.judge, data.folds[setting.split])
     prices = price_list(data, models, x, run.config.data) if judge.bills else {}
     costs["evaluation"] = kept.spent()
     peak = ranks.all_sum(torch.tensor(operations.peak(run.device))).item()

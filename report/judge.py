@@ -74,9 +74,15 @@ class Judge:
         """Grade responses, each list of them graded once; equal grades are ties."""
         known = [grades for other, grades in self.graded if other is y]
         if not known:
-            known = [np.array([sum(bills.WEIGHTS[k] * v for k, v in a.items())
-                               for a in self.aspects(y)]).round(9) if self.bills else
-                     self.grader(*self.texts(y)) if self.knows else
-                     rp_scores(self.data, self.grader, self.x, y).round(4)]
+            known = [self.fresh_grades(y)]
             self.graded.append((y, known[0]))
         return known[0]
+
+    def fresh_grades(self, y: list) -> np.ndarray:
+        """Ask the judge."""
+        if self.bills:
+            return np.array([sum(bills.WEIGHTS[k] * v for k, v in a.items())
+                             for a in self.aspects(y)]).round(9)
+        if self.knows:
+            return self.grader(*self.texts(y))
+        return rp_scores(self.data, self.grader, self.x, y).round(4)

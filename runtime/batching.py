@@ -7,29 +7,20 @@ from runtime.ranks import in_step
 
 def micro_batches(length, size: int, groups: list[list[int]] | None = None):
     """Return indices of rows of similar length [B] that together take at most `size` positions (or
-    of one row; 0: no limit), so that activations fit a CPU's caches. The rows of a group, if there
-    are `groups` of at least one row, stay together."""
-    if groups:
-        lengths = length.tolist()
-        most = torch.tensor([len(group) * max(lengths[i] for i in group) for group in groups])
-        parts = [torch.tensor([i for k in part.tolist() for i in groups[k]])
-                 for part in cut(most, size)]
-    else:
-        parts = cut(length, size)
+    of one row; 0: no limit), so that activations fit a CPU's caches. The rows of a group, by
+    default each its own, stay together."""
+    lengths = length.tolist()
+    groups = groups or [[i] for i in range(len(lengths))]
+    most = torch.tensor([len(group) * max(lengths[i] for i in group) for group in groups])
+    order = most.argsort(descending=True, stable=True)
+    longest, parts, start = most[order].tolist(), [], 0
+    while start < len(order):
+        end = start + max(1, (size or len(order) * longest[0]) // longest[start])
+        parts.append(torch.tensor([i for k in order[start:end].tolist() for i in groups[k]]))
+        start = end
     for _ in range(in_step(len(parts)) - len(parts)):
         parts.sort(key=len)
         parts += parts.pop().tensor_split(2)  # two of the fullest
-    return parts
-
-
-def cut(length, size: int) -> list:
-    """Return indices of what has a similar length and takes at most `size` positions together."""
-    order = length.argsort(descending=True, stable=True)
-    longest, parts, start = length[order].tolist(), [], 0
-    while start < len(order):
-        end = start + max(1, (size or len(order) * longest[0]) // longest[start])
-        parts.append(order[start:end])
-        start = end
     return parts
 
 
