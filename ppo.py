@@ -314,7 +314,7 @@ def train(run: Run, data: Data, task: Task, learner: Learner) -> None:
         # 2. Sample y ~ pi(. | prompt), score it: each rank its share of the groups. Look at it.
         group, longest = learner.group, run.config.data.max_response
         uniforms = random_numbers(count, group * longest, run.generator(f"{task.name} {iteration}"))
-        own, uniforms = shard_fields(prompts).repeated(group), uniforms.view(-1, longest)
+        own, uniforms = shard_fields(prompts).repeated(group), uniforms.reshape(-1, longest)
         rollout = gather_fields(roll_out(learner, task, own, uniforms, ppo, eos), group)
         figures = task.observe(iteration, prompts.repeated(group), rollout) | {"beta": learner.beta}
         # 3. Advantages, of all ranks' rows, whitened together.

@@ -343,6 +343,16 @@ def test_hh_conversations_go_all_the_way(tmp_path):
     assert any(re.match(r"  R_P +\d\.\d{3}", line) for line in printed)
 
 
+def assert_equal_logs(folder, other, count: int) -> None:
+    """Check that the metrics of two runs have so many lines, and the same figures."""
+    lines, expected = (sorted(read_lines(path / "metrics.jsonl"), key=lambda line: (
+        line["stage"], line["step"])) for path in (folder, other))
+    assert len(lines) == len(expected) == count
+    for line, wanted in zip(lines, expected):
+        assert line == {key: value if isinstance(value, str) else
+                        pytest.approx(value, rel=1e-5, abs=1e-5) for key, value in wanted.items()}
+
+
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train_pit.py")
 
 
@@ -356,15 +366,21 @@ def test_several_ranks_do_what_one_does(trained, tmp_path, start, ranks):
     succeed(*start, "--config", TINY, f"--run.dir={tmp_path}")
     assert load_config(str(tmp_path / "tiny" / "config.toml")).run.ranks == ranks
     folder, one = tmp_path / "tiny", trained[0]
-    lines, expected = (sorted(read_lines(path / "metrics.jsonl"), key=lambda line: (
-        line["stage"], line["step"])) for path in (folder, one))
-    assert len(lines) == len(expected) == sum(map(len, (FITS | STAGES).values()))
-    for line, wanted in zip(lines, expected):
-        assert line == {key: value if isinstance(value, str) else
-                        pytest.approx(value, rel=1e-5, abs=1e-5) for key, value in wanted.items()}
+    assert_equal_logs(folder, one, sum(map(len, (FITS | STAGES).values())))
     two, report = report_of(folder), report_of(one)
     assert set(two) == set(report) == REPORT
     assert two["rows"] == report["rows"] and two["data"] == report["data"]
+
+
+def test_ranks_share_groups_of_responses_too(trained, tmp_path):
+    """Check it where a prompt has several responses, as in the quick start: each of two ranks has
+    two of the four groups."""
+    for ranks in (1, 2):
+        succeed("train_pit.py", "--config", TINY, f"--run.dir={tmp_path}", f"--run.name=by-{ranks}",
+                f"--run.ranks={ranks}", f"--run.base={trained[0]}", "--ppo.advantage=group",
+                "--pit.curriculum=['stage0']", "--eval.equal_budget=false", "--eval.iterations=1")
+    assert_equal_logs(tmp_path / "by-2", tmp_path / "by-1", len(STAGES["rlhf"] + STAGES["stage0"]))
+    assert report_of(tmp_path / "by-2")["rows"] == report_of(tmp_path / "by-1")["rows"]
 
 
 def test_bfloat16_runs_on_a_cpu(trained, tmp_path):
