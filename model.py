@@ -7,7 +7,7 @@ token ever sees a pad, so training needs no padding mask (sampling hides the pad
 response), and a row's logits depend neither on padding nor on others. Left out: dropout, top-k and
 top-p. LoRA is in pretrained/lora.py; what makes sampling faster is in faster/sampling.py.
 
-Shapes: B batch, T time, V vocabulary, D width, H heads, K key-value heads, C width of a head.
+Shapes: B rows, T tokens, N chosen tokens, V vocabulary, D width, H heads, K kv heads, C head width.
 """
 
 import math
@@ -66,13 +66,13 @@ def on_grid(mask, values):
     return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, values)
 
 
-def rotary_table(context: int, width: int, theta: float, scaling=()) -> torch.Tensor:
-    """Return exp(i angle) of each position and pair (arXiv 2104.09864): reals [context, C/2, 2].
+def rotary_table(context: int, head_width: int, theta: float, scaling=()) -> torch.Tensor:
+    """Return exp(i p theta^(-2j / C)) of position p and pair j (2104.09864): [context, C/2, 2].
 
     `scaling` is Llama 3's, if any: what turns fewer than `low` times within the original context
     turns slower by `factor`, what turns more than `high` times as before, in between a mixture.
     """
-    frequencies = theta ** (-torch.arange(0, width, 2).float() / width)  # [C/2]
+    frequencies = theta ** (-torch.arange(0, head_width, 2).float() / head_width)  # [C/2]
     if scaling:
         factor, low, high, original = scaling
         kept = ((original * frequencies / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
@@ -230,7 +230,7 @@ def scalars(head: nn.Linear, hidden):
 
 
 def token_logprobs(model: GPT, rows: Rows, temperature: float = 1.0):
-    """Return log pi(token | what stands before it) at the responses' tokens [B, T], in float32.
+    """Return log pi(token | tokens before it) of the responses' tokens, else 0: [B, T], float32.
 
     The state at t - 1 predicts token t; logits are computed where they are needed only.
     """
@@ -262,12 +262,13 @@ def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int):
     # 1. Read the prompts: the state at each one's last token predicts the first new one.
     device = model.embedding.weight.device
     rows = pad_rows(prompts, device=device, room=uniforms.shape[1])
-    every, places = (torch.arange(n, device=device) for n in (len(prompts), int(rows.prompt.max())))
+    every = torch.arange(len(prompts), device=device)
+    places = torch.arange(int(rows.prompt.max()), device=device)
     cache, going = Cache(), torch.ones(len(prompts), dtype=torch.bool, device=device)
     drawn = torch.zeros(rows.tokens.shape, device=device)
-    hidden = model(rows.tokens[:, :len(places)], cache=cache,
-                   at=places == rows.prompt[:, None] - 1)                          # [B, D]
-    # New tokens join the cache after the longest prompt; a row does not see its own padding.
+    last = places == rows.prompt[:, None] - 1
+    hidden = model(rows.tokens[:, :len(places)], cache=cache, at=last)             # [B, D]
+    # New tokens join the cache after the longest prompt; bias [B, 1, 1, S] hides a row's padding.
     bias = torch.zeros(len(prompts), 1, 1, len(places), device=device).masked_fill(
         (places >= rows.prompt[:, None])[:, None, None], -torch.inf)
     for uniform in uniforms.to(device).unbind(1):
@@ -283,4 +284,4 @@ def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int):
         # 3. Read it: its state predicts the next one.
         bias = F.pad(bias, (0, 1))
         hidden = model(token[:, None], position[:, None], bias, cache)[:, 0]
-    return rows[every], drawn[:, :int(rows.length.max())]
+    return rows[:], drawn[:, :int(rows.length.max())]

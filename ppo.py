@@ -4,17 +4,17 @@ One code path serves Eq. 3 (RLHF) and Eqs. 4 and 5 (PIT's stages): they maximise
 
     E[ r - beta KL(pi || pi_ref) ],   y ~ pi(. | prompt)
 
-and differ only in how the prompt is made (x, or x and y_ref) and what r is: R_P or r_gap,
-normalised by task.scale (ppo.no_eos_score for a response that does not end). An iteration: roll
-out, score, rewards with KL, advantages, clipped updates, the next beta. Advantages are those of a
-critic (GAE) or of a group of responses to one prompt, which needs no critic (ppo.advantage).
+and differ only in the prompt (x, or x and y_ref), in pi_ref (M_P^SFT or M_PIT^SFT) and in r: R_P or
+r_gap, (raw - mean) / std by task.scale, or ppo.no_eos_score for a response that does not end. An
+iteration: roll out, score, rewards with KL, advantages, clipped updates, the next beta. Advantages
+are by a critic (GAE), or of a group of responses to one prompt without a critic (ppo.advantage).
 
 Symbols, all on one grid [B, T] of tokens, right-padded; a mask marks the response's tokens:
 
     logp[b, t]      log pi(token t | tokens before t), of the policy that sampled
     ref_logp[b, t]  the same of the anchor pi_ref (the supervised model)
     values[b, t]    V of the state before token t, read at position t - 1; 0 without a critic
-    rewards[b, t]   -beta (logp - ref_logp), and the score at the last token
+    rewards[b, t]   -beta kl, kl = logp - ref_logp; at the last token the score [B], too
     advantages      reward from t on less what V expected; with groups one number a response
     returns         what V is to learn: GAE's advantages + V
     rho             pi_new / pi_old, 1 in the first minibatch of the first epoch
@@ -42,7 +42,7 @@ from runtime.run import Run, optimizer_step
 
 
 def kl_penalty(logp, ref_logp, mask):
-    """Return log pi - log pi_ref of the response's tokens [B, T]; its mean over samples is KL."""
+    """Return log pi - log pi_ref [B, T]; summed over a response, the mean over samples is KL."""
     return (logp - ref_logp) * mask
 
 
@@ -82,7 +82,7 @@ def whiten(x, mask):
 
 def policy_loss(logp, old_logp, advantages, mask, clip: float):
     """Return max(-A rho, -A clip(rho, 1 - clip, 1 + clip)), summed over tokens, and the number of
-    tokens whose ratio was clipped."""
+    tokens where the clipped one is larger: they get no gradient."""
     rho = ((logp - old_logp) * mask).exp()
     unclipped, clipped = -advantages * rho, -advantages * rho.clamp(1 - clip, 1 + clip)
     return (torch.maximum(unclipped, clipped) * mask).sum(), ((clipped > unclipped) * mask).sum()
@@ -109,7 +109,7 @@ class Prompts:
     ids: list[list[int]]      # B prompts, as the policy reads them
     x: list[list[int]]
     y_ref: list[list[int]]    # empty lists for RLHF
-    source: list[str]         # of y_ref: "y_w", "y_l", "M_P^RL", "PIT", or "" for RLHF
+    source: list[str]         # of y_ref, for the log: "y_l", "M_P^RL", ...; "" for RLHF
 
     def repeated(self, times: int):
         """Return each prompt `times` in a row."""
@@ -131,18 +131,17 @@ class Rollout:
 
 
 def critic_advantages(rollout: Rollout, ppo: PPOSection):
-    """Return advantages and returns [B, T] by a critic's values, with a lambda of its own for each
-    (the critic's: VC-PPO, arXiv 2503.01491)."""
+    """Return GAE's advantages, with lambda ppo.lam, and the critic's returns, with ppo.critic_lam
+    (VC-PPO, arXiv 2503.01491), [B, T] both."""
     known = rollout.rewards, rollout.values, rollout.rows.mask, ppo.gamma
     return compute_gae(*known, ppo.lam)[0], compute_gae(*known, ppo.critic_lam)[1]
 
 
 def group_advantages(rollout: Rollout, ppo: PPOSection):
-    """Return advantages [B, T] whose baseline is the mean of the other responses to the same prompt
-    (RLOO, arXiv 2402.14740), ppo.group rows one after another; and zeros, there is no critic.
-
-    All tokens of a response get the same: its whole reward, with the KL, less the baseline. Nothing
-    is divided by the spread of a group (2503.20783)."""
+    """Return advantages [B, T] with a group's baseline (RLOO, arXiv 2402.14740), and zeros as the
+    returns of a critic: A_i = R_i - mean of R_j over the other responses j to the same prompt, at
+    each token of response i. R_i is the sum of its rewards, the KL included; a group is ppo.group
+    rows one after another. Nothing is divided by the spread of a group (2503.20783)."""
     total = rollout.rewards.sum(1).view(-1, ppo.group)
     others = (total.sum(1, keepdim=True) - total) / (ppo.group - 1)
     return (total - others).view(-1, 1) * rollout.rows.mask, rollout.values
@@ -172,7 +171,7 @@ class Task:
     anchor: GPT                                            # pi_ref, which never changes
     draw: Callable[[GPT, int, int], Prompts]  # policy, iteration, an even number -> so many prompts
     score: Callable[[Prompts, Rows], torch.Tensor]         # -> [B], raw
-    observe: Callable[..., dict]           # iteration, prompts, rollout -> figures, among them kl
+    observe: Callable[..., dict]           # iteration, prompts, rollout -> figures for the log
     scale: tuple[float, float] = (0.0, 1.0)  # mean, std of the anchor's raw scores, before RL
 
 
@@ -248,16 +247,16 @@ def roll_out(learner: Learner, task: Task, prompts: Prompts, uniforms, ppo: PPOS
     ppo.no_eos_score instead.
     """
     # 1. Sample y ~ pi(. | prompt).
-    policy = learner.policy.model
+    policy, anchor = learner.policy.model, task.anchor
     rows, drawn = sample(policy, prompts.ids, uniforms, ppo.temperature, eos)
     # 2. Score it: one number a response.
     ended = rows.tokens.gather(1, rows.length[:, None] - 1)[:, 0] == eos
     mean, std = task.scale
     score = torch.where(ended, (task.score(prompts, rows) - mean) / std, ppo.no_eos_score)
     # 3. KL, values and rewards: one number a token.
-    parts = parts_of(rows, task.anchor.config.micro_batch)
-    logp, ref_logp = (by_parts(lambda part: token_logprobs(one, part, ppo.temperature), rows, parts)
-                      for one in (policy, task.anchor))
+    parts = parts_of(rows, anchor.config.micro_batch)
+    logp = by_parts(lambda part: token_logprobs(policy, part, ppo.temperature), rows, parts)
+    ref_logp = by_parts(lambda part: token_logprobs(anchor, part, ppo.temperature), rows, parts)
     kl = kl_penalty(logp, ref_logp, rows.mask)
     values = by_parts(learner.values, rows, parts)
     rewards = token_rewards(score, kl, rows.mask, learner.beta)
@@ -291,7 +290,7 @@ def add_gradients(one: Network, experience: Experience, ppo: PPOSection) -> Coun
 
 
 def update(one: Network, experience: Experience, ppo: PPOSection, generator, name: str) -> dict:
-    """Go through epochs of minibatches, which the ranks share; return means of the figures."""
+    """Go through epochs of minibatches, which the ranks share; return means a token."""
     totals = Counter(tokens=0)
     for _ in range(ppo.epochs):
         order = torch.randperm(len(experience.rows.length), generator=generator)
@@ -300,8 +299,8 @@ def update(one: Network, experience: Experience, ppo: PPOSection, generator, nam
             totals.update(sums)
             count = torch.tensor(sums["tokens"])
             optimizer_step(one.model, one.optimizer, count, ppo.grad_clip, f"PPO {name}")
-    tokens, *figures = all_sum(torch.tensor(list(totals.values()))).tolist()
-    return {figure: total / tokens for figure, total in zip(list(totals)[1:], figures)}
+    sums = dict(zip(totals, all_sum(torch.tensor(list(totals.values()))).tolist()))
+    return {name: total / sums["tokens"] for name, total in sums.items() if name != "tokens"}
 
 
 def train(run: Run, data: Data, task: Task, learner: Learner) -> None:
@@ -322,7 +321,7 @@ def train(run: Run, data: Data, task: Task, learner: Learner) -> None:
         experience = Experience(rollout.rows, rollout.logp, whiten(advantages, rollout.rows.mask),
                                 rollout.values, returns)
         # 4. Clipped updates, at rates that fall linearly towards a tenth.
-        run.last_good = None  # from here on the learner changes; what was saved before is good
+        run.last_good = None  # a learner that an error leaves half-updated is not saved
         for name, one in learner.networks().items():
             left = 1 - 0.9 * (iteration - 1) / stage.iterations
             one.optimizer.param_groups[0]["lr"] = one.lr * left
@@ -330,7 +329,7 @@ def train(run: Run, data: Data, task: Task, learner: Learner) -> None:
                 shuffling = run.generator(f"{task.name} minibatches {iteration}")
                 figures |= update(one, experience, ppo, shuffling, name)
         # 5. The next iteration's coefficient: the wall around the target KL.
-        learner.beta = kl_coefficient(stage.beta, figures["kl"], stage.kl_target, ppo.kl_power,
-                                      ppo.kl_wall)
+        kl = rollout.kl.sum().item() / len(rollout.score)  # nats a response
+        learner.beta = kl_coefficient(stage.beta, kl, stage.kl_target, ppo.kl_power, ppo.kl_wall)
         bar.set_postfix({k: figures[k] for k in ("reward", "kl", "gold") if k in figures})
         run.log("metrics.jsonl", {"stage": task.name, "step": iteration} | figures)

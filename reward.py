@@ -34,9 +34,9 @@ def pair_loss(better, worse):
 
 
 def gap_loss(r: dict, terms: list[Comparison]):
-    """Return Eq. 2, summed over triples: r has a score [B] for each of ORDERED; a term such as
-    "wl>ww" asks that r^{w,l} exceed r^{w,w}. The paper's five are config.COMPARISONS."""
-    return sum(pair_loss(*(r[side] for side in term.split(">"))) for term in terms)
+    """Return Eq. 2, summed over triples: -log sigmoid(r^{w,l} - r^{w,w}) for the term "wl>ww", and
+    so on, by default for all five of config.COMPARISONS; r has a score [B] for each of ORDERED."""
+    return sum(pair_loss(r[term[:2]], r[term[3:]]) for term in terms)
 
 
 class RewardModel(nn.Module):
@@ -52,7 +52,7 @@ class RewardModel(nn.Module):
             nn.init.normal_(self.head.weight[0], std=(trunk.config.width + 1) ** -0.5)
 
     def forward(self, rows: Rows, previous=None, positions=None, bias=None):
-        """Return the scores s_t [B, T] of the responses' tokens, and log pi [B, T].
+        """Return the scores s_t [B, T] of the responses' tokens, and log pi [B, T]; else 0.
 
         positions and bias as in GPT.forward; `previous` [B, T] is where the token before each
         stands, if not to its left. No gradient flows from the scores through log pi, which the

@@ -4,11 +4,11 @@
 
 In order: all of train_reward.py, then with one PPO (ppo.py)
 
-    M_P^RL    Eq. 3: maximise R_P(x, y), y ~ M_P(. | x), anchored to M_P^SFT
-    stage 0   Eq. 4: maximise r_gap(x, y, y_ref), y_ref = y_l and y_w, anchored to M_PIT^SFT
+    M_P^RL    Eq. 3: maximise R_P(x, y) - beta KL(M_P^RL || M_P^SFT), y ~ M_P^RL(. | x)
+    stage 0   Eq. 4: maximise r_gap(x, y, y_ref) - beta KL(M_PIT^RL || M_PIT^SFT), y_ref = y_l, y_w
     stage 1   Eq. 5: the same, y_ref ~ M_P^RL(. | x) drawn afresh; goes on from stage 0
 
-and the evaluation on held-out prompts: runs/<name>/report.md. The RL algorithm and KL are ours.
+and the evaluation on held-out prompts: runs/<name>/report.md. That the RL is PPO is our choice.
 """
 
 from dataclasses import replace
@@ -38,7 +38,7 @@ from train_reward import Models, new_gpt, train_start
 
 def draw_pairs(run: Run, data: Data, name: str, iteration: int, number: int) -> Pairs:
     """Draw `number` pairs of the RL fold for one iteration: we go through the fold in a random
-    order, another one each time."""
+    order, another one in each pass and stage."""
     fold, seeds = data.folds["rl"], [run.config.run.seed, sum(map(ord, name))]
     return fold[turn_by_turn(len(fold), seeds, iteration * number, number)]
 
@@ -65,8 +65,8 @@ def draw_new_references(run: Run, data: Data, name: str, models: Models, policy:
     x, stage = draw_pairs(run, data, name, iteration, number).x, getattr(run.config, name)
     sampler = Sampler(run, data, run.config.ppo.temperature,
                       run.generator(f"{name} references {iteration}"))
-    write = {"policy": policy_drafts, "best": drafts.best, "improved": drafts.improved}
-    y_ref, source = write[stage.reference](sampler, models, policy, x, stage.best_of)
+    draft = {"policy": policy_drafts, "best": drafts.best, "improved": drafts.improved}
+    y_ref, source = draft[stage.reference](sampler, models, policy, x, stage.best_of)
     ids = [data.pit_prompt(*pair) for pair in zip(x, y_ref)]
     return Prompts(ids, x, y_ref, source)
 

@@ -96,7 +96,7 @@ class Training:
     fold: Fold
     loss: Callable                # (model, data, pairs) -> as the losses above
     size: tuple                   # positions of a pair: multiples of the lengths of x, y_w and y_l
-    agreement: Callable | None = None  # with labels: (data, model, fold) -> see evaluation/measure
+    agreement: Callable | None = None  # with validation labels: (data, model, pairs) -> dict
 
 
 def learning_rate(fit: FitSection, step: int) -> float:
@@ -137,7 +137,7 @@ def train(run: Run, data: Data, model, training: Training) -> dict:
             bar.set_postfix(figures)
             if step == fit.steps and training.agreement:
                 valid = data.folds["valid"]
-                some = valid[range(min(run.config.data.valid, len(valid)))]  # one of each group
+                some = valid[range(min(run.config.data.valid, len(valid)))]  # one a question
                 course.found = training.agreement(data, model, some)
                 figures |= {f"valid_{key}": value for key, value in course.found.items()}
             run.log("metrics.jsonl", {"stage": name, "step": step} | figures | {

@@ -1,5 +1,5 @@
 """What is logged of PPO: the figures of each rollout (docs/metrics.md), one of its samples, and the
-scores before it begins. Nothing is trained on any of it but the KL, which sets the next beta."""
+scores before it begins. Nothing is trained on any of it."""
 
 import numpy as np
 import torch

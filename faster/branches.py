@@ -26,8 +26,8 @@ class Branches:
     rows: Rows               # [P, L] prompt, then one response after the other
     positions: torch.Tensor  # [P, L]
     previous: torch.Tensor   # [P, L] where the token before this one stands
-    bias: torch.Tensor       # [P, 1, L, L] 0 where one may look at the other, else -inf
-    places: torch.Tensor     # [B, T] where the responses' tokens stand in the flat [P L]; else 0
+    bias: torch.Tensor       # [P, 1, L, L] 0 where a query (row) may see a key (column), else -inf
+    places: torch.Tensor     # [B, T] where the responses' tokens stand in the flat [P * L]; else 0
 
 
 def by_prompt(rows: Rows) -> list[list[int]]:
@@ -74,12 +74,11 @@ def token_logprobs(model: GPT, rows: Rows, temperature: float = 1.0):
     if len(groups) == len(rows.length):  # nothing to share
         return plain.token_logprobs(model, rows, temperature)
     b = joined(rows, groups)
-    response, width = b.rows.mask, b.rows.tokens.shape[1]
-    hidden = model(b.rows.tokens, b.positions, b.bias).flatten(0, 1)             # [PL, D]
-    before = b.previous + width * torch.arange(len(b.previous), device=response.device)[:, None]
-    logits = model.logits(hidden[before[response]]) / temperature                # [N, V]
-    logp = -F.cross_entropy(logits, b.rows.tokens[response], reduction="none")
-    return on_grid(response, logp).flatten()[b.places]  # place 0 is of a prompt: 0
+    row, place = b.rows.mask.nonzero(as_tuple=True)                              # [N] each
+    hidden = model(b.rows.tokens, b.positions, b.bias)                           # [P, L, D]
+    logits = model.logits(hidden[row, b.previous[row, place]]) / temperature     # [N, V]
+    logp = -F.cross_entropy(logits, b.rows.tokens[row, place], reduction="none")
+    return on_grid(b.rows.mask, logp).flatten()[b.places]  # place 0 is of a prompt: 0
 
 
 def token_scores(model: RewardModel, rows: Rows, groups: list[list[int]]):

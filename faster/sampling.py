@@ -33,9 +33,9 @@ class Cache:
             return attend(q, k, v)
         keys, values = self.layers[layer]
         keys[:, :, self.filled], values[:, :, self.filled] = k[:, :, 0], v[:, :, 0]
-        batch, groups, _, width = keys.shape
-        scores = torch.baddbmm(bias, q.reshape(batch * groups, -1, width),
-                               keys.flatten(0, 1).transpose(1, 2), alpha=width ** -0.5)
+        batch, kv_heads, _, head_width = keys.shape
+        scores = torch.baddbmm(bias, q.reshape(batch * kv_heads, -1, head_width),
+                               keys.flatten(0, 1).transpose(1, 2), alpha=head_width ** -0.5)
         return torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view(q.shape)
 
     def keep(self, rows):
@@ -68,7 +68,9 @@ def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int):
     last = model(once.tokens, cache=cache, at=columns[:start] == once.prompt[:, None] - 1)
     cache.filled = start
     if len(shared) < len(prompts):
-        of_row = [k for _, k in sorted((i, k) for k, group in enumerate(shared) for i in group)]
+        of_row = torch.zeros_like(live)  # which of `once` each row reads
+        for k, group in enumerate(shared):
+            of_row[group] = k
         cache.keep(of_row)
         last = last[of_row]                                                   # [B, D]
     # 3. A token a row at a time, until all have ended; rows that have ended leave the batch.
@@ -90,5 +92,4 @@ def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int):
         seen = bias.repeat_interleave(model.config.kv_heads, dim=0)  # [live * K, 1, size]
         last = model(token[:, None], at[:, None], seen, cache)[:, 0]
         cache.filled += 1
-    every = torch.arange(len(prompts), device=device)
-    return rows[every], drawn[:, :int(rows.length.max())]
+    return rows[:], drawn[:, :int(rows.length.max())]
