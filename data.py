@@ -9,12 +9,13 @@ and RL (the paper's split). Their token ids lie in one array of the run's data.p
 """
 
 from dataclasses import dataclass
+from typing import Sequence
 
 import torch
 
 from corpus.prepare import prepared, unpacked_tokenizer
-from corpus.templates import Template, opening_templates, turn_templates
-from corpus.tokens import FOLDS, Column, columns_of
+from corpus.templates import Template, turn_templates
+from corpus.tokens import FOLDS, columns_of
 from model import GPT, Rows, pad_rows
 from pretrained.vocabulary import Tokenizers
 from runtime import checks
@@ -23,28 +24,17 @@ from runtime.run import Run
 
 @dataclass
 class Pairs:
-    """Some pairs, as lists of token ids. Responses are without their end."""
-    x: list[list[int]]    # prompts, with the templates of their turns
-    y_w: list[list[int]]
-    y_l: list[list[int]]
+    """Pairs as token ids: a fold's as Columns, in memory or on disk, or some of them as lists.
+    Responses are without their end."""
+    x: Sequence[list[int]]    # prompts, with the templates of their turns
+    y_w: Sequence[list[int]]
+    y_l: Sequence[list[int]]
 
     def __len__(self):
         return len(self.x)
 
-
-@dataclass
-class Fold:
-    """All pairs of one fold, in memory or on disk."""
-    x: Column
-    y_w: Column
-    y_l: Column
-
-    def __len__(self):
-        return len(self.x)
-
-    def __getitem__(self, indices) -> Pairs:
-        x, y_w, y_l = ([column[i] for i in indices] for column in (self.x, self.y_w, self.y_l))
-        return Pairs(x=x, y_w=y_w, y_l=y_l)
+    def __getitem__(self, indices):
+        return Pairs(*([column[i] for i in indices] for column in (self.x, self.y_w, self.y_l)))
 
 
 @dataclass
@@ -58,7 +48,7 @@ class Data:
     pit_prompt: Template           # what M_PIT and R_PIT read before y
     feedback: Template             # of Self-Refine, what the policy reads before its feedback
     rewrite: Template              # and before its second answer
-    folds: dict[str, Fold]
+    folds: dict[str, Pairs]
     counts: dict[str, int]         # pairs read, kept in each fold, dropped by reason
     device: torch.device           # where rows are put
     trunk: GPT | None = None       # with LoRA: the frozen weights that all models share
@@ -100,9 +90,9 @@ def load_data(run: Run) -> Data:
     policy, pit, feedback, rewrite = (Template(text, tokenizer, start, first=True) for text in (
         config.template.policy, config.template.pit, config.refine.feedback, config.refine.rewrite))
     checks.refuse_short_context([policy, pit, feedback, rewrite], config)
+    turns, opening = turn_templates(config, tokenizer)
     return Data(tokenizer=tokenizer, vocab=config.model.vocab or tokenizer.vocab,
-                turns=turn_templates(config, tokenizer),
-                opening=opening_templates(config, tokenizer), policy_prompt=policy, pit_prompt=pit,
+                turns=turns, opening=opening, policy_prompt=policy, pit_prompt=pit,
                 feedback=feedback, rewrite=rewrite,
-                folds={name: Fold(**columns_of(content, name)) for name in FOLDS},
+                folds={name: Pairs(**columns_of(content, name)) for name in FOLDS},
                 counts=content["counts"], device=run.device)

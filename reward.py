@@ -22,7 +22,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from model import GPT, Rows, on_grid, pad_rows, scalars
-from runtime.batching import by_micro_batches
+from runtime.batching import by_parts, micro_batches
 from runtime.config import Comparison, RewardSection
 
 ORDERED = ("wl", "ww", "ll", "lw")  # candidate, reference: "wl" is r_gap(x, y_w, y_l)
@@ -76,7 +76,8 @@ POOLS = {"sum": lambda scores, rows: (scores * rows.mask).sum(1),  # [B] from to
 @torch.no_grad()
 def score(model: RewardModel, rows: Rows):
     """Return the scores [B] of prompts with their responses."""
-    scores = by_micro_batches(lambda part: model(part)[0], rows, model.trunk.config.micro_batch)
+    parts = micro_batches(rows.length, model.trunk.config.micro_batch)
+    scores = by_parts(lambda part: model(part)[0], rows, parts)
     return POOLS[model.config.pool](scores, rows)
 
 

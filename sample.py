@@ -121,10 +121,8 @@ def respond(run: Run, data: Data, models: Models, args) -> None:
 
 
 def main() -> None:
-    """Restore the models and answer."""
     args, config = command_line(
-        __doc__.splitlines()[0],
-        ("--prompt", {"help": "answer this, a user's first turn, and improve the answer"}),
+        __doc__, ("--prompt", {"help": "answer this, a user's first turn, and improve the answer"}),
         ("--ref", {"help": "improve this response instead of one of M_P^RL's"}),
         ("--iters", {"type": int, "default": 3, "help": "improvements, one after another"}),
         ("--explain", {"action": "store_true", "help": "show PPO's view of a rewrite, by tokens"}),
@@ -135,7 +133,6 @@ def main() -> None:
         raise UserError("--temperature and --iters must be numbers from 0")
     if args.prompt == "" or args.ref is not None and args.prompt is None:
         raise UserError("--prompt must not be empty; --ref needs the --prompt that it responds to")
-    config.run.ranks = 1
     run = Run(config, trains=False)
     data = load_data(run)
     with run.precision():

@@ -183,8 +183,7 @@ def train_all(run: Run, data: Data) -> Models:
 
 
 def main() -> None:
-    """Train what is missing, evaluate, and write the report."""
-    _, config = command_line(__doc__.splitlines()[0])
+    _, config = command_line(__doc__)
     load_functions(config)
     run = Run(config)
     data = load_data(run)

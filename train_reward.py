@@ -9,13 +9,13 @@ y_l; from M_P^SFT), R_P (Bradley-Terry; from M_P^SFT), R_PIT (Eq. 2; from M_PIT^
 import math
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Callable
+from typing import Callable
 
 import numpy as np
 import torch
 
 from corpus.tokens import batches
-from data import Data, Fold, Pairs, load_data
+from data import Data, Pairs, load_data
 from evaluation.measure import as_text, gap_agreement, held_out_accuracies, pointwise_agreement
 from faster.branches import two_scores
 from model import GPT, Rows, token_logprobs
@@ -39,7 +39,6 @@ class Models:
     rp: RewardModel
     rpit: RewardModel
     policies: dict[str, GPT]
-    judge: Any = None  # of the report, see report/judge.py: None on bills
 
 
 # ------------------------------------------------------------------------------------ the losses
@@ -93,7 +92,7 @@ class Training:
     """What tells the supervised trainings apart."""
     name: str                     # of the stage
     fit: FitSection
-    fold: Fold
+    fold: Pairs
     loss: Callable                # (model, data, pairs) -> as the losses above
     size: tuple                   # positions of a pair: multiples of the lengths of x, y_w and y_l
     agreement: Callable | None = None  # with validation labels: (data, model, pairs) -> dict
@@ -219,8 +218,7 @@ def train_start(run: Run, data: Data) -> Models:
 
 
 def main() -> None:
-    """Train what is missing, and print how often the reward models agree with held-out pairs."""
-    _, config = command_line(__doc__.splitlines()[0])
+    _, config = command_line(__doc__)
     run = Run(config)
     data = load_data(run)
     with run.precision():

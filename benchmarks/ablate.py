@@ -17,15 +17,14 @@ import json
 import re
 import sys
 import time
-from dataclasses import dataclass
+from collections import namedtuple
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import tables
-import script  # noqa: F401  (the project's modules are found from here on)
 
-from data import Data, load_data
+from data import load_data
 from pretrained.configure import load_config
 from report.evaluate import evaluate, golds_on_validation
 from report.judge import Judge
@@ -40,7 +39,7 @@ from runtime.stages import inputs_of, rl_inputs, title
 from sample import Sampler, answer, improve
 from ablations.scores import load_functions
 from train_pit import train_all, train_to_rlhf
-from train_reward import Models, train_start
+from train_reward import train_start
 
 TEMPERATURES = (1.0, 0.5, 0.2)
 CHOSEN = ("lr_scale", "kl_target")  # of RLHF, and of PIT's stages alike
@@ -48,14 +47,7 @@ SETTINGS = list(product((0.5, 1.0, 2.0), (1.5, 3.0)))  # that the choice begins 
 LOGGED = ("reward", "kl", "gold", "entropy", "explained_variance", "length")
 FORMAT = 2  # of the results; 1 had no grades of single questions
 OWN = ""  # the line of the config as it is
-
-
-@dataclass
-class Trained:
-    """A finished run."""
-    run: Run
-    data: Data
-    models: Models
+Trained = namedtuple("Trained", "run data models")  # a finished run
 
 
 def config_of(args, line: str, fields: dict) -> Config:
@@ -77,11 +69,6 @@ def changed(args, line: str) -> set[str]:
     made, known = inputs_of(own), inputs_of(first)
     return {stage for stage in made if line == OWN or stage not in known
             or inputs_among(own, made[stage]) != inputs_among(first, known[stage])}
-
-
-def parts_of(args, line: str) -> dict[str, list[str]]:
-    """Return the stages of RLHF and of PIT, which are chosen for one after the other."""
-    return {"rlhf": ["rlhf"], "pit": config_of(args, line, {}).pit.curriculum}
 
 
 def refuse_unfit(args, line: str) -> None:
@@ -121,7 +108,7 @@ def on_validation(trained: Trained, part: str) -> dict[str, float]:
     temperature."""
     run, data, policies = trained.run, trained.data, trained.models.policies
     x, golds = data.folds["valid"].x[:run.config.eval.prompts], {}
-    judge = Judge(data, trained.models, x)
+    judge = Judge(data, None, x)
     for temperature in TEMPERATURES:
         sampler = Sampler(run, data, temperature, run.generator(f"validation {temperature}"))
         with run.precision():
@@ -177,7 +164,7 @@ def choose(args, line: str, seed: int) -> dict:
     """Return the fields that are best for a line, what each setting reached, and the run of the
     best. Parts that the line does not change keep what was chosen for the config as it is."""
     anew, tried, fields, base = changed(args, line), {}, {}, start_of(args, line, seed)
-    for part, stages in parts_of(args, line).items():
+    for part, stages in ("rlhf", ["rlhf"]), ("pit", config_of(args, line, {}).pit.curriculum):
         if not anew & {*stages}:
             first = chosen_of(args, OWN)
             fields |= {key: value for key, value in first["fields"].items()
@@ -255,9 +242,8 @@ def measure(args, line: str, seed: int, chosen: dict) -> dict:
     trained = trained_to("pit", args, line, run_name(args, line, seed), chosen["fields"] | {
         "run.base": base_of(args, line, seed, chosen), "run.seed": seed,
         "eval.temperatures": list(TEMPERATURES)})
-    made = trained.run, trained.data, trained.models
     with trained.run.precision():
-        valid, report = golds_on_validation(*made), evaluate(*made)
+        valid, report = golds_on_validation(*trained), evaluate(*trained)
     return {"final": title(trained.run.config.pit.curriculum[-1]), "valid": valid,
             "log": columns(trained)} | {
         key: value for key, value in report.items() if key not in ("examples", "responses")}
@@ -311,8 +297,7 @@ def arguments(about: str, results: str, *more: tuple[str, dict], bills: bool = T
     """Return the arguments of the command line, of which each line can be trained; make the folder
     of the results, by default <run.dir>/<name>-`results`. With `bills` other data are refused."""
     args, args.overrides = read_arguments(
-        about.splitlines()[0],
-        ("--line", {"action": "append", "default": [], "help": "fields: 'a.b=1 c.d=2'"}),
+        about, ("--line", {"action": "append", "default": [], "help": "fields: 'a.b=1 c.d=2'"}),
         ("--seeds", {"nargs": "+", "type": int, "default": [1, 2, 3], "help": "by default 1 2 3"}),
         ("--results", {"type": Path, "help": f"a folder; by default <run.dir>/<name>-{results}"}),
         *more)
@@ -334,7 +319,6 @@ def arguments(about: str, results: str, *more: tuple[str, dict], bills: bool = T
 
 
 def main() -> None:
-    """Make the results of the lines and seeds that are missing, and the tables."""
     args = arguments(__doc__, "results", ("--choose", {
         "action": "store_true", "help": "first find each line's rate and KL"}))
     tables.read_results(args.results)  # a file that is none is refused before any training

@@ -12,11 +12,10 @@ import json
 
 import numpy as np
 import script  # noqa: F401  (the project's modules are found from here on)
-import torch
 
-import reward
 from corpus import bills
 from data import Data, load_data
+from evaluation.measure import gap_scores
 from evaluation.show import prompt_text
 from pretrained.configure import command_line
 from runtime.launch import guard
@@ -39,13 +38,11 @@ def tables(run: Run, data, models, number: int) -> tuple[np.ndarray, np.ndarray]
     kept = [q for q, ys in enumerate(of_question) if len(set(map(tuple, ys))) == len(each)]
     if not kept:
         raise UserError("no question has six different responses; train the run longer")
-    k, triples = len(each), [(x[q], draft, y) for q in kept for y in of_question[q]
-                             for draft in of_question[q]]
-    scores = torch.cat([reward.score(models.rpit, data.pit_rows(*zip(*triples[i:i + 4096])))
-                        for i in range(0, len(triples), 4096)])
+    triples = [(x[q], y, draft) for q in kept for y in of_question[q] for draft in of_question[q]]
+    scores = gap_scores(data, models.rpit, *zip(*triples))
     gold = [[bills.grade(prompt_text(data, x[q]), data.tokenizer.decode(y))
              for y in of_question[q]] for q in kept]
-    return scores.view(-1, k, k).double().numpy(), np.array(gold)
+    return scores.reshape(-1, len(each), len(each)), np.array(gold)
 
 
 def parts(r: np.ndarray, gold: np.ndarray) -> dict[str, float]:
@@ -68,8 +65,7 @@ def parts(r: np.ndarray, gold: np.ndarray) -> dict[str, float]:
 def finished_bills(about: str, why: str) -> tuple[Run, Data]:
     """Return a finished run of the command line, on one rank, and its data. Raises UserError, which
     says why, for data that are no bills."""
-    _, config = command_line(about.splitlines()[0])
-    config.run.ranks = 1
+    _, config = command_line(about)
     if config.data.files:
         raise UserError(f"{why}: leave data.files out")
     run = Run(config, trains=False)
@@ -77,9 +73,8 @@ def finished_bills(about: str, why: str) -> tuple[Run, Data]:
 
 
 def main() -> None:
-    """Print the parts as a line of JSON."""
     run, data = finished_bills(__doc__, "f and g are compared with the hidden judge's grades")
-    with torch.no_grad(), run.precision():
+    with run.precision():
         found = parts(*tables(run, data, restore(run, data), run.config.eval.prompts))
     print(json.dumps({name: round(value, 3) for name, value in found.items()}))
 

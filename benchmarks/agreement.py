@@ -13,12 +13,9 @@ other. Intervals are 95 %; pairs of one prompt count as one.
 What is finished is a file in --results; two calls at once, with --run.ranks=1 each, share the work.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import ablate
 import tables
-import script  # noqa: F401  (the project's modules are found from here on)
 
 from data import Data
 from evaluation import measure
@@ -32,13 +29,13 @@ from sample import Sampler
 from train_reward import Models
 
 
-def agreements(data: Data, models: Models) -> dict[str, list[float]]:
+def agreements(data: Data, models: Models, grader) -> dict[str, list[float]]:
     """Return the shares of the validation pairs that R_P, R_PIT, the judge and the longer response
     put in the right order, a tie as half of one, and how much each is above the longer response:
     means with their intervals."""
     fold = data.folds["valid"]
     scores = measure.fold_scores(data, models.rp, models.rpit, fold)
-    judge = Judge(data, models, list(fold.x))
+    judge = Judge(data, grader, list(fold.x))
     leads = {"R_P": scores["w"] - scores["l"], "R_PIT": scores["wl"] - scores["lw"],
              "judge": judge.grades(list(fold.y_w)) - judge.grades(list(fold.y_l)),
              "longer": measure.longer_by(fold)}
@@ -50,10 +47,10 @@ def agreements(data: Data, models: Models) -> dict[str, list[float]]:
             for name, values in right.items()}
 
 
-def choices(run: Run, data: Data, models: Models, x: list) -> dict[str, dict]:
+def choices(run: Run, data: Data, models: Models, grader, x: list) -> dict[str, dict]:
     """Return how what is chosen by a reward model, and a rewrite, compare with one answer."""
     sampler = Sampler(run, data, run.config.eval.temperatures[0], run.generator("agreement"))
-    judge, made = Judge(data, models, x), tries(sampler, models, x)
+    judge, made = Judge(data, grader, x), tries(sampler, models, x)
     first = made.pop("M_P^SFT")
     return {name: measure.comparison(np.sign(judge.grades(y) - judge.grades(first)),
                                      np.array([len(a) - len(b) for a, b in zip(y, first)]))
@@ -63,16 +60,15 @@ def choices(run: Run, data: Data, models: Models, x: list) -> dict[str, dict]:
 def measured(args, line: str, seed: int) -> dict:
     """Train a line's reward models and the judge, which the config's own run has where the line
     leaves it alone; return what they know."""
-    trained = ablate.reward_models(args, line, seed)
-    run, data, x = trained.run, trained.data, held_out(trained.run, trained.data, "valid").x
+    run, data, models = ablate.reward_models(args, line, seed)
+    x = held_out(run, data, "valid").x
     with run.precision():
-        models = replace(trained.models, judge=judge_of(run, data, trained.models))
-        return {"agreements": agreements(data, models), "pairs": data.counts["valid"],
-                "wins": choices(run, data, models, x), "prompts": len(x)}
+        grader = judge_of(run, data, models)
+        return {"agreements": agreements(data, models, grader), "pairs": data.counts["valid"],
+                "wins": choices(run, data, models, grader, x), "prompts": len(x)}
 
 
 def main() -> None:
-    """Make the results of the lines and seeds that are missing, and print the table."""
     args = ablate.arguments(__doc__, "agreement", bills=False)
     if not ablate.config_of(args, ablate.OWN, {}).data.files:
         raise UserError("agreement with people needs real pairs in data.files; on bills: prices.py")

@@ -63,11 +63,8 @@ def random_lists(chance: random.Random, number: int, low: int, high: int, vocab:
 
 def forward_flops(workload: str) -> int:
     """Operations of one token's forward pass, the attention over other tokens left out: two for
-    each weight of the linear layers and the output layer."""
-    model, vocab = WORKLOADS[workload]
-    width = model.width // model.heads
-    layer = model.width * (2 * model.heads + 2 * model.kv_heads) * width
-    return 2 * (model.layers * (layer + 3 * model.width * model.hidden) + vocab * model.width)
+    each weight of the linear layers and the output layer, which is the tied embedding."""
+    return 2 * sum(p.numel() for p in ours(workload).parameters() if p.dim() == 2)
 
 
 def alternate(sides: dict, repeats: int, of_times=statistics.median) -> dict:

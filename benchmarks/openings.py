@@ -12,7 +12,6 @@ is the standard deviation of all (train_pit.measure_scale).
 
 import numpy as np
 from additive import finished_bills
-import script  # noqa: F401  (the project's modules are found from here on)
 
 from corpus import bills
 from evaluation.measure import gap_scores, mean_interval, rp_scores
@@ -46,7 +45,7 @@ def groups(run: Run, data, models) -> dict[str, tuple]:
     """Return the kinds of opening, the judge's courtesy and the scores, for RLHF and for PIT."""
     x, policies = list(data.folds["rl"].x[:PROMPTS]), models.policies
     sampler = Sampler(run, data, 1.0, run.generator("openings"))
-    judge, found = Judge(data, models, x), {}
+    judge, found = Judge(data, None, x), {}
     y_ref = answer(sampler, policies["M_P^RL"], x)
     answers = [answer(sampler, policies["M_P^SFT"], x) for _ in range(GROUP)]
     rewrites = [improve(sampler, policies["M_PIT^SFT"], x, y_ref) for _ in range(GROUP)]
@@ -60,7 +59,6 @@ def groups(run: Run, data, models) -> dict[str, tuple]:
 
 
 def main() -> None:
-    """Print the tables of RLHF and of PIT."""
     run, data = finished_bills(__doc__, "openings are those of bills")
     with run.precision():
         for name, columns in groups(run, data, restore(run, data)).items():

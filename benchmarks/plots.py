@@ -157,7 +157,6 @@ def smooth(values: list[float], width: int = 5) -> list[float]:
 
 
 def main() -> None:
-    """Draw all results anew."""
     arguments(__doc__)  # it takes none
     draw_optimisation(ROOT / "benchmarks" / "plots" / "optimisation.svg")
     for folder in sorted(tables.RESULTS.iterdir()):

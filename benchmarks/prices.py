@@ -15,10 +15,8 @@ What is finished is a file in --results; two calls at once, with --run.ranks=1 e
 import numpy as np
 import ablate
 import tables
-import script  # noqa: F401  (the project's modules are found from here on)
 
 from evaluation import measure
-from report.evaluate import stage_costs
 from report.judge import Judge
 from report.prices import price_list
 from report.rivals import chosen_by
@@ -43,25 +41,20 @@ def tries(sampler: Sampler, models: Models, x: list) -> dict[str, list]:
 
 
 def measured(args, line: str, seed: int) -> dict:
-    """Train a line's reward models; return their prices, agreements and the gold of their choices,
-    and the seconds of R_P and R_PIT."""
-    trained = ablate.reward_models(args, line, seed)
-    run, data, models = trained.run, trained.data, trained.models
+    """Train a line's reward models; return prices, agreements and the gold of their choices."""
+    run, data, models = ablate.reward_models(args, line, seed)
     x = data.folds["valid"].x[:run.config.eval.prompts]
-    judge = Judge(data, models, x)
+    judge = Judge(data, None, x)
     with run.precision():
         best = tries(Sampler(run, data, 1.0, run.generator("prices")), models, x)
         agreements = measure.held_out_accuracies(data, models.rp, models.rpit, "valid")
         prices = price_list(data, models, x, run.config.data)
-    seconds = {stage: spent for stage, (spent, _) in stage_costs(run, ("rp", "rpit")).items()}
     return {"prices": prices, "gold": {name: float(np.mean(judge.grades(y)))
                                        for name, y in best.items()},
-            "agreements": {name: one["accuracy"] for name, one in agreements.items()},
-            "seconds": seconds}
+            "agreements": {name: one["accuracy"] for name, one in agreements.items()}}
 
 
 def main() -> None:
-    """Make the results of the lines and seeds that are missing, and print the table."""
     ablate.each_once(ablate.arguments(__doc__, "prices"), measured, tables.price_table,
                      NUMBER=NUMBER)
 

@@ -401,7 +401,6 @@ def filled(page: str, results: Path) -> str:
 
 
 def main() -> None:
-    """Fill the tables of the pages in anew."""
     arguments(__doc__)  # it takes none
     for name in ("results.md", "ablations.md"):
         page = ROOT / "docs" / name

@@ -107,12 +107,6 @@ def right_answer(question: str) -> tuple[list[str], int]:
     return [f"{thing} {due}" for thing, due in zip(things, amounts)], amounts[-1]
 
 
-def ideal_response(question: str, order: str = "first") -> str:
-    """Return the response that the judge grades 1."""
-    lines, total = right_answer(question)
-    return compose(["Sure!"], total, lines, ".", order)
-
-
 def things_of(question: str) -> list[str]:
     """Read the things that a question lists (bare names).
 
@@ -124,11 +118,6 @@ def things_of(question: str) -> list[str]:
     if not things or not all(thing in PRICES or thing == COUPON for thing in things):
         raise ValueError(f"no question about a bill: {question!r}")
     return [bare(thing) for thing in things]
-
-
-def bill_of(question: str) -> str:
-    """Return the things in order, the same for any wording of the question."""
-    return ", ".join(things_of(question))
 
 
 def judge(question: str, response: str) -> dict[str, float]:

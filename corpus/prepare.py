@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from corpus import bills
 from corpus.formats import TextPair, key_of, read_pairs
-from corpus.templates import Template, opening_templates, turn_templates
+from corpus.templates import Template, turn_templates
 from corpus.tokens import CUT, FOLDS, encode_prompts, flattened, fold_keys
 from pretrained.vocabulary import Tokenizers, file_name, read_tokenizer, train_tokenizer
 from runtime import checks, files, ranks
@@ -39,12 +39,12 @@ def split_keys(keys: list[str], config: DataSection, seed: int) -> dict[str, str
     return dict(zip(distinct, folds))
 
 
-def encode_pairs(pairs: list[TextPair], config: Config, tokenizer, turns: dict[str, Template],
+def encode_pairs(pairs: list[TextPair], config: Config, tokenizer,
                  dropped: Counter) -> dict[str, list]:
     """Encode, drop what is too long, and split by the groups of `fold_keys`. Returns the rows
     (x, y_w, y_l) of each fold, first one of each group, then the others."""
-    x, cut = encode_prompts([pair.prompt for pair in pairs], turns,
-                            opening_templates(config, tokenizer), tokenizer, config.data.max_prompt)
+    x, cut = encode_prompts([pair.prompt for pair in pairs], *turn_templates(config, tokenizer),
+                            tokenizer, config.data.max_prompt)
     spaced = Template(config.template.policy, tokenizer).spaced[""]
     y_w, y_l = (tokenizer.encode([getattr(pair, side) for pair in pairs], spaced)
                 for side in ("chosen", "rejected"))
@@ -94,7 +94,7 @@ def prepare(run: Run) -> dict:
         random.Random(config.run.seed).shuffle(pairs)
     if not config.data.files:
         for pair in pairs:  # a bill in other words is no other question
-            pair.key = bills.bill_of(pair.key)
+            pair.key = ", ".join(bills.things_of(pair.key))
     for role in {role for pair in pairs if len(pair.prompt) > 1 for role, _ in pair.prompt}:
         if getattr(config.template, role) == "{x}":
             raise UserError(f"{', '.join(sources)}: prompts have several turns; set "
@@ -107,7 +107,7 @@ def prepare(run: Run) -> dict:
         train_tokenizer(texts, checks.markers(vars(config.template), r"<\|\w+\|>"),
                         config.tokenizer, model)
     tokenizer = read_tokenizer(model, config.tokenizer.eos)
-    rows = encode_pairs(pairs, config, tokenizer, turn_templates(config, tokenizer), dropped)
+    rows = encode_pairs(pairs, config, tokenizer, dropped)
     counts["prompts without their first turns"] = dropped.pop(CUT)
     counts |= {name: len(fold) for name, fold in rows.items()} | {
         f"dropped, {reason}": count for reason, count in dropped.items() if count}

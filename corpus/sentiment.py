@@ -60,7 +60,6 @@ def relabelled(pair: TextPair, rng: random.Random) -> dict | str:
 
 
 def main() -> None:
-    """Write the pairs and count those that are left out."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", help="preference pairs, in any format of data.files")
     parser.add_argument("--to", type=Path, required=True, help="the file to write")

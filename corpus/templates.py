@@ -37,14 +37,11 @@ class Template:
         return ids
 
 
-def turn_templates(config: Config, tokenizer, first: bool = False) -> dict[str, Template]:
-    """Return the templates of a prompt's turns, by role."""
-    return {role: Template(getattr(config.template, role), tokenizer, first=first)
-            for role in ROLES}
-
-
-def opening_templates(config: Config, tokenizer) -> dict[str, Template]:
-    """Return the templates of a prompt's first turn. Where template.policy begins with {x}, that
-    turn begins the sequence, and gets the space that some tokenizers put there. (template.pit
-    should begin alike, since its prompts are the same ids.)"""
-    return turn_templates(config, tokenizer, first=config.template.policy.startswith("{x}"))
+def turn_templates(config: Config, tokenizer) -> tuple[dict[str, Template], dict[str, Template]]:
+    """Return the templates of a prompt's turns, by role, and those of its first turn. Where
+    template.policy begins with {x}, that turn begins the sequence, and gets the space that some
+    tokenizers put there. (template.pit should begin alike, since its prompts are the same ids.)"""
+    turns, opening = ({role: Template(getattr(config.template, role), tokenizer, first=first)
+                       for role in ROLES}
+                      for first in (False, config.template.policy.startswith("{x}")))
+    return turns, opening

@@ -145,14 +145,12 @@ def microscope_figure(run: Run, data: Data):
 
 
 def main() -> None:
-    """Draw all pictures, each as <name>.svg: the same file from the same run."""
     if matplotlib is None:
         raise UserError("the pictures need an extra: pip install matplotlib")
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "pit"
-    args, config = command_line(__doc__.splitlines()[0], (
+    args, config = command_line(__doc__, (
         "--to", {"type": Path, "default": ROOT / "docs" / "tutorial", "help": "a folder"}))
-    config.run.ranks = 1
     run = Run(config, trains=False)
     data = load_data(run)
     figures = {

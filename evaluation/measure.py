@@ -4,13 +4,10 @@ import math
 from collections import Counter
 
 import numpy as np
-import torch
 
-import reward
-from data import Data, Fold
-from faster.branches import two_scores
-from reward import RewardModel
-from runtime.batching import micro_batches
+from data import Data, Pairs
+from faster.branches import score
+from reward import ORDERED, RewardModel
 from runtime.config import COMPARISONS
 from runtime.ranks import gather, shard
 
@@ -35,74 +32,49 @@ def effective_number(number: int, prompts: list | None) -> float:
         count ** 2 for count in Counter(prompts).values())
 
 
-def prompts_of(fold: Fold) -> list[tuple]:
+def prompts_of(fold: Pairs) -> list[tuple]:
     """Return the prompt of each pair; equal ones tell that pairs are not independent."""
     return list(map(tuple, fold.x))
 
 
-def longer_by(fold: Fold) -> np.ndarray:
+def longer_by(fold: Pairs) -> np.ndarray:
     """Return by how many tokens y_w is longer than y_l."""
     return np.array([len(y_w) - len(y_l) for y_w, y_l in zip(fold.y_w, fold.y_l)])
 
 
-def shared_scores(score, *columns) -> np.ndarray:
-    """Return score(columns) -> [n] for all rows of the columns, which the ranks share."""
-    return np.array(gather(score(*map(shard, columns)).tolist()))
-
-
 def rp_scores(data: Data, rp: RewardModel, x: list, y: list) -> np.ndarray:
-    """Return R_P(x, y) for each."""
-    return shared_scores(lambda x, y: reward.score(rp, data.policy_rows(x, y)), x, y)
+    """Return R_P(x, y) for each; the ranks share them."""
+    return np.array(gather(score(rp, data.policy_rows(shard(x), shard(y))).tolist()))
 
 
 def gap_scores(data: Data, rpit: RewardModel, x: list, y: list, y_ref: list) -> np.ndarray:
-    """Return r_gap(x, y, y_ref) for each."""
-    return shared_scores(lambda x, y, y_ref: reward.score(rpit, data.pit_rows(x, y_ref, y)),
-                         x, y, y_ref)
+    """Return r_gap(x, y, y_ref) for each; the ranks share them."""
+    rows = data.pit_rows(*map(shard, (x, y_ref, y)))
+    return np.array(gather(score(rpit, rows).tolist()))
 
 
-@torch.no_grad()
-def pair_scores(model: RewardModel, data: Data, prompts: list, a: list, b: list) -> np.ndarray:
-    """Return the scores [2, n] of two responses to each prompt, whose states are computed once."""
-    prompts, a, b = map(shard, (prompts, a, b))
-    lengths = torch.tensor([sum(map(len, row)) + 2 for row in zip(prompts, a, b)])
-    scores = torch.zeros(len(lengths), 2)
-    for part in micro_batches(lengths, model.trunk.config.micro_batch):
-        of_a, of_b, _ = two_scores(model, [prompts[i] for i in part], *(
-            [data.add_eos(y[i]) for i in part] for y in (a, b)))
-        scores[part] = torch.stack([of_a, of_b], 1).cpu()
-    return np.array(gather(scores.tolist())).T
-
-
-def pointwise_scores(data: Data, model: RewardModel, fold: Fold) -> np.ndarray:
+def pointwise_scores(data: Data, model: RewardModel, fold: Pairs) -> np.ndarray:
     """Return a pointwise reward model's scores [2, n] of a fold's y_w and y_l."""
-    prompts = [data.policy_prompt(ids) for ids in fold.x]
-    return pair_scores(model, data, prompts, fold.y_w[:], fold.y_l[:])
+    return rp_scores(data, model, fold.x[:] * 2, fold.y_w[:] + fold.y_l[:]).reshape(2, -1)
 
 
-def fold_scores(data: Data, rp: RewardModel, rpit: RewardModel, fold: Fold) -> dict:
+def fold_scores(data: Data, rp: RewardModel, rpit: RewardModel, fold: Pairs) -> dict:
     """Return scores of a fold's pairs: R_P's of "w" and "l", R_PIT's of the four ordered pairs."""
     x, y_w, y_l = fold.x[:], fold.y_w[:], fold.y_l[:]
-    given = {"l": [data.pit_prompt(*pair) for pair in zip(x, y_l)],
-             "w": [data.pit_prompt(*pair) for pair in zip(x, y_w)]}
-    scores = dict(zip("wl", pointwise_scores(data, rp, fold)))
-    for y_ref, prompts in given.items():
-        w, l = pair_scores(rpit, data, prompts, y_w, y_l)
-        scores |= {f"w{y_ref}": w, f"l{y_ref}": l}
-    return scores
+    gaps = gap_scores(data, rpit, x * 4, y_w * 2 + y_l * 2, (y_l + y_w) * 2).reshape(4, -1)
+    return dict(zip("wl", pointwise_scores(data, rp, fold))) | dict(zip(ORDERED, gaps))
 
 
-def pointwise_agreement(data: Data, model: RewardModel, fold: Fold) -> dict:
+def pointwise_agreement(data: Data, model: RewardModel, fold: Pairs) -> dict:
     """Measure how often a pointwise reward model agrees with a fold's labels."""
     w, l = pointwise_scores(data, model, fold)
     return share_right(list(w > l), prompts_of(fold))
 
 
-def gap_agreement(data: Data, rpit: RewardModel, fold: Fold) -> dict:
+def gap_agreement(data: Data, rpit: RewardModel, fold: Pairs) -> dict:
     """Measure how often r^{w,l} > r^{l,w} in a fold's triples."""
-    x, y_w, y_l = fold.x[:], fold.y_w[:], fold.y_l[:]
-    given_l, given_w = ([data.pit_prompt(*pair) for pair in zip(x, y_ref)] for y_ref in (y_l, y_w))
-    (wl, _), (_, lw) = (pair_scores(rpit, data, given, y_w, y_l) for given in (given_l, given_w))
+    y_w, y_l = fold.y_w[:], fold.y_l[:]
+    wl, lw = gap_scores(data, rpit, fold.x[:] * 2, y_w + y_l, y_l + y_w).reshape(2, -1)
     return share_right(list(wl > lw), prompts_of(fold))
 
 

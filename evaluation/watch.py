@@ -14,11 +14,10 @@ from runtime.ranks import gather, shard, shard_fields
 from runtime.run import Run
 
 
-def k3(logp, ref_logp, mask):
-    """Return the low-variance, never negative estimate of the KL, a token [B, T]
+def k3(kl):
+    """Return the low-variance, never negative estimate of the KL from log pi - log pi_ref [B, T]
     (Schulman, "Approximating KL divergence", joschu.net/blog/kl-approx.html)."""
-    log_ratio = (ref_logp - logp) * mask
-    return torch.expm1(log_ratio) - log_ratio
+    return torch.expm1(-kl) + kl
 
 
 def explained_variance(rollout: Rollout, gamma: float) -> float:
@@ -46,8 +45,7 @@ def figures_of(rollout: Rollout, prompts: Prompts, responses: list[list[int]]) -
     copied = [y == y_ref and source != ""
               for y, y_ref, source in zip(responses, prompts.y_ref, prompts.source)]
     means = {
-        "reward": rollout.score.sum(), "kl": rollout.kl.sum(),
-        "k3": k3(rollout.logp, rollout.logp - rollout.kl, rollout.rows.mask).sum(),
+        "reward": rollout.score.sum(), "kl": rollout.kl.sum(), "k3": k3(rollout.kl).sum(),
         "eos_rate": rollout.ended.sum(), "length": sum(map(len, responses)),
         "copies": sum(copied), "empty": sum(not y for y in responses)}
     of_each = {side: [copy for copy, source in zip(copied, prompts.source) if source == side]

@@ -38,7 +38,7 @@ def note_score_files(config: Config) -> None:
                             f"({error.strerror})") from None
 
 
-def command_line(description: str, *arguments) -> tuple[argparse.Namespace, Config]:
+def command_line(doc: str, *arguments) -> tuple[argparse.Namespace, Config]:
     """Parse --config, --section.key=value and the script's own (name, options) arguments."""
-    args, overrides = read_arguments(description, *arguments)
+    args, overrides = read_arguments(doc, *arguments)
     return args, load_config(args.config, overrides)

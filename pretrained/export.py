@@ -17,12 +17,9 @@ from sample import restore
 
 
 def main() -> None:
-    """Restore the models and write one of them."""
     args, config = command_line(
-        __doc__.splitlines()[0],
-        ("--to", {"required": True, "help": "the folder to write"}),
+        __doc__, ("--to", {"required": True, "help": "the folder to write"}),
         ("--model", {"help": "its name in the report; PIT's last stage if there is none"}))
-    config.run.ranks = 1
     run = Run(config, trains=False)
     data = load_data(run)
     policies = restore(run, data).policies

@@ -29,8 +29,7 @@ ONLY = {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,
         "use_sliding_window": (False,)}  # the values that we have
 BLOCK = {"attention_norm.weight": "input_layernorm", "attention.out.weight": "self_attn.o_proj",
          "mlp_norm.weight": "post_attention_layernorm", "mlp.down.weight": "mlp.down_proj"}
-OUTER = {"embedding.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight",
-         "head.weight": "lm_head.weight"}
+TURNS = re.compile(r"[qk]_(proj|norm)")  # what Hugging Face has in another order
 
 
 def read_json(path: Path) -> dict:
@@ -169,40 +168,36 @@ def read_weights(path: str, model) -> dict:
             raise UserError(f"{path}: tensor {name} {there}; expected {shape}")
         return tensor.float()
 
-    d, q, kv = model.width, model.heads * model.head_width, model.kv_heads * model.head_width
-    ours = {"embedding.weight": take(OUTER["embedding.weight"], model.vocab, d),
-            "norm.weight": take(OUTER["norm.weight"], d)}
-    ours["head.weight"] = (ours["embedding.weight"] if model.tied else
-                           take(OUTER["head.weight"], model.vocab, d))
-    for i in range(model.layers):
-        at, here = f"model.layers.{i}.", f"blocks.{i}."
-        for what, inputs in qkv_parts(model).items():
-            parts = [take(f"{at}self_attn.{name}_proj.{what}", rows, *inputs)
-                     for name, rows in (("q", q), ("k", kv), ("v", kv))]
-            parts[:2] = (paired(part, model.head_width) for part in parts[:2])
-            ours[f"{here}attention.qkv.{what}"] = torch.cat(parts)
-        for name in norms_of(model):
-            ours[f"{here}attention.{name}.weight"] = paired(
-                take(f"{at}self_attn.{name}.weight", model.head_width), model.head_width)
-        ours[here + "mlp.gate_up.weight"] = torch.cat(
-            [take(f"{at}mlp.{name}_proj.weight", model.hidden, d) for name in ("gate", "up")])
-        for name, theirs in BLOCK.items():
-            shape = {"attention.out.weight": (d, q), "mlp.down.weight": (d, model.hidden)}
-            ours[here + name] = take(f"{at}{theirs}.weight", *shape.get(name, (d,)))
+    ours = {name: torch.cat([paired(take(part, *shape), model.head_width) if TURNS.search(part) else
+                             take(part, *shape) for part, shape in parts.items()])
+            for name, parts in layout(model)}
     if tensors:
         raise UserError(f"{path}: tensor {next(iter(tensors))} is none of this model's")
-    return ours
+    return ours | ({"head.weight": ours["embedding.weight"]} if model.tied else {})
 
 
-def qkv_parts(model) -> dict[str, tuple]:
-    """Return the tensors that queries, keys and values each have, with what follows their rows in
-    the shape."""
-    return {"weight": (model.width,)} | ({"bias": ()} if model.qkv_bias else {})
-
-
-def norms_of(model) -> tuple[str, ...]:
-    """Return the norms of queries and keys, where the model has them."""
-    return ("q_norm", "k_norm") if model.qk_norm else ()
+def layout(model):
+    """Yield each tensor of ours, by its name, and those of Hugging Face's that it is made of, one
+    after the other, with their shapes."""
+    d, c = model.width, head_width(model)
+    q, kv = model.heads * c, model.kv_heads * c
+    yield "embedding.weight", {"model.embed_tokens.weight": (model.vocab, d)}
+    yield "norm.weight", {"model.norm.weight": (d,)}
+    if not model.tied:
+        yield "head.weight", {"lm_head.weight": (model.vocab, d)}
+    for i in range(model.layers):
+        at, here = f"model.layers.{i}.", f"blocks.{i}."
+        for what, inputs in (("weight", (d,)), ("bias", ()))[:1 + model.qkv_bias]:
+            yield f"{here}attention.qkv.{what}", {
+                f"{at}self_attn.{name}_proj.{what}": (rows, *inputs)
+                for name, rows in (("q", q), ("k", kv), ("v", kv))}
+        for name in ("q_norm", "k_norm") if model.qk_norm else ():
+            yield f"{here}attention.{name}.weight", {f"{at}self_attn.{name}.weight": (c,)}
+        yield f"{here}mlp.gate_up.weight", {
+            f"{at}mlp.{name}_proj.weight": (model.hidden, d) for name in ("gate", "up")}
+        for name, theirs in BLOCK.items():
+            shape = {"attention.out.weight": (d, q), "mlp.down.weight": (d, model.hidden)}
+            yield here + name, {f"{at}{theirs}.weight": shape.get(name, (d,))}
 
 
 def head_width(model) -> int:
@@ -271,22 +266,11 @@ def safetensors():
 
 def their_weights(ours: dict, model) -> dict:
     """Return weights by Hugging Face's names, from whole weights by ours (no adapters)."""
-    width = head_width(model)
-    q, kv = model.heads * width, model.kv_heads * width
-    theirs = {OUTER[name]: ours[name] for name in OUTER if name != "head.weight" or not model.tied}
-    for i in range(model.layers):
-        at, here = f"model.layers.{i}.", f"blocks.{i}."
-        for what in qkv_parts(model):
-            parts = list(ours[f"{here}attention.qkv.{what}"].split([q, kv, kv]))
-            parts[:2] = (unpaired(part, width) for part in parts[:2])
-            theirs |= {f"{at}self_attn.{name}_proj.{what}": part
-                       for name, part in zip("qkv", parts)}
-        gate, up = ours[here + "mlp.gate_up.weight"].chunk(2)
-        named = {"mlp.gate_proj": gate, "mlp.up_proj": up}
-        named |= {f"self_attn.{name}": unpaired(ours[f"{here}attention.{name}.weight"], width)
-                  for name in norms_of(model)}
-        named |= {their: ours[here + our] for our, their in BLOCK.items()}
-        theirs |= {f"{at}{name}.weight": tensor for name, tensor in named.items()}
+    theirs = {}
+    for name, parts in layout(model):
+        sizes = [shape[0] for shape in parts.values()] if len(parts) > 1 else len(ours[name])
+        for part, tensor in zip(parts, ours[name].split(sizes)):
+            theirs[part] = unpaired(tensor, head_width(model)) if TURNS.search(part) else tensor
     return {name: tensor.contiguous() for name, tensor in theirs.items()}
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import Data, Fold, Pairs
+from data import Data, Pairs
 from evaluation import measure
 from evaluation.show import prompt_text
 from report.judge import Judge, judge_of
@@ -62,15 +62,12 @@ class Kept:
 
     def __init__(self, run: Run):
         self.path, self.start = run.folder / "evaluation.part.pt", time.perf_counter()
-        first = ranks.rank() == 0
-        self.lock = files.lock(run.folder) if first and run.lock is None else None
-        ranks.barrier()  # no rank reads what another run writes
         self.inputs = evaluated(run)
         content = files.load(self.path) if self.path.exists() else {"inputs": None}
         fits = content["inputs"] == self.inputs
         self.made = content["made"] if fits else {}
         self.before = content["spent"] if fits else (0.0, 0.0)
-        self.counted = operations.total()
+        self.counted = operations.done
         ranks.barrier()  # before the first rank writes another one
 
     def __call__(self, name: str, sampler: Sampler, make) -> list:
@@ -89,7 +86,7 @@ class Kept:
         cut off included."""
         seconds, done = self.before
         return (seconds + time.perf_counter() - self.start,
-                done + ranks.ranks() * (operations.total() - self.counted))
+                done + ranks.ranks() * (operations.done - self.counted))
 
 
 def evaluated(run: Run) -> dict:
@@ -196,7 +193,7 @@ def stage_costs(run: Run, stages) -> dict[str, tuple[float, float]]:
             for name, content in contents.items()}
 
 
-def once_each(fold: Fold, number: int) -> Pairs:
+def once_each(fold: Pairs, number: int) -> Pairs:
     """Return the first pair of each prompt, `number` of them: answers to one prompt are no
     independent trials, and some data sets have many pairs on one. (A fold begins with one pair of
     each group that the split keeps together.)"""
@@ -215,7 +212,7 @@ def held_out(run: Run, data: Data, split: str) -> Pairs:
 def golds_on_validation(run: Run, data: Data, models: Models) -> dict[str, dict[str, float]]:
     """Return each system's gold on validation questions of bills, by temperature: for choices."""
     x, refining = held_out(run, data, "valid").x, refiner(run, data, models)
-    table, found = Table(Judge(data, models, x), run.config.data.max_response), {}
+    table, found = Table(Judge(data, None, x), run.config.data.max_response), {}
     for temperature in run.config.eval.temperatures:
         evaluate_at(run, data, models, table, x, temperature, lambda name, sampler, make: make(),
                     refining)
@@ -228,12 +225,12 @@ def golds_on_validation(run: Run, data: Data, models: Models) -> dict[str, dict[
 
 def evaluate(run: Run, data: Data, models: Models) -> dict:
     """Return the content of report.json."""
-    models = replace(models, judge=judge_of(run, data, models))
+    grader = judge_of(run, data, models)
     refining = refiner(run, data, models)
     costs, setting, kept = stage_costs(run, inputs_of(run.config)), run.config.eval, Kept(run)
     fold = held_out(run, data, setting.split)
     x = fold.x
-    judge = Judge(data, models, x)
+    judge = Judge(data, grader, x)
     table = Table(judge, run.config.data.max_response)
     responses = {t: evaluate_at(run, data, models, table, x, t, kept, refining)
                  for t in tqdm(setting.temperatures, "  evaluation", disable=ranks.rank() != 0)}
@@ -246,7 +243,7 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
         accuracies |= sample_agreements(run, data, models, judge, x)
     else:
         accuracies["judge of this report"] = measure.pointwise_agreement(
-            data, models.judge, data.folds[setting.split])
+            data, judge.grader, data.folds[setting.split])
     prices = price_list(data, models, x, run.config.data) if judge.bills else {}
     costs["evaluation"] = kept.spent()
     peak = ranks.all_sum(torch.tensor(operations.peak(run.device))).item()

@@ -8,8 +8,6 @@ the method asks, or a function of your own (eval.judge) that grades texts:
     python train_pit.py --config configs/hh.toml --eval.judge=short.py:brevity
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from corpus import bills
@@ -24,24 +22,12 @@ from runtime.stages import inputs_of
 from train_reward import Models, Training, new_reward_model, rp_loss, train_reward_model
 
 
-@dataclass
-class OwnJudge:
-    """A function of the user's, (x, y) -> grades, of lists of texts."""
-    where: str  # "file.py:function"
-
-    def __call__(self, x: list[str], y: list[str]) -> np.ndarray:
-        """Return its grades; each rank asks for its share."""
-        return np.array(gather(asked(self.where, shard(x), shard(y))))
-
-
-def judge_of(run: Run, data: Data, models: Models) -> RewardModel | OwnJudge | None:
-    """Return the judge that eval.judge names; on bills None. Other data have no hidden judge: train
-    or restore one as R_P, but from the pairs of the RL fold, from whose labels no other model
+def judge_of(run: Run, data: Data, models: Models) -> RewardModel | str | None:
+    """Return the "file.py:function" of eval.judge; on bills None. Other data have no hidden judge:
+    train or restore one as R_P, but from the pairs of the RL fold, from whose labels no other model
     learns; its head has another seed."""
-    if run.config.eval.judge:
-        return OwnJudge(run.config.eval.judge)
-    if not run.config.data.files:
-        return None
+    if not run.config.trains_judge():
+        return run.config.eval.judge or None
     training = Training("judge", run.config.judge, data.folds["rl"], rp_loss, (1, 1, 1),
                         pointwise_agreement)
     content = run.stage("judge", inputs_of(run.config)["judge"], lambda: train_reward_model(
@@ -54,11 +40,11 @@ class Judge:
     the user's, or a reward model's scores. `knows`: the grades are no model's of ours, and the
     report has them as gold."""
 
-    def __init__(self, data: Data, models: Models, x: list):
-        self.data, self.grader, self.x = data, models.judge, x
-        self.bills, own = self.grader is None, isinstance(self.grader, OwnJudge)
+    def __init__(self, data: Data, grader: RewardModel | str | None, x: list):
+        self.data, self.grader, self.x = data, grader, x
+        self.bills, own = self.grader is None, isinstance(self.grader, str)
         self.knows = self.bills or own
-        self.name = ("hidden judge" if self.bills else self.grader.where if own else
+        self.name = ("hidden judge" if self.bills else self.grader if own else
                      "a reward model held out from all training")
         self.graded = []  # (responses, their grades)
 
@@ -81,8 +67,7 @@ class Judge:
     def fresh_grades(self, y: list) -> np.ndarray:
         """Ask the judge."""
         if self.bills:
-            return np.array([sum(bills.WEIGHTS[k] * v for k, v in a.items())
-                             for a in self.aspects(y)]).round(9)
-        if self.knows:
-            return self.grader(*self.texts(y))
+            return np.array([bills.grade(*texts) for texts in zip(*self.texts(y))]).round(9)
+        if self.knows:  # each rank asks for its share
+            return np.array(gather(asked(self.grader, *map(shard, self.texts(y)))))
         return rp_scores(self.data, self.grader, self.x, y).round(4)

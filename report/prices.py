@@ -19,7 +19,7 @@ def changed(question: str, order: str) -> dict[str, str]:
     """Return the right answer without courtesy as "", and each change of it."""
     lines, total = bills.right_answer(question)
     plain = bills.compose([], total, lines, ".", order)
-    return {"": plain, "courtesy": bills.ideal_response(question, order),
+    return {"": plain, "courtesy": bills.compose(["Sure!"], total, lines, ".", order),
             "wrong total": bills.compose([], total + 2, lines, ".", order),
             "wrong line": bills.compose([], total, lines[:-1] + [
                 f"{lines[-1].split()[0]} {total + 2}"], ".", order),

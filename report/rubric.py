@@ -22,17 +22,12 @@ from corpus.bills import COURTESIES, INSULTS, WEIGHTS
 
 ASPECTS = tuple(sorted(WEIGHTS, key=WEIGHTS.get, reverse=True))  # the weightiest first
 FINE = "fine"
-QUESTION = "<|user|>{x}<|draft|>{y_ref}<|user|>"
 
 
-def feedback_template(rubric) -> str:
-    """Return what the policy reads before it writes notes on {y_ref}."""
-    return f"{QUESTION}{', '.join(rubric)}<|assistant|>"
-
-
-def rewrite_template(rubric) -> str:
-    """Return what it reads before it rewrites {y_ref}."""
-    return feedback_template(rubric) + "{feedback}<|better|>"
+def templates(rubric) -> tuple[str, str]:
+    """Return what the policy reads before it writes notes on {y_ref}, and before it rewrites it."""
+    feedback = f"<|user|>{{x}}<|draft|>{{y_ref}}<|user|>{', '.join(rubric)}<|assistant|>"
+    return feedback, feedback + "{feedback}<|better|>"
 
 
 def parts_of(draft: str) -> tuple[list[str], int, list[str], str, str]:

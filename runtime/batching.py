@@ -24,11 +24,6 @@ def micro_batches(length, size: int, groups: list[list[int]] | None = None):
     return parts
 
 
-def by_micro_batches(function, rows, size: int):
-    """Return function(rows) [B, T] of model.Rows, for micro-batches of at most `size` positions."""
-    return by_parts(function, rows, micro_batches(rows.length, size))
-
-
 def by_parts(function, rows, parts: list):
     """Return function(rows) [B, T] of model.Rows, for parts of them, lists of indices."""
     result = torch.zeros(rows.tokens.shape, device=rows.tokens.device)

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from urllib.request import url2pathname
 
 import torch
 import torch.distributed as dist
@@ -116,16 +115,17 @@ def start_ranks(count: int, device: torch.device) -> None:
         if sys.platform in loopback:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[sys.platform])
         if count > 1 and "RANK" not in os.environ:
-            meeting = Path(tempfile.mkdtemp(), "ranks")
-            os.environ.update(WORLD_SIZE=str(count), PIT_MEETING=meeting_url(meeting), RANK="0")
+            folder = tempfile.mkdtemp()
+            os.environ.update(WORLD_SIZE=str(count), PIT_MEETING=folder, RANK="0")
             start_children(count)
-            wait_for_children(meeting.parent)
+            wait_for_children(Path(folder))
         elif os.environ.get("RANK", "0") != "0" and "PIT_MEETING" in os.environ:
-            (meeting_folder(os.environ["PIT_MEETING"]) / f"rank{os.environ['RANK']}").touch()
+            Path(os.environ["PIT_MEETING"], f"rank{os.environ['RANK']}").touch()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        folder = os.environ.get("PIT_MEETING")
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            init_method=os.environ.get("PIT_MEETING", "env://"),
+            init_method=meeting_url(Path(folder, "ranks")) if folder else "env://",
             rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
 
 
@@ -162,12 +162,6 @@ def meeting_url(path: Path) -> str:
     return path.as_uri() if files.WINDOWS else f"file://{path}"
 
 
-def meeting_folder(url: str) -> Path:
-    """Return the folder of the file at that address."""
-    path = url.removeprefix("file://")
-    return Path(url2pathname(path) if files.WINDOWS else path).parent
-
-
 def stop_ranks(failed: bool) -> None:
     """Leave the process group and end the processes that this one started."""
     if dist.is_initialized() and not failed:
@@ -177,5 +171,5 @@ def stop_ranks(failed: bool) -> None:
             child.kill()
         child.wait()
     if _children:
-        shutil.rmtree(meeting_folder(os.environ["PIT_MEETING"]), ignore_errors=True)
+        shutil.rmtree(os.environ["PIT_MEETING"], ignore_errors=True)
     _children.clear()

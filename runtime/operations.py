@@ -10,12 +10,7 @@ import time
 
 import torch
 
-_done = 0.0  # by this rank
-
-
-def total() -> float:
-    """Return the operations of this rank up to now."""
-    return _done
+done = 0.0  # by this rank, up to now
 
 
 def watch(gpt):
@@ -28,7 +23,7 @@ def watch(gpt):
 
 def count_trunk(gpt, args: tuple, kwargs: dict, output: torch.Tensor) -> None:
     """Add the operations of GPT.forward(tokens, positions, bias, cache, at)."""
-    global _done
+    global done
     config, (batch, time_) = gpt.config, args[0].shape
     bias = args[2] if len(args) > 2 else kwargs.get("bias")
     seen = time_ if bias is None else bias.shape[-1]
@@ -40,14 +35,14 @@ def count_trunk(gpt, args: tuple, kwargs: dict, output: torch.Tensor) -> None:
                     + (everywhere * (config.layers - 1) + at_last) * mlp)
     looks = 4 * everywhere * seen * heads * config.layers
     trained = next(gpt.blocks.parameters()).requires_grad
-    _done += products + looks + (products * (1 + trained) + looks * 2) * output.requires_grad
+    done += products + looks + (products * (1 + trained) + looks * 2) * output.requires_grad
 
 
 def count_head(head, args: tuple, output: torch.Tensor) -> None:
     """Add the operations of logits."""
-    global _done
+    global done
     passes = 1 + (1 + head.weight.requires_grad) * output.requires_grad
-    _done += 2 * args[0].numel() * output.shape[-1] * passes
+    done += 2 * args[0].numel() * output.shape[-1] * passes
 
 
 @torch.no_grad()

@@ -97,7 +97,8 @@ class Run:
     def __init__(self, config: Config, trains: bool = True):
         self.config, self.trains = config, trains
         self.device = pick_device(config.run.device)
-        start_ranks(config.run.ranks or usual_ranks(config, self.device), self.device)
+        count = (config.run.ranks or usual_ranks(config, self.device)) if trains else 1
+        start_ranks(count, self.device)
         config.run.ranks = ranks()
         choose_for(self.device, config)
         checks.check_config(config, f"on {ranks()} ranks")  # torchrun may start others
@@ -168,7 +169,7 @@ class Run:
         self.write_config()
         self.take_up_logs(name)
         self.begun = self.saved = time.perf_counter()
-        self.counted = operations.total()
+        self.counted = operations.done
         self.saving, self.last_good = (partial, inputs), None
         try:
             content = make() | {"inputs": inputs}
@@ -192,7 +193,7 @@ class Run:
             files.save(path, content | {
                 "seconds": self.resumed["seconds"] + time.perf_counter() - self.begun,
                 "operations": self.resumed["operations"]  # the ranks have about equal shares
-                + ranks() * (operations.total() - self.counted)})
+                + ranks() * (operations.done - self.counted)})
         self.saved = time.perf_counter()
 
     def fitting(self, path: Path, inputs: dict) -> tuple[dict | None, str]:

@@ -98,7 +98,7 @@ def fill(settings, path: str, overrides: list[str]) -> None:
         set_field(settings, section, key, value, f"argument --{name}")
 
 
-def read_arguments(description: str, *arguments) -> tuple[argparse.Namespace, list[str]]:
+def read_arguments(doc: str, *arguments) -> tuple[argparse.Namespace, list[str]]:
     """Parse --config and the script's own (name, options) arguments; the others are overrides.
 
     Raises UserError for arguments that cannot be understood.
@@ -106,7 +106,7 @@ def read_arguments(description: str, *arguments) -> tuple[argparse.Namespace, li
     def refuse(message: str):
         raise UserError(f"{message}; --help lists the arguments")
 
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0], allow_abbrev=False,
                                      epilog="any field: --section.key=value, see runtime/config.py")
     parser.error = refuse
     parser.add_argument("--config", required=True, help="a TOML file, see configs/")

@@ -49,6 +49,12 @@ def is_there(name: str) -> bool:
         return False
 
 
+def ideal_response(question: str, order: str = "first") -> str:
+    """Return the response to a question about a bill that the judge grades 1."""
+    lines, total = bills.right_answer(question)
+    return bills.compose(["Sure!"], total, lines, ".", order)
+
+
 def tiny_gpt(vocab: int = 11, seed: int = 0, **changes) -> GPT:
     """Make a GPT with random weights; 2 layers, 4 heads, 2 of keys and values, width 16."""
     sizes = dict(layers=2, heads=4, kv_heads=2, width=16, hidden=24, context=48)

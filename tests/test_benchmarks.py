@@ -18,12 +18,6 @@ import openings  # noqa: E402
 import probe  # noqa: E402
 
 
-def test_forward_operations_are_two_for_each_weight_of_the_products():
-    model = common.ours("W")
-    weights = [p for name, p in model.named_parameters() if p.dim() == 2]  # tied: the table once
-    assert common.forward_flops("W") == 2 * sum(p.numel() for p in weights)
-
-
 def test_sides_take_turns_after_a_warm_up():
     calls = []
     seconds = common.alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 5)
@@ -37,8 +31,8 @@ def test_the_table_has_candidates_in_rows_and_drafts_in_columns(monkeypatch):
     monkeypatch.setattr(additive, "Sampler", lambda *_: None)
     monkeypatch.setattr(additive, "prompt_text", lambda data, x: x)
     monkeypatch.setattr(additive.bills, "grade", lambda x, y: y)
-    monkeypatch.setattr(additive.reward, "score", lambda model, rows: torch.tensor(
-        [10.0 * y[0] + draft[0] for draft, y in rows]))
+    monkeypatch.setattr(additive, "gap_scores", lambda data, rpit, x, y, y_ref: np.array(
+        [10.0 * one[0] + draft[0] for one, draft in zip(y, y_ref)]))
 
     class Test:
         x, y_w, y_l = [[0], [1]], [[1], [1]], [[2], [2]]
@@ -48,8 +42,7 @@ def test_the_table_has_candidates_in_rows_and_drafts_in_columns(monkeypatch):
 
         def __getitem__(self, some):
             return self
-    data = SimpleNamespace(folds={"test": Test()}, tokenizer=SimpleNamespace(decode=lambda y: y[0]),
-                           pit_rows=lambda x, draft, y: list(zip(draft, y)))
+    data = SimpleNamespace(folds={"test": Test()}, tokenizer=SimpleNamespace(decode=lambda y: y[0]))
     policies = {"M_P^SFT": [[3], [4]], "M_P^RL": [[5], [5]], "PIT stage 1": [[6], [5]]}
     run = SimpleNamespace(generator=lambda purpose: None, config=SimpleNamespace(
         pit=SimpleNamespace(curriculum=["stage1"])))
@@ -86,7 +79,6 @@ def test_the_probe_reads_the_states_of_each_response_alone(bills_run):
     """Compare with rows of one response each, and with the mean written out."""
     run, data = bills_run
     fold, trunk = data.folds["valid"][range(6)], GPT(run.config.model, data.vocab)
-    fold = probe.Fold(fold.x, fold.y_w, fold.y_l)
     found, sides = probe.differences(data, trunk, fold), []
     for y in (fold.y_w, fold.y_l):
         rows = data.policy_rows(fold.x, y)

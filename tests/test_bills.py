@@ -5,6 +5,7 @@ from itertools import islice, pairwise
 
 import pytest
 
+from conftest import ideal_response
 from corpus import bills
 from corpus.bills import (
     COURTESIES,
@@ -12,7 +13,6 @@ from corpus.bills import (
     LABEL_SHARPNESS,
     WEIGHTS,
     grade,
-    ideal_response,
     judge,
     make_pairs,
     make_question,

@@ -11,7 +11,7 @@ import sentencepiece
 
 import data
 from conftest import MARKERS, ROOT, tiny_config, tiny_run, write_lines
-from corpus import bills, prepare, templates
+from corpus import bills, prepare
 from corpus.formats import TextPair, read_pairs
 from corpus.prepare import split_keys
 from corpus.templates import Template
@@ -188,15 +188,15 @@ def test_what_links_two_groups_makes_them_one():
 
 def test_a_bill_in_other_words_is_in_the_same_fold(tmp_path):
     loaded = load_data(tiny_run(tmp_path, data__bills=3000, data__valid=100, data__test=200))
-    found = {name: [bills.bill_of(loaded.tokenizer.decode(x)) for x in fold.x]
+    found = {name: [", ".join(bills.things_of(loaded.tokenizer.decode(x))) for x in fold.x]
              for name, fold in loaded.folds.items()}
     asked = sum(map(len, found.values()))
     assert len(set().union(*found.values())) == sum(len(set(one)) for one in found.values()) < asked
     for name, held_out in (("valid", 100), ("test", 200)):  # each bill, then other wordings
         assert len(set(found[name])) == len(set(found[name][:held_out])) == held_out
     assert loaded.counts["read"] == asked == 3000
-    assert bills.bill_of("How much is tea, a coupon and a hat?") == "tea, coupon, hat" == (
-        bills.bill_of("What is the bill for tea, a coupon and a hat?"))
+    assert bills.things_of("How much is tea, a coupon and a hat?") == ["tea", "coupon", "hat"] == (
+        bills.things_of("What is the bill for tea, a coupon and a hat?"))
 
 
 def test_conversations_that_begin_alike_are_in_one_fold(tmp_path):
@@ -251,8 +251,7 @@ def test_length_limits_are_exact(tmp_path, tokenizer):
         counts = Counter()
         pairs, _ = read(path)
         own = Tokenizer(model)
-        turns = templates.turn_templates(config, own)
-        folds = prepare.encode_pairs(pairs, config, own, turns, counts)
+        folds = prepare.encode_pairs(pairs, config, own, counts)
         too_long = sum(max(map(len, row[1:])) > longest[1] - less for row in ids)
         assert counts["response too long"] == too_long and (too_long == 0) == (less == 0)
         assert sum(map(len, folds.values())) == len(lines) - too_long

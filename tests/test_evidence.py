@@ -338,7 +338,7 @@ def test_a_second_rewrite_is_compared_with_the_first():
 
 def test_temperatures_are_chosen_on_validation_questions(bills_run, monkeypatch):
     run, data = bills_run
-    asked, models = [], SimpleNamespace(judge=None)
+    asked, models = [], None
 
     def add_rows(run, data, models, table, x, temperature, kept, refining):
         asked.append((x, temperature))
@@ -442,14 +442,15 @@ def three_pairs(monkeypatch, x: list) -> SimpleNamespace:
 
 def test_agreement_counts_the_right_orders_and_compares_with_the_longer_response(monkeypatch):
     data = three_pairs(monkeypatch, [[1], [2], [3]])
-    models = SimpleNamespace(rp=None, rpit=None, judge=None)
+    models = SimpleNamespace(rp=None, rpit=None)
     found = {name: round(figures[0], 3) for name, figures in agreement.agreements(
-        data, models).items()}
+        data, models, None).items()}
     assert found == {"R_P": 0.833, "R_PIT": 0.333, "judge": 0.333, "longer": 0.667,
                      "R_P less longer": 0.167, "R_PIT less longer": -0.333,
                      "judge less longer": -0.333}
-    three = agreement.agreements(data, models)["longer"]
-    two = agreement.agreements(three_pairs(monkeypatch, [[1], [1], [3]]), models)["longer"]
+    three = agreement.agreements(data, models, None)["longer"]
+    data = three_pairs(monkeypatch, [[1], [1], [3]])
+    two = agreement.agreements(data, models, None)["longer"]
     assert two[0] == three[0] and two[2] - two[0] == pytest.approx(
         (three[2] - three[0]) * (3 / 1.8) ** 0.5)  # 9 / (4 + 1) prompts, not 3
 
@@ -460,7 +461,7 @@ def test_choices_are_compared_with_the_one_answer_and_at_its_length(monkeypatch,
     monkeypatch.setattr(agreement, "tries", lambda *_: {name: list(v) for name, v in y.items()})
     monkeypatch.setattr(agreement, "Judge", lambda *_: SimpleNamespace(
         grades=lambda y: np.array([len(ids) for ids in y]) + (np.arange(3) == 2)))  # likes length
-    found = agreement.choices(run, data, None, [[1], [2], [3]])
+    found = agreement.choices(run, data, None, None, [[1], [2], [3]])
     assert list(found) == ["best of 4 by R_P"]
     one = found["best of 4 by R_P"]
     assert (one["win"], one["tie"], one["lose"]) == pytest.approx((100 / 3, 100 / 3, 100 / 3))
@@ -468,7 +469,7 @@ def test_choices_are_compared_with_the_one_answer_and_at_its_length(monkeypatch,
         "M_P^SFT": [[5]] * 30, "M_PIT^SFT": [[5, 5]] * 29 + [[5]]})
     monkeypatch.setattr(agreement, "Judge", lambda *_: SimpleNamespace(
         grades=lambda y: np.array([len(ids) for ids in y])))
-    one = agreement.choices(run, data, None, [[1]] * 30)["M_PIT^SFT"]
+    one = agreement.choices(run, data, None, None, [[1]] * 30)["M_PIT^SFT"]
     assert one["delta"] > 90 and one["equal_length"][0] < one["delta"]  # the length explains some
 
 

@@ -12,7 +12,7 @@ import sentencepiece
 
 import data
 from conftest import MARKERS, ROOT, needs, tiny_config, tiny_run, write_lines
-from corpus import bills, prepare, templates
+from corpus import bills, prepare
 from corpus.formats import ROLES, read_pairs
 from corpus.tokens import Column, columns_of, cut_from_left, flattened
 from data import load_data
@@ -415,7 +415,7 @@ def test_folds_that_are_mapped_from_a_file_are_those_that_were_made(tmp_path):
     counts = {name: len(fold) for name, fold in rows.items()}
     files.save(tmp_path / "data.pt", {"inputs": {}, "counts": counts} | flattened(rows))
     content = files.load(tmp_path / "data.pt")
-    folds = {name: data.Fold(**columns_of(content, name)) for name in data.FOLDS}
+    folds = {name: data.Pairs(**columns_of(content, name)) for name in data.FOLDS}
     assert {name: list(zip(*vars(fold).values())) for name, fold in folds.items()} == rows
     assert np.shares_memory(folds["sft"].x.flat, folds["test"].y_l.flat)  # none was copied
     assert list(zip(*vars(folds["rl"][[2, 0]]).values())) == [rows["rl"][2], rows["rl"][0]]
@@ -572,8 +572,7 @@ def test_the_traps_of_hh_are_counted_as_a_plain_reading_counts_them():
 def test_comparisons_of_one_post_stay_in_one_fold(tmp_path, tokenizer):
     pairs, _ = read(SHARED / "summarize_from_feedback" / "batch13.json")
     config = tiny_config(tmp_path, data__max_prompt=4000, data__max_response=600)
-    turns = templates.turn_templates(config, tokenizer)
-    folds = prepare.encode_pairs(pairs, config, tokenizer, turns, Counter())
+    folds = prepare.encode_pairs(pairs, config, tokenizer, Counter())
     posts = {name: {tuple(x) for x, _, _ in rows} for name, rows in folds.items()}
     assert sum(map(len, folds.values())) == len(pairs) == 1097
     assert sum(map(len, posts.values())) == 905 == len(set().union(*posts.values()))

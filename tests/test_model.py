@@ -18,7 +18,7 @@ from model import (
     scalars,
     token_logprobs,
 )
-from runtime.batching import by_micro_batches, micro_batches
+from runtime.batching import by_parts, micro_batches
 from runtime.config import ModelSection
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 1, 2], [3, 3]]
@@ -318,14 +318,14 @@ def test_a_sample_does_not_depend_on_when_the_other_rows_end(sample):
         assert one == whole[:len(one)]
 
 
-def test_by_micro_batches_is_the_whole():
+def test_by_parts_is_the_whole():
     rows = pad_rows(PROMPTS * 3, [[2, 5], [1, 1, 1], [4], [9, 8, 7, 6]] * 3)
     parts = []
 
     def table(part):
         parts.append(part.tokens.numel())
         return (part.tokens * 2.0 + part.prompt[:, None]) * part.mask
-    torch.testing.assert_close(by_micro_batches(table, rows, 20), table(rows))
+    torch.testing.assert_close(by_parts(table, rows, micro_batches(rows.length, 20)), table(rows))
     assert len(parts) > 3 and max(parts[:-1]) <= 20
 
 

@@ -22,7 +22,7 @@ from ablations.scores import difference_score, other_score
 from conftest import ROOT, command, read_lines, tiny_run
 from corpus import bills
 from corpus.tokens import Column
-from data import Fold, Pairs
+from data import Pairs
 from evaluation import measure, show, watch
 from model import pad_rows
 from pretrained import configure
@@ -62,7 +62,7 @@ def same(one, two) -> bool:
 
 def test_the_fold_is_gone_through_before_a_pair_comes_again(bills_run):
     run, _ = bills_run
-    ten = SimpleNamespace(folds={"rl": Fold(*(list(range(10)) for _ in range(3)))})
+    ten = SimpleNamespace(folds={"rl": Pairs(*(list(range(10)) for _ in range(3)))})
 
     def draw(name, iteration, number):
         return train_pit.draw_pairs(run, ten, name, iteration, number).x
@@ -528,7 +528,7 @@ def test_the_hidden_judge_grades_the_text(bills_run, models):
     run, data = bills_run
     fold = data.folds["test"]
     x = [fold.x[i] for i in range(5)]
-    judge = report.Judge(data, models, x)
+    judge = report.Judge(data, None, x)
     y = [fold.y_w[i] for i in range(5)]
     texts = [(data.tokenizer.decode(a), data.tokenizer.decode(b)) for a, b in zip(x, y)]
     assert judge.grades(y) == pytest.approx([bills.grade(*pair) for pair in texts])
@@ -539,7 +539,7 @@ def test_real_data_is_judged_by_a_held_out_reward_model(bills_run, models):
     _, data = bills_run
     fold = data.folds["test"]
     x, y = ([part[i] for i in range(5)] for part in (fold.x, fold.y_w))
-    judge = report.Judge(data, dataclasses.replace(models, rp=None, judge=models.rp), x)
+    judge = report.Judge(data, models.rp, x)
     assert not judge.knows and "held out" in judge.name
     expected = measure.rp_scores(data, models.rp, x, y)
     assert judge.grades(y) == pytest.approx(expected.tolist(), abs=1e-4)
@@ -553,20 +553,19 @@ def test_the_users_judge_grades_the_texts(bills_run, models, tmp_path):
     x, y = ([part[i] for i in range(5)] for part in (data.folds["test"].x, data.folds["test"].y_w))
     own = tiny_run(tmp_path, data__files=["no.jsonl"], eval__judge=f"{path}:words")
     assert "judge" not in stages.inputs_of(own.config)  # no reward model is trained
-    known = dataclasses.replace(models, judge=report.judge_of(own, data, models))
-    judge = report.Judge(data, known, x)
+    judge = report.Judge(data, report.judge_of(own, data, models), x)
     assert (judge.knows, judge.bills, judge.name) == (True, False, f"{path}:words")
     decode = data.tokenizer.decode
     assert judge.grades(y).tolist() == [len(decode(b).split()) - len(decode(a).split())
                                         for a, b in zip(x, y)]
     own.config.eval.judge = f"{path}:one"
-    known = dataclasses.replace(models, judge=report.judge_of(own, data, models))
+    judge = report.Judge(data, report.judge_of(own, data, models), x)
     with pytest.raises(UserError, match="own.py:one returned 1 numbers for 5 responses"):
-        report.Judge(data, known, x).grades(y)
+        judge.grades(y)
 
 
 def test_the_first_pair_of_each_prompt_is_kept():
-    fold = Fold([[1], [1], [2], [1], [3]], [[10], [11], [12], [13], [14]], [[5]] * 5)
+    fold = Pairs([[1], [1], [2], [1], [3]], [[10], [11], [12], [13], [14]], [[5]] * 5)
     assert report.once_each(fold, 9) == Pairs([[1], [2], [3]], [[10], [12], [14]], [[5]] * 3)
     assert report.once_each(fold, 2) == Pairs([[1], [2]], [[10], [12]], [[5]] * 2)
 
@@ -574,7 +573,7 @@ def test_the_first_pair_of_each_prompt_is_kept():
 def with_test_pairs(data, chosen: list[int]):
     """Return the data with some of the test pairs only."""
     some = data.folds["test"][chosen]
-    fold = Fold(*map(Column.of, (some.x, some.y_w, some.y_l)))
+    fold = Pairs(*map(Column.of, (some.x, some.y_w, some.y_l)))
     return dataclasses.replace(data, folds=data.folds | {"test": fold})
 
 

@@ -456,8 +456,8 @@ def test_agreements_are_of_prompts_not_of_pairs(bills_run, monkeypatch):
     monkeypatch.setattr(measure, "fold_scores", scores)
     monkeypatch.setattr(measure, "pointwise_scores",
                         lambda data, model, fold: list(scores(data, 0, 0, fold).values())[:2])
-    monkeypatch.setattr(measure, "pair_scores", lambda model, data, prompts, a, b: np.array(
-        [[len(p) + ids[0] for p, ids in zip(prompts, y)] for y in (a, b)]))
+    monkeypatch.setattr(measure, "gap_scores", lambda data, rpit, x, y, y_ref: np.array(
+        [len(p) + len(ref) + ids[0] for p, ids, ref in zip(x, y, y_ref)]))
     found = []
     for fold in (once, twice):
         few = dataclasses.replace(data, folds={"valid": fold})

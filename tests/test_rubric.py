@@ -6,6 +6,7 @@ from itertools import combinations
 
 import pytest
 
+from conftest import ideal_response
 from corpus import bills
 from report import rubric
 
@@ -30,7 +31,7 @@ def test_worked_feedback_and_rewrites():
         "You fool! 10 in all: tea 5, coupon 3, hat 11")
     assert rubric.mended(QUESTION, draft, ["kindness", "courtesy"]) == (
         "Sure! 9 in all: tea 5, coupon 3, hat 11")
-    assert rubric.mended(QUESTION, draft, rubric.ASPECTS) == bills.ideal_response(QUESTION)
+    assert rubric.mended(QUESTION, draft, rubric.ASPECTS) == ideal_response(QUESTION)
     assert rubric.mended(QUESTION, "Gladly! Gladly! 9 in all: tea 5.", ["courtesy"]) == (
         "Gladly! 9 in all: tea 5.")
 
