@@ -265,7 +265,7 @@ def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int):
     every = torch.arange(len(prompts), device=device)
     places = torch.arange(int(rows.prompt.max()), device=device)
     cache, going = Cache(), torch.ones(len(prompts), dtype=torch.bool, device=device)
-    drawn = torch.zeros(rows.tokens.shape, device=device)
+    logprobs = torch.zeros(rows.tokens.shape, device=device)
     last = places == rows.prompt[:, None] - 1
     hidden = model(rows.tokens[:, :len(places)], cache=cache, at=last)             # [B, D]
     # New tokens join the cache after the longest prompt; bias [B, 1, 1, S] hides a row's padding.
@@ -276,7 +276,7 @@ def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int):
         token, logp = sample_token(model.logits(hidden), temperature, uniform)
         position = rows.length.clone()
         rows.tokens[every, position] = torch.where(going, token, 0)
-        drawn[every, position] = torch.where(going, logp, 0)
+        logprobs[every, position] = torch.where(going, logp, 0)
         rows.length += going
         going &= token != eos
         if not going.any():
@@ -284,4 +284,4 @@ def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int):
         # 3. Read it: its state predicts the next one.
         bias = F.pad(bias, (0, 1))
         hidden = model(token[:, None], position[:, None], bias, cache)[:, 0]
-    return rows[:], drawn[:, :int(rows.length.max())]
+    return rows[:], logprobs[:, :int(rows.length.max())]

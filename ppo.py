@@ -122,7 +122,7 @@ class Rollout:
     """Responses as they were sampled, and what is known of each token."""
     rows: Rows
     logp: torch.Tensor        # [B, T]
-    drawn: torch.Tensor       # [B, T] the same as the sampler had it, for the log alone
+    sampler_logp: torch.Tensor  # [B, T] the same as the sampler had it, for the log alone
     kl: torch.Tensor          # [B, T]
     values: torch.Tensor      # [B, T]
     rewards: torch.Tensor     # [B, T]
@@ -248,7 +248,7 @@ def roll_out(learner: Learner, task: Task, prompts: Prompts, uniforms, ppo: PPOS
     """
     # 1. Sample y ~ pi(. | prompt).
     policy, anchor = learner.policy.model, task.anchor
-    rows, drawn = sample(policy, prompts.ids, uniforms, ppo.temperature, eos)
+    rows, sampler_logp = sample(policy, prompts.ids, uniforms, ppo.temperature, eos)
     # 2. Score it: one number a response.
     ended = rows.tokens.gather(1, rows.length[:, None] - 1)[:, 0] == eos
     mean, std = task.scale
@@ -260,7 +260,7 @@ def roll_out(learner: Learner, task: Task, prompts: Prompts, uniforms, ppo: PPOS
     kl = kl_penalty(logp, ref_logp, rows.mask)
     values = by_parts(learner.values, rows, parts)
     rewards = token_rewards(score, kl, rows.mask, learner.beta)
-    return Rollout(rows, logp, drawn, kl, values, rewards, score, ended)
+    return Rollout(rows, logp, sampler_logp, kl, values, rewards, score, ended)
 
 
 def policy_objective(policy: GPT, experience: Experience, ppo: PPOSection):
@@ -277,28 +277,28 @@ def critic_objective(critic: Critic, experience: Experience, ppo: PPOSection):
     return loss, {"value_loss": loss}
 
 
-def add_gradients(one: Network, experience: Experience, ppo: PPOSection) -> Counter:
+def add_gradients(network: Network, experience: Experience, ppo: PPOSection) -> Counter:
     """Add the gradients of a summed loss, in micro-batches; return sums of tokens and figures."""
     sums = Counter(tokens=0)
-    for chosen in parts_of(experience.rows, one.model.config.micro_batch):
+    for chosen in parts_of(experience.rows, network.model.config.micro_batch):
         part = experience[chosen]
-        loss, figures = one.loss(one.model, part, ppo)
+        loss, figures = network.loss(network.model, part, ppo)
         loss.backward()
         figures["tokens"] = part.rows.mask.sum()
         sums.update({name: figure.item() for name, figure in figures.items()})
     return sums
 
 
-def update(one: Network, experience: Experience, ppo: PPOSection, generator, name: str) -> dict:
+def update(network: Network, experience: Experience, ppo: PPOSection, generator, name: str) -> dict:
     """Go through epochs of minibatches, which the ranks share; return means a token."""
     totals = Counter(tokens=0)
     for _ in range(ppo.epochs):
         order = torch.randperm(len(experience.rows.length), generator=generator)
         for chosen in order.chunk(ppo.minibatches):
-            sums = add_gradients(one, experience[shard(chosen)], ppo)
+            sums = add_gradients(network, experience[shard(chosen)], ppo)
             totals.update(sums)
             count = torch.tensor(sums["tokens"])
-            optimizer_step(one.model, one.optimizer, count, ppo.grad_clip, f"PPO {name}")
+            optimizer_step(network.model, network.optimizer, count, ppo.grad_clip, f"PPO {name}")
     sums = dict(zip(totals, all_sum(torch.tensor(list(totals.values()))).tolist()))
     return {name: total / sums["tokens"] for name, total in sums.items() if name != "tokens"}
 
@@ -322,12 +322,12 @@ def train(run: Run, data: Data, task: Task, learner: Learner) -> None:
                                 rollout.values, returns)
         # 4. Clipped updates, at rates that fall linearly towards a tenth.
         run.last_good = None  # a learner that an error leaves half-updated is not saved
-        for name, one in learner.networks().items():
+        for name, network in learner.networks().items():
             left = 1 - 0.9 * (iteration - 1) / stage.iterations
-            one.optimizer.param_groups[0]["lr"] = one.lr * left
-            if iteration > one.waits:
+            network.optimizer.param_groups[0]["lr"] = network.lr * left
+            if iteration > network.waits:
                 shuffling = run.generator(f"{task.name} minibatches {iteration}")
-                figures |= update(one, experience, ppo, shuffling, name)
+                figures |= update(network, experience, ppo, shuffling, name)
         # 5. The next iteration's coefficient: the wall around the target KL.
         kl = rollout.kl.sum().item() / len(rollout.score)  # nats a response
         learner.beta = kl_coefficient(stage.beta, kl, stage.kl_target, ppo.kl_power, ppo.kl_wall)

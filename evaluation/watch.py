@@ -51,7 +51,7 @@ def figures_of(rollout: Rollout, prompts: Prompts, responses: list[list[int]]) -
     of_each = {side: [copy for copy, source in zip(copied, prompts.source) if source == side]
                for side in ("y_l", "y_w") if side in prompts.source}
     mask = rollout.rows.mask
-    gap = (rollout.drawn - rollout.logp)[mask].abs()
+    gap = (rollout.sampler_logp - rollout.logp)[mask].abs()
     return {name: float(total) / len(responses) for name, total in means.items()} | {
         "entropy": -float(rollout.logp[mask].mean()), "sampler_gap": float(gap.mean()),
         "sampler_gap_max": float(gap.max())} | {

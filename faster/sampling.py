@@ -59,7 +59,7 @@ def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int):
     columns = torch.arange(size, device=device)
     bias = torch.zeros(len(prompts), 1, size, device=device).masked_fill(
         (columns >= rows.prompt[:, None])[:, None], -torch.inf)
-    cache, drawn = Cache(size), torch.zeros(rows.tokens.shape, device=device)
+    cache, logprobs = Cache(size), torch.zeros(rows.tokens.shape, device=device)
     live = torch.arange(len(prompts), device=device)                   # rows in the batch
     going = torch.ones(len(prompts), dtype=torch.bool, device=device)  # of these, not yet ended
     # 2. Read each prompt once: the state at its last token predicts the first new one.
@@ -78,7 +78,7 @@ def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int):
         token, logp = sample_token(model.logits(last), temperature, uniform[live])
         at = rows.length[live]
         rows.tokens[live, at] = torch.where(going, token, 0)
-        drawn[live, at] = torch.where(going, logp, 0)
+        logprobs[live, at] = torch.where(going, logp, 0)
         rows.length[live] = at + going
         going = going & (token != eos)
         look = (column - start) % look_every == look_every - 1
@@ -92,4 +92,4 @@ def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int):
         seen = bias.repeat_interleave(model.config.kv_heads, dim=0)  # [live * K, 1, size]
         last = model(token[:, None], at[:, None], seen, cache)[:, 0]
         cache.filled += 1
-    return rows[:], drawn[:, :int(rows.length.max())]
+    return rows[:], logprobs[:, :int(rows.length.max())]

@@ -246,7 +246,7 @@ def test_rollout_holds_what_the_update_needs():
                 logits = model.logits(model(torch.tensor([tokens[:t]])))[0, -1] / 0.7
                 table[b, t] = torch.log_softmax(logits, 0)[tokens[t]].item()
     torch.testing.assert_close(r.logp, logp, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(r.drawn, logp, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(r.sampler_logp, logp, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(r.kl, logp - ref, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(r.values, critic(r.rows))
     rewards = token_rewards(r.score, logp - ref, mask, 0.3)
