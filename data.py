@@ -9,13 +9,12 @@ and RL (the paper's split). Their token ids lie in one array of the run's data.p
 """
 
 from dataclasses import dataclass
-from typing import Sequence
 
 import torch
 
 from corpus.prepare import prepared, unpacked_tokenizer
 from corpus.templates import Template, turn_templates
-from corpus.tokens import FOLDS, columns_of
+from corpus.tokens import FOLDS, Column, columns_of
 from model import GPT, Rows, pad_rows
 from pretrained.vocabulary import Tokenizers
 from runtime import checks
@@ -24,17 +23,28 @@ from runtime.run import Run
 
 @dataclass
 class Pairs:
-    """Pairs as token ids: a fold's as Columns, in memory or on disk, or some of them as lists.
-    Responses are without their end."""
-    x: Sequence[list[int]]    # prompts, with the templates of their turns
-    y_w: Sequence[list[int]]
-    y_l: Sequence[list[int]]
+    """Some pairs, as lists of token ids. Responses are without their end."""
+    x: list[list[int]]    # prompts, with the templates of their turns
+    y_w: list[list[int]]
+    y_l: list[list[int]]
 
     def __len__(self):
         return len(self.x)
 
-    def __getitem__(self, indices):
-        return Pairs(*([column[i] for i in indices] for column in (self.x, self.y_w, self.y_l)))
+
+@dataclass
+class Fold:
+    """All pairs of one fold, in memory or on disk."""
+    x: Column
+    y_w: Column
+    y_l: Column
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, indices) -> Pairs:
+        x, y_w, y_l = ([column[i] for i in indices] for column in (self.x, self.y_w, self.y_l))
+        return Pairs(x=x, y_w=y_w, y_l=y_l)
 
 
 @dataclass
@@ -48,7 +58,7 @@ class Data:
     pit_prompt: Template           # what M_PIT and R_PIT read before y
     feedback: Template             # of Self-Refine, what the policy reads before its feedback
     rewrite: Template              # and before its second answer
-    folds: dict[str, Pairs]
+    folds: dict[str, Fold]
     counts: dict[str, int]         # pairs read, kept in each fold, dropped by reason
     device: torch.device           # where rows are put
     trunk: GPT | None = None       # with LoRA: the frozen weights that all models share
@@ -94,5 +104,5 @@ def load_data(run: Run) -> Data:
     return Data(tokenizer=tokenizer, vocab=config.model.vocab or tokenizer.vocab,
                 turns=turns, opening=opening, policy_prompt=policy, pit_prompt=pit,
                 feedback=feedback, rewrite=rewrite,
-                folds={name: Pairs(**columns_of(content, name)) for name in FOLDS},
+                folds={name: Fold(**columns_of(content, name)) for name in FOLDS},
                 counts=content["counts"], device=run.device)

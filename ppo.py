@@ -299,8 +299,8 @@ def update(network: Network, experience: Experience, ppo: PPOSection, generator,
             totals.update(sums)
             count = torch.tensor(sums["tokens"])
             optimizer_step(network.model, network.optimizer, count, ppo.grad_clip, f"PPO {name}")
-    sums = dict(zip(totals, all_sum(torch.tensor(list(totals.values()))).tolist()))
-    return {name: total / sums["tokens"] for name, total in sums.items() if name != "tokens"}
+    summed = dict(zip(totals, all_sum(torch.tensor(list(totals.values()))).tolist()))
+    return {name: total / summed["tokens"] for name, total in summed.items() if name != "tokens"}
 
 
 def train(run: Run, data: Data, task: Task, learner: Learner) -> None:

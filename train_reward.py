@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from corpus.tokens import batches
-from data import Data, Pairs, load_data
+from data import Data, Fold, Pairs, load_data
 from evaluation.measure import as_text, gap_agreement, held_out_accuracies, pointwise_agreement
 from faster.branches import two_scores
 from model import GPT, Rows, token_logprobs
@@ -92,7 +92,7 @@ class Training:
     """What tells the supervised trainings apart."""
     name: str                     # of the stage
     fit: FitSection
-    fold: Pairs
+    fold: Fold
     loss: Callable                # (model, data, pairs) -> as the losses above
     size: tuple                   # positions of a pair: multiples of the lengths of x, y_w and y_l
     agreement: Callable | None = None  # with validation labels: (data, model, pairs) -> dict

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import Data, Pairs, load_data
+from data import Data, Fold, load_data
 from evaluation import measure
 from faster.branches import joined
 from model import GPT, Rows, pad_rows
@@ -42,7 +42,7 @@ def features(states: torch.Tensor, rows: Rows) -> torch.Tensor:
 
 
 @torch.no_grad()
-def differences(data: Data, trunk: GPT, fold: Pairs) -> torch.Tensor:
+def differences(data: Data, trunk: GPT, fold: Fold) -> torch.Tensor:
     """Return the features of y_w less those of y_l [n, 2D + 1]."""
     prompts = [data.policy_prompt(ids) for ids in fold.x]
     lengths = torch.tensor([sum(map(len, row)) + 2 for row in zip(prompts, fold.y_w, fold.y_l)])

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import Data, Pairs
+from data import Data, Fold, Pairs
 from evaluation import measure
 from evaluation.show import prompt_text
 from report.judge import Judge, judge_of
@@ -193,7 +193,7 @@ def stage_costs(run: Run, stages) -> dict[str, tuple[float, float]]:
             for name, content in contents.items()}
 
 
-def once_each(fold: Pairs, number: int) -> Pairs:
+def once_each(fold: Fold, number: int) -> Pairs:
     """Return the first pair of each prompt, `number` of them: answers to one prompt are no
     independent trials, and some data sets have many pairs on one. (A fold begins with one pair of
     each group that the split keeps together.)"""

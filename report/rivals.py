@@ -9,7 +9,7 @@ import numpy as np
 
 from corpus.templates import Template
 from corpus.tokens import Column
-from data import Data, Pairs
+from data import Data, Fold, Pairs
 from evaluation.measure import rp_scores
 from evaluation.show import prompt_text
 from model import GPT, pad_rows
@@ -59,7 +59,7 @@ def with_rubric(data: Data, aspects) -> Data:
     return dataclasses.replace(data, feedback=feedback, rewrite=rewrite)
 
 
-def refiner_examples(run: Run, data: Data) -> Pairs:
+def refiner_examples(run: Run, data: Data) -> Fold:
     """Make the texts that the policy reads (x) and is taught to write (y_w): of each pair of the
     SFT fold the answer y_w, notes on one of the responses by some rubric, and its rewrite."""
     fold, rng = data.folds["sft"], random.Random(run.config.run.seed)
@@ -78,7 +78,7 @@ def refiner_examples(run: Run, data: Data) -> Pairs:
                   asked(aspects).rewrite(x, y_ref, notes)]
         writes += [y_w, notes, rewrite]
     fits = [len(ids) < limit for ids in writes]
-    return Pairs(*(Column.of([ids for ids, fit in zip(lists, fits) if fit])
+    return Fold(*(Column.of([ids for ids, fit in zip(lists, fits) if fit])
                   for lists in (reads, writes, [[]] * len(reads))))
 
 

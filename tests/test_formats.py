@@ -415,7 +415,7 @@ def test_folds_that_are_mapped_from_a_file_are_those_that_were_made(tmp_path):
     counts = {name: len(fold) for name, fold in rows.items()}
     files.save(tmp_path / "data.pt", {"inputs": {}, "counts": counts} | flattened(rows))
     content = files.load(tmp_path / "data.pt")
-    folds = {name: data.Pairs(**columns_of(content, name)) for name in data.FOLDS}
+    folds = {name: data.Fold(**columns_of(content, name)) for name in data.FOLDS}
     assert {name: list(zip(*vars(fold).values())) for name, fold in folds.items()} == rows
     assert np.shares_memory(folds["sft"].x.flat, folds["test"].y_l.flat)  # none was copied
     assert list(zip(*vars(folds["rl"][[2, 0]]).values())) == [rows["rl"][2], rows["rl"][0]]

@@ -22,7 +22,7 @@ from ablations.scores import difference_score, other_score
 from conftest import ROOT, command, read_lines, tiny_run
 from corpus import bills
 from corpus.tokens import Column
-from data import Pairs
+from data import Fold, Pairs
 from evaluation import measure, show, watch
 from model import pad_rows
 from pretrained import configure
@@ -62,7 +62,7 @@ def same(one, two) -> bool:
 
 def test_the_fold_is_gone_through_before_a_pair_comes_again(bills_run):
     run, _ = bills_run
-    ten = SimpleNamespace(folds={"rl": Pairs(*(list(range(10)) for _ in range(3)))})
+    ten = SimpleNamespace(folds={"rl": Fold(*(list(range(10)) for _ in range(3)))})
 
     def draw(name, iteration, number):
         return train_pit.draw_pairs(run, ten, name, iteration, number).x
@@ -565,7 +565,7 @@ def test_the_users_judge_grades_the_texts(bills_run, models, tmp_path):
 
 
 def test_the_first_pair_of_each_prompt_is_kept():
-    fold = Pairs([[1], [1], [2], [1], [3]], [[10], [11], [12], [13], [14]], [[5]] * 5)
+    fold = Fold([[1], [1], [2], [1], [3]], [[10], [11], [12], [13], [14]], [[5]] * 5)
     assert report.once_each(fold, 9) == Pairs([[1], [2], [3]], [[10], [12], [14]], [[5]] * 3)
     assert report.once_each(fold, 2) == Pairs([[1], [2]], [[10], [12]], [[5]] * 2)
 
@@ -573,7 +573,7 @@ def test_the_first_pair_of_each_prompt_is_kept():
 def with_test_pairs(data, chosen: list[int]):
     """Return the data with some of the test pairs only."""
     some = data.folds["test"][chosen]
-    fold = Pairs(*map(Column.of, (some.x, some.y_w, some.y_l)))
+    fold = Fold(*map(Column.of, (some.x, some.y_w, some.y_l)))
     return dataclasses.replace(data, folds=data.folds | {"test": fold})
 
 
