@@ -166,10 +166,9 @@ def read_weights(path: str, model) -> dict:
         if tensor is None or tensor.shape != shape:
             there = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
             raise UserError(f"{path}: tensor {name} {there}; expected {shape}")
-        return tensor.float()
+        return paired(tensor.float(), head_width(model)) if TURNS.search(name) else tensor.float()
 
-    ours = {name: torch.cat([paired(take(part, *shape), model.head_width) if TURNS.search(part) else
-                             take(part, *shape) for part, shape in parts.items()])
+    ours = {name: torch.cat([take(part, *shape) for part, shape in parts.items()])
             for name, parts in layout(model)}
     if tensors:
         raise UserError(f"{path}: tensor {next(iter(tensors))} is none of this model's")

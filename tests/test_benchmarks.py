@@ -18,6 +18,14 @@ import openings  # noqa: E402
 import probe  # noqa: E402
 
 
+def test_forward_operations_are_two_for_each_weight_of_the_products():
+    model, vocab = common.WORKLOADS["W"]
+    width = model.width // model.heads
+    layer = model.width * (2 * model.heads + 2 * model.kv_heads) * width
+    products = layer + 3 * model.width * model.hidden
+    assert common.forward_flops("W") == 2 * (model.layers * products + vocab * model.width)
+
+
 def test_sides_take_turns_after_a_warm_up():
     calls = []
     seconds = common.alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 5)
