@@ -145,6 +145,7 @@ def evaluate_at(run: Run, data: Data, models: Models, table: Table, x, temperatu
     final = title(run.config.pit.curriculum[-1])
     over_sft = improved(final, sft, "of M_P^SFT")
     table.add(final, over_sft, "M_P^SFT", sft, temperature, 1, sft)
+    table.add(final, chains[final][1], "M_PIT^SFT", chains["M_PIT^SFT"][1], temperature, 1, y_0)
     if more is not None:
         for i in dict.fromkeys((1, setting.iterations)):
             table.add(final, chains[final][i], "RLHF equal budget", more, temperature, i,

@@ -430,7 +430,7 @@ def test_a_third_stage_is_one_line_of_the_config(tmp_path, monkeypatch, capsys):
     assert [line["step"] for line in lines if line["stage"] == "stage2"] == [1, 2]
     rows = json.loads((tmp_path / "tiny" / "report.json").read_text())["rows"]
     against = [row["against"] for row in rows if row["system"] == "PIT stage 2"]
-    assert against == ["M_P^RL", "M_P^SFT"]  # it is the last stage, which improves both
+    assert against == ["M_P^RL", "M_P^SFT", "M_PIT^SFT"]  # it is the last stage
     before, after = (load(tmp_path / "tiny" / f"{name}.pt")["model"] for name in (
         "stage1", "stage2"))
     assert any(not torch.equal(w, after[name]) for name, w in before.items())
