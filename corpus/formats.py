@@ -51,6 +51,16 @@ class Unusable(UserError):
         self.reason = reason
 
 
+def found(value) -> str:
+    """Return a detail that shows the beginning of a wrong value."""
+    return f", found {str(value)[:40]!r}"
+
+
+def is_number(value) -> bool:
+    """Tell whether a value is a number, which NaN, infinity, true and false are not."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
 def read_pairs(path: str, dropped: Counter) -> list[TextPair]:
     """Read all usable pairs of a file; count the others in `dropped` by reason.
 
@@ -156,9 +166,9 @@ def parquet_records(path: str):
 
 def text_field(record: dict, key: str, where: str) -> str:
     """Return a string of a record; a number, true or false is taken as its text. Raises Unusable
-    where it is missing or something else."""
+    where it is missing or something else, such as NaN."""
     value = record.get(key)
-    if isinstance(value, (bool, int, float)):
+    if isinstance(value, bool) or is_number(value):
         value = str(value)
     try:
         value.encode()
@@ -209,15 +219,26 @@ def hh_pair(prompt: str, chosen: str, rejected: str) -> TextPair | str:
     return TextPair(key_of(turns), turns, chosen, rejected)
 
 
+def content_of(message: dict, where: str) -> str:
+    """Return the text of a message, of which the content may be a list of parts (Arena's sets of
+    2025). Raises Unusable where a part is an image."""
+    parts = message.get("content")
+    if not isinstance(parts, list):
+        return text_field(message, "content", where)
+    if not all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
+        raise Unusable(where, "a message has parts that are no text")
+    return "".join(text_field(part, "text", where) for part in parts)
+
+
 def read_turns(messages, key: str, where: str) -> list[Turn]:
     """Read a list of {"role", "content"}."""
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise Unusable(where, f"field {key!r} is no list of messages")
-    turns = [(text_field(m, "role", where), text_field(m, "content", where)) for m in messages]
+    turns = [(text_field(m, "role", where), content_of(m, where)) for m in messages]
     for role, _ in turns:
         if role not in ROLES:
-            raise Unusable(where, f"field {key!r} has the role {role!r}",
-                           f"; known are {', '.join(ROLES)}")
+            raise Unusable(where, f"field {key!r} has a role that is none of {', '.join(ROLES)}",
+                           found(role))
     return turns
 
 
@@ -277,7 +298,7 @@ def read_votes(record: dict, where: str) -> TextPair | str:
     votes += [record["preference"]] if "preference" in record else []
     if not votes or any(str(vote) not in ("0", "1", "2") for vote in votes):
         raise Unusable(where, "expected votes 0, 1 or 2 in annotator..., votes or preference",
-                       f", found {votes}")
+                                                  found(votes))
     lead = sum((0, 1, -1)[int(vote)] for vote in votes)
     return one_turn_pair(prompt, *(texts if lead > 0 else texts[::-1])) if lead else "tie"
 
@@ -285,8 +306,8 @@ def read_votes(record: dict, where: str) -> TextPair | str:
 def read_helpsteer(record: dict, where: str) -> TextPair | str:
     """Read HelpSteer3: a preference from -3, response1 is much better, to 3, response2 is."""
     preference = record["overall_preference"]
-    if type(preference) not in (int, float) or not -3 <= preference <= 3:
-        raise Unusable(where, "expected overall_preference from -3 to 3", f", found {preference}")
+    if not is_number(preference) or abs(preference) > 3:
+        raise Unusable(where, "expected overall_preference from -3 to 3", found(preference))
     before = read_turns(record.get("context"), "context", where)
     sides = [before + [("assistant", text_field(record, key, where).strip())]
              for key in ("response1", "response2")]
@@ -297,7 +318,7 @@ def read_shp(record: dict, where: str) -> TextPair | str:
     """Read SHP: `labels` is 1 where A is preferred, 0 where B is. Many pairs are of one post, and
     `history` is its text."""
     if record.get("labels") not in (0, 1):
-        raise Unusable(where, "expected labels, 0 or 1", f", found {record.get('labels')}")
+        raise Unusable(where, "expected labels, 0 or 1", found(record.get("labels")))
     texts = [text_field(record, f"human_ref_{name}", where).strip() for name in "AB"]
     return one_turn_pair(text_field(record, "history", where).strip(),
                          *(texts if record["labels"] else texts[::-1]))
@@ -306,7 +327,7 @@ def read_shp(record: dict, where: str) -> TextPair | str:
 def read_nectar(record: dict, where: str) -> TextPair | str:
     """Read Nectar: the best against the worst of some answers, of which 1 is the best rank."""
     answers = record["answers"]
-    if not answers or not all(isinstance(one, dict) and type(one.get("rank")) in (int, float)
+    if not answers or not all(isinstance(one, dict) and is_number(one.get("rank"))
                               for one in answers):
         raise Unusable(where, "expected answers, each with a rank")
     ranked = sorted(answers, key=lambda one: one["rank"])
@@ -324,11 +345,12 @@ def read_arena(record: dict, where: str) -> TextPair | str:
     if winner.startswith("tie") or winner == "both_bad":
         return "tie"
     if winner not in ("model_a", "model_b"):
-        raise Unusable(where, "expected winner model_a, model_b or tie", f", found {winner!r}")
+        raise Unusable(where, "expected winner model_a, model_b or tie", found(winner))
     sides = [read_turns(record[f"conversation_{name}"], f"conversation_{name}", where)
              for name in "ab"]
     if type(record.get("turn")) is int:  # of which the last was judged; in MT-bench more follow
-        sides = [turns[:2 * record["turn"]] for turns in sides]
+        sides = [turns[:2 * record["turn"] + sum(role == "system" for role, _ in turns[:1])]
+                 for turns in sides]
     return turns_pair(*(sides if winner == "model_a" else sides[::-1]))
 
 

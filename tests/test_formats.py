@@ -96,7 +96,7 @@ def test_conversations_that_are_no_pairs_are_counted_by_reason(tmp_path):
 
 
 @pytest.mark.parametrize("record, word", [
-    (sides(said("u: q", "bot: y"), QN), "'chosen' has the role 'b'; known are system, user, assi"),
+    (sides(said("u: q", "bot: y"), QN), "has a role that is none of system, user, assistant, found 'b'"),
     (sides(said("a: y"), None, prompt=said("u: q")), "'rejected' is no list of messages"),
     (sides([5], QN), "'chosen' is no list of messages"),
     (sides([{"role": "user"}], QN), "'content' is missing"),
@@ -159,7 +159,15 @@ def test_every_format_gives_the_same_pair_of_the_same_key(tmp_path, kind):
     assert (pair.chosen, pair.rejected) == texts
 
 
-BEFORE = said("u: o", "a: p")
+BEFORE, SYSTEM = said("u: o", "a: p"), [{"role": "system", "content": "be"}]
+
+
+def in_parts(messages):
+    """Return messages as Arena's sets of 2025 have them."""
+    return [{"role": m["role"], "content": [{"type": "text", "text": m["content"]}]}
+            for m in messages]
+
+
 NO_USER = "no turn of the user before the response"
 
 
@@ -175,6 +183,10 @@ NO_USER = "no turn of the user before the response"
       for winner in ("tie", "tie (bothbad)", "both_bad")),
     ("Chatbot Arena", {"conversation_a": QN + said("u: so?", "a: r"),  # MT-bench: both turns, one
                        "conversation_b": QY + said("u: so?", "a: s")}, "yn"),  # of them judged
+    ("Chatbot Arena", {"conversation_a": SYSTEM + QN + said("u: so?"),
+                       "conversation_b": SYSTEM + QY}, "yn"),
+    ("Chatbot Arena", {"conversation_a": [], "conversation_b": []}, {"no response at the end": 1}),
+    ("Chatbot Arena", {"conversation_a": in_parts(QN), "conversation_b": in_parts(QY)}, "yn"),
     ("plain", {"answers": ["one"], "overall_preference": 2}, "yn"),  # of other columns
     ("conversations", {"answers": None}, "yn"), ("plain", {"answers": [{"rank": 1.0}]}, "yn"),
     ("HelpSteer3", {"response1": " n\n"}, "yn"),
