@@ -65,6 +65,8 @@ def main() -> None:
     parser.add_argument("--to", type=Path, required=True, help="the file to write")
     parser.add_argument("--seed", type=int, default=1, help="of the labels")
     args = parser.parse_args()
+    if args.to.is_dir() or args.to.resolve() in [Path(path).resolve() for path in args.files]:
+        raise UserError(f"--to={args.to}: name a new file")
     rng, counts, lines = random.Random(args.seed), Counter(), []
     for pair in (pair for path in args.files for pair in read_pairs(path, counts)):
         made = relabelled(pair, rng)
@@ -72,9 +74,11 @@ def main() -> None:
             counts[made] += 1
         else:
             lines.append(json.dumps(made) + "\n")
+    left = ", ".join(f"{reason} {number:,}" for reason, number in counts.items()) or "none"
+    if not lines:
+        raise UserError(f"{', '.join(args.files)}: no pair is left; left out: {left}")
     write_whole(args.to, lambda file: file.write("".join(lines).encode()))
-    left = ", ".join(f"{reason} {number:,}" for reason, number in counts.items())
-    print(f"{args.to}: {len(lines):,} pairs; left out: {left or 'none'}")
+    print(f"{args.to}: {len(lines):,} pairs; left out: {left}")
 
 
 if __name__ == "__main__":

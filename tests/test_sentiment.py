@@ -73,6 +73,19 @@ def test_the_pairs_that_are_written_can_be_read(tmp_path, monkeypatch, capsys):
     assert set(json.loads(made.read_text())) == {"prompt", "chosen", "rejected"}
 
 
+@pytest.mark.parametrize("to, said", [(".", "name a new file"), ("pairs.jsonl", "name a new file"),
+                                      ("made", "no pair is left; left out: no sentence 1")])
+def test_nothing_is_overwritten_and_no_file_is_left_empty(tmp_path, monkeypatch, to, said):
+    source = write_lines(tmp_path / "pairs.jsonl", [
+        {"prompt": "How?", "chosen": "Lovely", "rejected": "So so."}])
+    before = (tmp_path / "pairs.jsonl").read_bytes()
+    monkeypatch.setattr(sys, "argv", ["x", source, "--to", str(tmp_path / to)])
+    with pytest.raises(UserError, match=said):
+        sentiment.main()
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
+    assert (tmp_path / "pairs.jsonl").read_bytes() == before
+
+
 def test_other_seeds_draw_other_labels(tmp_path, monkeypatch):
     source = write_lines(tmp_path / "pairs.jsonl", [
         {"prompt": f"{i}?", "chosen": "A fine day.", "rejected": "A day."} for i in range(40)])
