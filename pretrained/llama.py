@@ -9,6 +9,7 @@ field.
 
 import functools
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -29,7 +30,7 @@ ONLY = {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,
         "use_sliding_window": (False,)}  # the values that we have
 BLOCK = {"attention_norm.weight": "input_layernorm", "attention.out.weight": "self_attn.o_proj",
          "mlp_norm.weight": "post_attention_layernorm", "mlp.down.weight": "mlp.down_proj"}
-TURNS = re.compile(r"[qk]_(proj|norm)")  # what Hugging Face has in another order
+ROTATED = re.compile(r"[qk]_(proj|norm)")  # what Hugging Face has in another order
 
 
 def read_json(path: Path) -> dict:
@@ -88,7 +89,11 @@ def describe_tokenizer(folder: Path) -> dict:
     Raises UserError where there is only a tokenizer.model that lacks tokens added later."""
     found = [folder / name for name in TOKENIZERS if (folder / name).exists()]
     settings = read_json(folder / "tokenizer_config.json")
-    added = [int(i) for i in settings.get("added_tokens_decoder", {})]
+    try:
+        added = [int(i) for i in settings.get("added_tokens_decoder") or {}]
+    except (TypeError, ValueError):
+        raise UserError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder has a key that is "
+                        "no token id") from None
     if found and found[0].suffix == ".model" and max(added, default=0) >= Tokenizer(found[0]).vocab:
         found = found[1:]
         if not found:
@@ -97,7 +102,10 @@ def describe_tokenizer(folder: Path) -> dict:
     if not found:
         return {}
     end = settings.get("eos_token") or ""
-    return {"model": str(found[0]), "eos": end["content"] if isinstance(end, dict) else end}
+    end = end.get("content") if isinstance(end, dict) else end
+    if not isinstance(end, str):
+        raise UserError(f"{folder / 'tokenizer_config.json'}: eos_token is no text")
+    return {"model": str(found[0]), "eos": end}
 
 
 def describe_folder(folder: Path) -> tuple[dict, int]:
@@ -108,18 +116,18 @@ def describe_folder(folder: Path) -> tuple[dict, int]:
     config = read_json(path)
     if not config:
         raise UserError(f"model.init_from: {path} is missing; expected a Hugging Face folder")
-    architecture, *more = config.get("architectures") or ["none"]
-    if more or architecture not in ARCHITECTURES:
-        raise UserError(f"{path}: architectures = {config.get('architectures')}; only one of "
+    architecture = config.get("architectures")
+    if architecture not in [[one] for one in ARCHITECTURES]:
+        raise UserError(f"{path}: architectures = {architecture}; only one of "
                         f"{', '.join(ARCHITECTURES)} is read")
     for field, known in ONLY.items():
         if config.get(field, known[0]) not in known:
             raise UserError(f"{path}: {field} = {config[field]!r} is not supported, only "
                             f"{known[0]!r}")
 
-    def number(field: str, otherwise=None):
+    def number(field: str, otherwise=None, kind: tuple = (int,)):
         value = config.get(field) or otherwise
-        if type(value) not in (int, float) or value <= 0:
+        if type(value) not in kind or not 0 < value < math.inf:
             raise UserError(f"{path}: field {field!r} is missing or no positive number")
         return value
 
@@ -129,10 +137,10 @@ def describe_folder(folder: Path) -> tuple[dict, int]:
              "kv_heads": number("num_key_value_heads", heads),
              "hidden": number("intermediate_size"), "vocab": number("vocab_size"),
              "head_width": number("head_dim", width // heads),
-             "norm_eps": number("rms_norm_eps"),
+             "norm_eps": number("rms_norm_eps", kind=(int, float)),
              "tied": bool(config.get("tie_word_embeddings", False)),
-             "qkv_bias": architecture.startswith("Qwen2"),
-             "qk_norm": architecture.startswith("Qwen3")}
+             "qkv_bias": architecture[0].startswith("Qwen2"),
+             "qk_norm": architecture[0].startswith("Qwen3")}
     if "use_sliding_window" not in config:  # Qwen's: false, though it names a width
         longest = min(longest, number("sliding_window", longest))
     return model | describe_rotary(config, path), longest
@@ -141,15 +149,20 @@ def describe_folder(folder: Path) -> tuple[dict, int]:
 def describe_rotary(config: dict, path: Path) -> dict:
     """Read rope_theta and rope_scaling, as transformers before and since version 5 writes them."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"{path}: rope_scaling = {rope!r} is no object")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
         raise UserError(f"{path}: rope_type = {kind!r} is not supported; only 'default', 'llama3'")
-    theta = rope.get("rope_theta") or config.get("rope_theta") or 10_000.0
     try:
+        theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10_000)
         scaling = [] if kind == "default" else [float(rope[key]) for key in LLAMA3]
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: rope scaling 'llama3' lacks a number: {error}") from None
-    return {"rope_theta": float(theta), "rope_scaling": scaling}
+        raise UserError(f"{path}: rope_theta or rope scaling 'llama3' lacks a number: {error}"
+                        ) from None
+    if not all(0 < value < math.inf for value in (theta, *scaling)):
+        raise UserError(f"{path}: rope_theta and rope scaling take positive numbers")
+    return {"rope_theta": theta, "rope_scaling": scaling}
 
 
 def read_weights(path: str, model) -> dict:
@@ -166,7 +179,7 @@ def read_weights(path: str, model) -> dict:
         if tensor is None or tensor.shape != shape:
             there = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
             raise UserError(f"{path}: tensor {name} {there}; expected {shape}")
-        return paired(tensor.float(), head_width(model)) if TURNS.search(name) else tensor.float()
+        return paired(tensor.float(), head_width(model)) if ROTATED.search(name) else tensor.float()
 
     ours = {name: torch.cat([take(part, *shape) for part, shape in parts.items()])
             for name, parts in layout(model)}
@@ -269,7 +282,7 @@ def their_weights(ours: dict, model) -> dict:
     for name, parts in layout(model):
         sizes = [shape[0] for shape in parts.values()] if len(parts) > 1 else len(ours[name])
         for part, tensor in zip(parts, ours[name].split(sizes)):
-            theirs[part] = unpaired(tensor, head_width(model)) if TURNS.search(part) else tensor
+            theirs[part] = unpaired(tensor, head_width(model)) if ROTATED.search(part) else tensor
     return {name: tensor.contiguous() for name, tensor in theirs.items()}
 
 

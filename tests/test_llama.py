@@ -5,6 +5,7 @@ transformers, tokenizers and safetensors are optional: tests that need them are 
 
 import gzip
 import json
+import math
 import random
 import shutil
 
@@ -394,7 +395,13 @@ def test_ids_of_stories260k_are_those_of_transformers(tmp_path):
     ({"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4} is not supported"),
     ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type = 'yarn' is not supported"),
     ({"rope_parameters": ..., "rope_scaling": {"type": "linear"}}, "rope_type = 'linear' is not"),
-    ({"rope_parameters": {"rope_type": "llama3"}}, "rope scaling 'llama3' lacks a number"),
+    ({"rope_parameters": {"rope_type": "llama3"}}, "rope_theta or rope scaling 'llama3' lacks"),
+    ({"rope_parameters": {"rope_theta": "a"}}, "rope_theta or rope scaling 'llama3' lacks a number"),
+    ({"rope_parameters": {"rope_theta": -1}}, "rope_theta and rope scaling take positive numbers"),
+    ({"rope_parameters": ..., "rope_scaling": "linear"}, "rope_scaling = 'linear' is no object"),
+    ({"architectures": 5}, "architectures = 5; only one of Ll"),
+    ({"num_hidden_layers": 2.0}, "field 'num_hidden_layers' is missing or no positive number"),
+    ({"rms_norm_eps": math.inf}, "field 'rms_norm_eps' is missing or no positive number"),
     *(({field: missing}, f"field '{field}' is missing") for missing in (..., None) for field in (
         "hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size",
         "vocab_size", "rms_norm_eps", "max_position_embeddings")),
@@ -402,6 +409,18 @@ def test_ids_of_stories260k_are_those_of_transformers(tmp_path):
 def test_a_model_that_is_not_ours_is_refused(tmp_path, fields, said):
     write_folder(tmp_path, tiny_gpt(61), fields)
     assert f"{tmp_path / 'config.json'}: {said}" in refusal(llama.described, str(tmp_path), 48)
+
+
+@pytest.mark.parametrize("settings, said", [
+    ({"added_tokens_decoder": {"a": {}}}, "added_tokens_decoder has a key that is no token id"),
+    ({"added_tokens_decoder": 5}, "added_tokens_decoder has a key that is no token id"),
+    ({"eos_token": 5}, "eos_token is no text"), ({"eos_token": {"content": 5}}, "eos_token is no text")])
+def test_a_tokenizer_config_that_is_none_is_refused(tmp_path, settings, said):
+    write_folder(tmp_path, tiny_gpt(61), {})
+    (tmp_path / "tokenizer.json").write_bytes(b"{}")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert f"{tmp_path / 'tokenizer_config.json'}: {said}" in refusal(
+        llama.described, str(tmp_path), 48)
 
 
 @pytest.mark.parametrize("content, said", [
