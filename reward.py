@@ -35,7 +35,7 @@ def pair_loss(better, worse):
 
 def gap_loss(r: dict, terms: list[Comparison]):
     """Return Eq. 2, summed over triples: -log sigmoid(r^{w,l} - r^{w,w}) for the term "wl>ww", and
-    so on, by default for all five of config.COMPARISONS; r has a score [B] for each of ORDERED."""
+    so on, by default for the five of config.EQ2; r has a score [B] for each of ORDERED."""
     return sum(pair_loss(r[term[:2]], r[term[3:]]) for term in terms)
 
 

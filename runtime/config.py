@@ -15,9 +15,10 @@ def zero_or_more(default, most: float = sys.float_info.max):
     return field(default=default, metadata={"low": 0, "high": most})
 
 
-Comparison = Literal["wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw"]  # of Eq. 2
+Comparison = Literal["wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw"]  # a term of Eq. 2, or one more
 Layer = Literal["qkv", "out", "gate_up", "down"]                   # linear layers of a block
 COMPARISONS, LAYERS = get_args(Comparison), get_args(Layer)
+EQ2 = ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw")                # the paper's five
 
 
 @dataclass
@@ -116,7 +117,7 @@ class RewardSection:
     pool: Literal["sum", "last"] = "sum"  # sum over y's tokens, or the last token's score
     lm_coef: float = zero_or_more(0.5)  # of the language-model loss beside (GRM, arXiv 2406.10216)
     logp_feature: bool = True   # score tokens by the trunk's own log-probabilities too
-    terms: list[Comparison] = field(default_factory=lambda: list(COMPARISONS))  # of Eq. 2
+    terms: list[Comparison] = field(default_factory=lambda: list(EQ2))
 
 
 @dataclass
