@@ -15,7 +15,6 @@ each, share the work. At the end tables.py writes tables there.
 
 import json
 import re
-import sys
 import time
 from collections import namedtuple
 from itertools import product
@@ -309,7 +308,8 @@ def arguments(about: str, results: str, *more: tuple[str, dict], bills: bool = T
     for line in args.line:
         refuse_unfit(args, line)
         if not changed(args, line):
-            print(f"warning: --line={line} makes no model anew", file=sys.stderr)
+            raise UserError(f"--line={line}: the config has these values, or nothing is trained by "
+                            "them: there is nothing to compare")
     try:
         args.results.mkdir(parents=True, exist_ok=True)
     except OSError as error:
