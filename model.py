@@ -284,4 +284,4 @@ def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int):
         # 3. Read it: its state predicts the next one.
         bias = F.pad(bias, (0, 1))
         hidden = model(token[:, None], position[:, None], bias, cache)[:, 0]
-    return rows[:], logprobs[:, :int(rows.length.max())]
+    return rows[:], logprobs[:, :int(rows.length.max())]  # [:] cuts the room that is left

@@ -1,4 +1,4 @@
-"""Train PIT from nothing to the report; whatever is there already is used as it is.
+"""Train PIT from nothing to the report; what is trained already is used as it is.
 
     python train_pit.py --config configs/quick.toml
 
@@ -8,7 +8,8 @@ In order: all of train_reward.py, then with one PPO (ppo.py)
     stage 0   Eq. 4: maximise r_gap(x, y, y_ref) - beta KL(M_PIT^RL || M_PIT^SFT), y_ref = y_l, y_w
     stage 1   Eq. 5: the same, y_ref ~ M_P^RL(. | x) drawn afresh; goes on from stage 0
 
-and the evaluation on held-out prompts: runs/<name>/report.md. That the RL is PPO is our choice.
+and then, each time, the evaluation on held-out prompts: runs/<name>/report.md. That the RL is PPO
+is our choice.
 """
 
 from dataclasses import replace

@@ -186,7 +186,8 @@ def train_rp(run: Run, data: Data, policy: GPT) -> dict:
 def train_rpit(run: Run, data: Data, pit_policy: GPT) -> dict:
     """Train R_PIT, from M_PIT^SFT."""
     return train_reward_model(run, data, pit_policy, Training(
-        "rpit", run.config.rpit, data.folds["reward"], rpit_loss, (2, 3, 3), gap_agreement))
+        "rpit", run.config.rpit, data.folds["reward"], rpit_loss,
+        (2, 3, 3), gap_agreement))  # two prompts with x; a response in its draft, and after both
 
 
 def train_reward_model(run: Run, data: Data, start: GPT, training: Training,

@@ -79,10 +79,10 @@ def explained(run: Run, data: Data, models, draft: tuple, generator: torch.Gener
     others = rollout.rewards.sum(1)[1:]
     baseline = [f"the others of its group got {others.mean():+.3f}: A is the difference"] * bool(
         len(others))
-    paid = (f"r_gap {rollout.score[0] * std + mean:+.2f}, less {mean:+.2f} and by {std:.2f}: "
-            if rollout.ended[0] else "it does not end (ppo.no_eos_score): ")
+    made = (f"(r_gap {rollout.score[0] * std + mean:+.2f} - {mean:+.2f}) / {std:.2f} = "
+            if rollout.ended[0] else "(ppo.no_eos_score: it does not end) ")
     return "\n".join([
         f"a rewrite as {task.name} sampled it, T = {run.config.ppo.temperature}: "
         + data.tokenizer.decode(rollout.rows.responses()[0]), *as_lines(columns),
-        f"{paid}score {rollout.score[0]:+.3f}, with the KL {rollout.rewards[0].sum():+.3f}",
+        f"score {made}{rollout.score[0]:+.3f}, with the KL {rollout.rewards[0].sum():+.3f}",
         *baseline])

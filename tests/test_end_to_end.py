@@ -94,7 +94,8 @@ def test_the_report_has_every_system_and_key(trained):
         (more, rl, t, 0),
         ("M_PIT^SFT", rl, t, 1), ("PIT stage 0", rl, t, 1), ("PIT stage 0", rl, t, 2),
         ("PIT stage 1", rl, t, 1), ("PIT stage 1", rl, t, 2), ("PIT stage 1", sft, t, 1),
-        ("PIT stage 1", "M_PIT^SFT", t, 1), ("PIT stage 1", more, t, 1), ("PIT stage 1", more, t, 2)]] + [
+        ("PIT stage 1", "M_PIT^SFT", t, 1),
+        ("PIT stage 1", more, t, 1), ("PIT stage 1", more, t, 2)]] + [
         ("y_l", rl, None, 0), ("y_w", rl, None, 0)]
     for row in report["rows"]:
         assert set(row) == ROW and set(row["aspects"]) == set(bills.WEIGHTS)
