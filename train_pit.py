@@ -17,7 +17,7 @@ from functools import partial
 
 import ppo
 from ablations import drafts
-from ablations.scores import load_functions, other_score
+from ablations.scores import load_functions, other_score, try_functions
 from corpus.tokens import turn_by_turn
 from data import Data, Pairs, load_data
 from evaluation.watch import observe, observe_scale, raw_scores
@@ -188,6 +188,7 @@ def main() -> None:
     load_functions(config)
     run = Run(config)
     data = load_data(run)
+    try_functions(config, data)
     refiner_data(run, data)
     with run.precision():
         models = train_all(run, data)

@@ -46,6 +46,19 @@ def load_functions(config: Config) -> None:
             loaded(where)
 
 
+def try_functions(config: Config, data: Data) -> None:
+    """Ask the config's functions for one validation pair: what fails now would fail after all
+    training. Raises UserError."""
+    pair = data.folds["valid"][[0]]
+    x = [prompt_text(data, pair.x[0])]
+    y, y_ref = ([data.tokenizer.decode(side[0])] for side in (pair.y_w, pair.y_l))
+    for where, draft in (config.rlhf.score, [""]), (config.pit.score, y_ref):
+        if ":" in where:
+            asked(where, x, draft, y)
+    if config.eval.judge:
+        asked(config.eval.judge, x, y)
+
+
 def own_score(data: Data, where: str, prompts: Prompts, rows: Rows):
     """Return a function's numbers [B] of the texts of x, y_ref and y."""
     decode = data.tokenizer.decode

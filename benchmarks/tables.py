@@ -350,10 +350,10 @@ def agreement_table(folder: Path) -> str:
     made = []
     for one in sorted(map(read, folder.glob("*.json")), key=lambda one: (one["line"], one["seed"])):
         for model, choice in (("R_P", "best of 4 by R_P"), ("R_PIT", "best of 4 by r_gap"),
-                              ("judge", "M_PIT^SFT"), ("longer", "")):
-            less = one["agreements"].get(f"{model} less longer")
+                              ("M_PIT^SFT", "M_PIT^SFT"), ("judge", ""), ("longer", "")):
+            agrees, less = map(one["agreements"].get, (model, f"{model} less longer"))
             made.append([label(one["line"]), str(one["seed"]), model,
-                         shown(one["agreements"][model], ".3f"), shown(less) if less else "",
+                         shown(agrees, ".3f") if agrees else "", shown(less) if less else "",
                          f"{choice}: {shown(one['wins'][choice]['equal_length'], '+.1f')}"
                          if choice else ""])
     return markdown(["line", "seed", "", "agrees", "less the longer response",

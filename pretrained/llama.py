@@ -92,8 +92,8 @@ def describe_tokenizer(folder: Path) -> dict:
     try:
         added = [int(i) for i in settings.get("added_tokens_decoder") or {}]
     except (TypeError, ValueError):
-        raise UserError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder has a key that is "
-                        "no token id") from None
+        raise UserError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder has a key that "
+                        "is no token id") from None
     if found and found[0].suffix == ".model" and max(added, default=0) >= Tokenizer(found[0]).vocab:
         found = found[1:]
         if not found:

@@ -19,10 +19,17 @@ pytestmark = needs("hypothesis")
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-ANYTHING = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+KEYS = {  # of each format
+    "plain": ("prompt", "chosen", "rejected"), "summaries": ("info", "summaries", "choice"),
+    "judge set": ("instruction", "response1", "response2", "votes"),
+    "HelpSteer3": ("context", "response1", "response2", "overall_preference"),
+    "SHP": ("history", "human_ref_A", "human_ref_B", "labels"), "Nectar": ("prompt", "answers"),
+    "Chatbot Arena": ("conversation_a", "conversation_b", "winner", "turn")}
+WORDS = st.sampled_from(["user", "assistant", "system", "text", "model_a", "a\nb"])
+ANYTHING = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text() | WORDS,
                         lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
-                            st.sampled_from(["prompt", "chosen", "rejected", "info", "post", "text",
-                                             "summaries", "choice", "x"]), inner, max_size=5),
+                            st.sampled_from(["info", "post", "text", "role", "content", "type",
+                                             "rank", "answer", "id", "x"]), inner, max_size=5),
                         max_leaves=12)
 quietly = settings(max_examples=150, deadline=None,
                    suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -47,8 +54,8 @@ def test_random_bytes_are_read_or_refused(tmp_path, content):
 
 
 @quietly
-@given(st.lists(ANYTHING | st.dictionaries(st.sampled_from(["prompt", "chosen", "rejected"]),
-                                           ANYTHING, min_size=3), max_size=3))
+@given(st.lists(ANYTHING | st.one_of(*(st.fixed_dictionaries({key: ANYTHING for key in keys})
+                                       for keys in KEYS.values())), max_size=3))
 def test_random_json_is_read_or_refused(tmp_path, records):
     path = tmp_path / "a.jsonl"
     write_lines(path, [json.dumps(record) for record in records])

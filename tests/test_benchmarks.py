@@ -126,3 +126,13 @@ def test_the_curve_finds_what_tells_and_has_no_more_than_there_is(monkeypatch):
     assert lines[0][1].startswith("0.500 [0.4") and lines[2][1].startswith("0.750 [0.6")
     assert lines[2][2].startswith("+0.250 [+0.1") and lines[2][3] == "0.750"
     assert len(lines[1][3].split(", ")) == len(lines[1][4].split(", ")) == probe.DRAWS
+    same = probe.curve(x[:1000], x[1000:], longer, [0, 1] * 100, generator)
+    assert same[2][1].startswith("0.750 [0.") and same[2][1] != lines[2][1]  # two prompts in all
+
+
+def test_what_is_learned_does_not_depend_on_the_scale_of_the_features():
+    x = torch.randn(300, 4, generator=torch.Generator().manual_seed(0)) + 0.1
+    factors = torch.tensor([1.0, 100.0, 0.01, 7.0])
+    (w, ridge), (other, same) = probe.learned(x), probe.learned(x * factors)
+    torch.testing.assert_close(other * factors, w, rtol=1e-3, atol=1e-4)
+    assert same == ridge

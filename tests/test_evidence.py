@@ -458,11 +458,13 @@ def test_agreement_counts_the_right_orders_and_compares_with_the_longer_response
 def test_choices_are_compared_with_the_one_answer_and_at_its_length(monkeypatch, bills_run):
     run, data = bills_run
     y = {"M_P^SFT": [[5], [5, 5], [5, 5]], "best of 4 by R_P": [[5, 5], [5, 5], [5]]}
-    monkeypatch.setattr(agreement, "tries", lambda *_: {name: list(v) for name, v in y.items()})
+    used = []
+    monkeypatch.setattr(agreement, "tries", lambda sampler, *_: used.append(
+        sampler.temperature) or {name: list(v) for name, v in y.items()})
     monkeypatch.setattr(agreement, "Judge", lambda *_: SimpleNamespace(
         grades=lambda y: np.array([len(ids) for ids in y]) + (np.arange(3) == 2)))  # likes length
     found = agreement.choices(run, data, None, None, [[1], [2], [3]])
-    assert list(found) == ["best of 4 by R_P"]
+    assert list(found) == ["best of 4 by R_P"] and used == run.config.eval.temperatures[:1]
     one = found["best of 4 by R_P"]
     assert (one["win"], one["tie"], one["lose"]) == pytest.approx((100 / 3, 100 / 3, 100 / 3))
     monkeypatch.setattr(agreement, "tries", lambda *_: {
@@ -495,19 +497,22 @@ def test_people_are_asked_before_rl_with_fewer_pairs_and_with_all(monkeypatch, t
     with pytest.raises(UserError, match="needs real pairs in data.files; on bills: prices.py"):
         agreement.main()
     monkeypatch.setattr(sys, "argv", command + [
-        f'--data.files=["{path}"]', "--data.valid=20", "--line=rp.pairs=9"])
+        f'--data.files=["{path}"]', "--data.valid=20", "--data.test=12", "--eval.prompts=50",
+        "--line=rp.pairs=9"])
     agreement.main()
-    table = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[-8:]]
+    table = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[-10:]]
     assert [row[:3] for row in table] == [[line, "1", model] for line in (
-        "as it is", "`rp.pairs=9`") for model in ("R_P", "R_PIT", "judge", "longer")]
+        "as it is", "`rp.pairs=9`") for model in ("R_P", "R_PIT", "M_PIT^SFT", "judge", "longer")]
     own, line = (json.loads((tmp_path / "tiny-agreement" / f"{name}-1.json").read_text())
                  for name in ("own", "rp.pairs=9"))
     same = {name for name, found in own["agreements"].items() if found == line["agreements"][name]}
-    assert {"judge", "longer", "R_PIT"} <= same and own["pairs"] == 20
-    for row in table[:4]:
+    assert {"judge", "longer", "R_PIT"} <= same
+    assert own["pairs"] == own["prompts"] == 20  # of validation
+    for row in (*table[:2], *table[3:5]):
         assert row[3].startswith(f"{own['agreements'][row[2]][0]:.3f} [")
-    for row, choice in zip(table, ("best of 4 by R_P", "best of 4 by r_gap", "M_PIT^SFT")):
+    for row in (*table[:2], table[3]):
         assert row[4].startswith(f"{own['agreements'][f'{row[2]} less longer'][0]:+.3f} [")
+    for row, choice in zip(table, ("best of 4 by R_P", "best of 4 by r_gap", "M_PIT^SFT")):
         assert row[5].startswith(f"{choice}: {own['wins'][choice]['equal_length'][0]:+.1f} [")
     assert own["wins"]["M_PIT^SFT"] == line["wins"]["M_PIT^SFT"]
     assert {path.stem for path in (tmp_path / "tiny-rp.pairs=9-1-start").glob("*.pt")} == {"rp"}

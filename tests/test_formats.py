@@ -96,7 +96,8 @@ def test_conversations_that_are_no_pairs_are_counted_by_reason(tmp_path):
 
 
 @pytest.mark.parametrize("record, word", [
-    (sides(said("u: q", "bot: y"), QN), "has a role that is none of system, user, assistant, found 'b'"),
+    (sides(said("u: q", "bot: y"), QN),
+     "'chosen' has a role that is none of system, user, assistant, found 'b'"),
     (sides(said("a: y"), None, prompt=said("u: q")), "'rejected' is no list of messages"),
     (sides([5], QN), "'chosen' is no list of messages"),
     (sides([{"role": "user"}], QN), "'content' is missing"),

@@ -17,7 +17,7 @@ import ppo
 import sample
 import train_pit
 import train_reward
-from conftest import needs, tiny_config, tiny_gpt, write_lines
+from conftest import needs, tiny_config, tiny_gpt, tiny_run, write_lines
 from evaluation import verdicts
 from faster import sampling as faster
 from model import GPT, Linear, pad_rows, token_logprobs
@@ -25,10 +25,11 @@ from pretrained import export, llama
 from pretrained.configure import load_config
 from pretrained.lora import LoRA, adapted, frozen_trunk, merged
 from pretrained.vocabulary import read_tokenizer
+from report import judge as judges
 from reward import RewardModel, score
 from runtime import state
 from runtime.checks import check_config
-from runtime.config import LoRASection, ModelSection, RewardSection
+from runtime.config import Config, LoRASection, ModelSection, RewardSection
 from runtime.files import load
 from runtime.run import Run
 from runtime.settings import UserError
@@ -185,6 +186,26 @@ def test_under_bfloat16_the_trunk_is_kept_so_and_adapters_are_not(source, tmp_pa
     assert [len(row) for row in rows.responses()] == [9] * 4 and rows.tokens.max() < data.vocab
     assert 0 < (logp - token_logprobs(plain, rows)).abs().max() < 0.3
     assert {p.grad.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+
+
+def test_under_bfloat16_an_embedding_of_its_own_is_kept_so_too(monkeypatch, tmp_path):
+    run, gpt = tiny_run(tmp_path, run__amp="bf16"), tiny_gpt(tied=False)
+    assert gpt.embedding.weight is not gpt.head.weight
+    monkeypatch.setattr(llama, "read_weights", lambda *_: gpt.state_dict())
+    assert frozen_trunk(run, tiny_gpt(seed=3, tied=False)).embedding.weight.dtype == torch.bfloat16
+
+
+def test_the_judges_head_has_a_seed_of_its_own(monkeypatch):
+    seeds, config = [], Config()
+    config.data.files, config.run.seed = ["a.jsonl"], 5
+    run = SimpleNamespace(config=config, stage=lambda name, inputs, make: make(),
+                          placed=lambda model, weights: weights)
+    monkeypatch.setattr(judges, "new_reward_model", lambda *_: None)
+    monkeypatch.setattr(judges, "train_reward_model", lambda *given: seeds.append(given[-1]) or {
+        "model": "weights"})
+    models = SimpleNamespace(policies={"M_P^SFT": None})
+    assert judges.judge_of(run, SimpleNamespace(folds={"rl": None}), models) == "weights"
+    assert seeds == [6]
 
 
 # ----------------------------------------------------------------------------------- a whole run

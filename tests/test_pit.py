@@ -17,7 +17,7 @@ import torch
 import ppo
 import sample
 import train_pit
-from ablations import drafts
+from ablations import drafts, scores
 from ablations.scores import difference_score, other_score
 from conftest import ROOT, command, read_lines, tiny_run
 from corpus import bills
@@ -185,6 +185,20 @@ def test_a_function_that_gives_no_scores_is_named(bills_run, own_rows, name, sai
     path, prompts, rows = own_rows
     with pytest.raises(UserError, match=said):
         other_score(bills_run[1], None, f"{path}:{name}")(prompts, rows)
+
+
+def test_functions_are_tried_with_one_pair_before_training(bills_run, monkeypatch):
+    run, data = bills_run
+    config, seen = copy.deepcopy(run.config), []
+    config.rlhf.score, config.pit.score, config.eval.judge = "a.py:f", "difference", "a.py:j"
+    monkeypatch.setattr(scores, "asked", lambda *given: seen.append(given))
+    scores.try_functions(config, data)
+    config.rlhf.score, config.pit.score, config.eval.judge = "", "a.py:g", ""
+    scores.try_functions(config, data)
+    pair = data.folds["valid"][[0]]
+    y_w, y_l = ([data.tokenizer.decode(side[0])] for side in (pair.y_w, pair.y_l))
+    x = [show.prompt_text(data, pair.x[0])]
+    assert seen == [("a.py:f", x, [""], y_w), ("a.py:j", x, y_w), ("a.py:g", x, y_l, y_w)]
 
 
 def test_what_is_wrong_on_one_rank_is_told_by_all(bills_run, own_rows, monkeypatch):
@@ -729,3 +743,29 @@ def test_bills_can_be_looked_at():
     for line in lines:
         for side in ("chosen", "rejected"):
             assert line["grades"][side] == round(bills.grade(line["prompt"], line[side]), 2)
+
+
+def test_each_row_of_the_report_compares_the_responses_that_it_names(monkeypatch, bills_run):
+    """A response is the letters of the policies that wrote it, the draft's first."""
+    run, data = bills_run
+    rows, letters = [], {"M_P^SFT": "s", "M_P^RL": "r", "M_PIT^SFT": "p", "PIT stage 0": "0",
+                         "PIT stage 1": "1"}
+    monkeypatch.setattr(run.config.eval, "iterations", 2)
+    monkeypatch.setattr(report, "answer", lambda sampler, policy, x: [policy])
+    monkeypatch.setattr(report, "improve", lambda sampler, policy, x, y_ref: [y_ref[0] + policy])
+    monkeypatch.setattr(report, "best_of", lambda *_: ["b"])
+    table = SimpleNamespace(add=lambda name, y, against, other, T, i=0, y_ref=("",): rows.append(
+        (name, *y, against, *other, T, i, *y_ref)))
+    found = report.evaluate_at(run, data, SimpleNamespace(policies=letters), table, [[5]], 0.5,
+                               lambda name, sampler, make: make(), None)
+    assert found == {"sft": ["s"], "chain": [["r"], ["r1"], ["r11"]], "refined": []}
+    assert rows == [
+        ("M_P^SFT", "s", "M_P^RL", "r", 0.5, 0, ""), ("M_P^RL", "r", "M_P^SFT", "s", 0.5, 0, ""),
+        ("best of 4", "b", "M_P^RL", "r", 0.5, 0, ""),
+        ("M_PIT^SFT", "rp", "M_P^RL", "r", 0.5, 1, "r"),
+        ("PIT stage 0", "r0", "M_P^RL", "r", 0.5, 1, "r"),
+        ("PIT stage 0", "r00", "M_P^RL", "r", 0.5, 2, "r0"),
+        ("PIT stage 1", "r1", "M_P^RL", "r", 0.5, 1, "r"),
+        ("PIT stage 1", "r11", "M_P^RL", "r", 0.5, 2, "r1"),
+        ("PIT stage 1", "s1", "M_P^SFT", "s", 0.5, 1, "s"),
+        ("PIT stage 1", "r1", "M_PIT^SFT", "rp", 0.5, 1, "r")]
