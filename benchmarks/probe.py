@@ -6,8 +6,8 @@ The trunk stays as model.init_from has it, and reads each pair once. R_P is line
 the state of the response's last token, the mean of its tokens' states, and its length. It learns
 with Bradley and Terry's loss, on some of the pairs of all three folds; the ridge is the one with
 the best held-out loss in five-fold cross-validation. We do not train the trunk, so this is less
-than R_P could know. Intervals are 95 % over the held-out prompts (pairs of one prompt count as
-one); what another draw of the training pairs changes stands beside them.
+than R_P could know. Intervals are 95 % over the held-out prompts (pairs of one prompt are
+taken for copies of each other); what another draw of the training pairs changes stands beside them.
 """
 
 import numpy as np
