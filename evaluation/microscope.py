@@ -79,7 +79,7 @@ def explained(run: Run, data: Data, models, draft: tuple, generator: torch.Gener
     others = rollout.rewards.sum(1)[1:]
     baseline = [f"the others of its group got {others.mean():+.3f}: A is the difference"] * bool(
         len(others))
-    made = (f"(r_gap {rollout.score[0] * std + mean:+.2f} - {mean:+.2f}) / {std:.2f} = "
+    made = (f"(r_gap {rollout.score[0] * std + mean:+.2f} - ({mean:+.2f})) / {std:.2f} = "
             if rollout.ended[0] else "(ppo.no_eos_score: it does not end) ")
     return "\n".join([
         f"a rewrite as {task.name} sampled it, T = {run.config.ppo.temperature}: "

@@ -414,7 +414,7 @@ def explained(where: str) -> dict[str, list]:
 def test_a_response_of_ppo_is_explained_token_by_token(trained):
     """Each token's -beta KL, the score at the last; delta and A by V: gamma 1, lambda 0.95."""
     found = explained(trained[1])
-    score = float(re.search(r"score ([+-][\d.]+),", found["tail"][0])[1])
+    score = float(re.search(r"([+-][\d.]+), with the KL", found["tail"][0])[1])
     assert found["reward"][:-1] == found["-beta KL"][:-1]
     assert found["reward"][-1] == pytest.approx(score + found["-beta KL"][-1], abs=2e-3)
     after, A = [*found["V"][1:], 0.0], 0.0
