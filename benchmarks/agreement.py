@@ -8,9 +8,8 @@ validation pairs we measure how often they agree with people, how often the long
 and the difference, pair by pair. Then, before any RL, we compare what they choose with one answer
 of M_P^SFT: the best of four answers by R_P, a rewrite by M_PIT^SFT, and the best of four rewrites
 by r_gap. The judge is the report's, which learns from the RL fold's pairs, if eval.judge names no
-other. Intervals are 95 %, and take the
-pairs of one prompt for copies of each other. One of the four answers is the one that they are
-compared with: a quarter of the comparisons or more are ties.
+other. Intervals are 95 %, and take the pairs of one prompt for copies of each other. One of the
+four answers is the one that they are compared with: a quarter of the comparisons or more are ties.
 
 What is finished is a file in --results; two calls at once, with --run.ranks=1 each, share the work.
 """

@@ -298,7 +298,7 @@ def read_votes(record: dict, where: str) -> TextPair | str:
     votes += [record["preference"]] if "preference" in record else []
     if not votes or any(str(vote) not in ("0", "1", "2") for vote in votes):
         raise Unusable(where, "expected votes 0, 1 or 2 in annotator..., votes or preference",
-                                                  found(votes))
+                       found(votes))
     lead = sum((0, 1, -1)[int(vote)] for vote in votes)
     return one_turn_pair(prompt, *(texts if lead > 0 else texts[::-1])) if lead else "tie"
 

@@ -88,12 +88,12 @@ def describe_tokenizer(folder: Path) -> dict:
     """Find the tokenizer that lies with a checkpoint, and what ends a response, where that is said.
     Raises UserError where there is only a tokenizer.model that lacks tokens added later."""
     found = [folder / name for name in TOKENIZERS if (folder / name).exists()]
-    settings = read_json(folder / "tokenizer_config.json")
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path)
     try:
         added = [int(i) for i in settings.get("added_tokens_decoder") or {}]
     except (TypeError, ValueError):
-        raise UserError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder has a key that "
-                        "is no token id") from None
+        raise UserError(f"{path}: added_tokens_decoder has a key that is no token id") from None
     if found and found[0].suffix == ".model" and max(added, default=0) >= Tokenizer(found[0]).vocab:
         found = found[1:]
         if not found:
@@ -104,7 +104,7 @@ def describe_tokenizer(folder: Path) -> dict:
     end = settings.get("eos_token") or ""
     end = end.get("content") if isinstance(end, dict) else end
     if not isinstance(end, str):
-        raise UserError(f"{folder / 'tokenizer_config.json'}: eos_token is no text")
+        raise UserError(f"{path}: eos_token is no text")
     return {"model": str(found[0]), "eos": end}
 
 
@@ -116,10 +116,11 @@ def describe_folder(folder: Path) -> tuple[dict, int]:
     config = read_json(path)
     if not config:
         raise UserError(f"model.init_from: {path} is missing; expected a Hugging Face folder")
-    architecture = config.get("architectures")
-    if architecture not in [[one] for one in ARCHITECTURES]:
-        raise UserError(f"{path}: architectures = {architecture}; only one of "
+    named = config.get("architectures")
+    if named not in [[one] for one in ARCHITECTURES]:
+        raise UserError(f"{path}: architectures = {named}; only one of "
                         f"{', '.join(ARCHITECTURES)} is read")
+    architecture, = named
     for field, known in ONLY.items():
         if config.get(field, known[0]) not in known:
             raise UserError(f"{path}: {field} = {config[field]!r} is not supported, only "
@@ -139,8 +140,8 @@ def describe_folder(folder: Path) -> tuple[dict, int]:
              "head_width": number("head_dim", width // heads),
              "norm_eps": number("rms_norm_eps", kind=(int, float)),
              "tied": bool(config.get("tie_word_embeddings", False)),
-             "qkv_bias": architecture[0].startswith("Qwen2"),
-             "qk_norm": architecture[0].startswith("Qwen3")}
+             "qkv_bias": architecture.startswith("Qwen2"),
+             "qk_norm": architecture.startswith("Qwen3")}
     if "use_sliding_window" not in config:  # Qwen's: false, though it names a width
         longest = min(longest, number("sliding_window", longest))
     return model | describe_rotary(config, path), longest

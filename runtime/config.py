@@ -15,10 +15,10 @@ def zero_or_more(default, most: float = sys.float_info.max):
     return field(default=default, metadata={"low": 0, "high": most})
 
 
-Comparison = Literal["wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw"]  # a term of Eq. 2, or one more
+Comparison = Literal["wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw"]  # what a term may be
 Layer = Literal["qkv", "out", "gate_up", "down"]                   # linear layers of a block
 COMPARISONS, LAYERS = get_args(Comparison), get_args(Layer)
-EQ2 = ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw")                # the paper's five
+EQ2 = ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw")                # the paper's terms
 
 
 @dataclass
