@@ -15,6 +15,7 @@ from additive import finished_bills
 
 from corpus import bills
 from evaluation.measure import gap_scores, mean_interval, rp_scores
+from evaluation.show import with_interval
 from report.judge import Judge
 from runtime.launch import guard
 from runtime.run import Run
@@ -35,9 +36,9 @@ def table(kinds: np.ndarray, courteous: np.ndarray, scores: np.ndarray) -> list[
     for kind in (*KINDS, "neither"):
         some = kinds == kind
         if some.sum() > 1:
-            mean, low, high = mean_interval(advantages[some])
             made.append(f"{kind}: {some.mean():.3f} of the responses, {courteous[some].mean():.2f} "
-                        f"courteous, score {mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+                        "courteous, score "
+                        + with_interval(mean_interval(advantages[some]), "+.3f"))
     return made
 
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from data import Data, Fold, load_data
 from evaluation import measure
+from evaluation.show import markdown, with_interval
 from faster.branches import joined
 from model import GPT, Rows, pad_rows
 from pretrained.configure import command_line
@@ -27,7 +28,6 @@ from runtime.launch import guard
 from runtime.run import Run
 from runtime.settings import UserError
 from runtime.stages import BASE
-from tables import markdown
 
 SIZES, DRAWS = (250, 500, 1000, 2000), 5
 RIDGES = tuple(10.0 ** power for power in range(7))
@@ -91,8 +91,7 @@ def curve(known: torch.Tensor, valid: torch.Tensor, longer: np.ndarray, prompts:
     """Return the lines of the table: how often the held-out pairs `valid` [n, F] are put in the
     right order, by the longer response [n] and by what pairs drawn from `known` teach."""
     def shown(values, form: str) -> str:
-        return "{0:{form}} [{1:{form}}, {2:{form}}]".format(
-            *measure.mean_interval(values, prompts), form=form)
+        return with_interval(measure.mean_interval(values, prompts), form)
     lines = [["the longer response", shown(longer, ".3f"), "", "", ""]]
     for size in [size for size in SIZES if size < len(known)] + [len(known)]:
         each, ridges = [], []

@@ -15,6 +15,7 @@ from statistics import mean, stdev
 
 from script import ROOT, arguments
 
+from evaluation.show import markdown, with_interval
 from runtime.config import Config
 from runtime.files import write_whole
 from runtime.launch import guard
@@ -68,12 +69,6 @@ def cell(values: list[float], form: str = "+.1f") -> str:
 def over_seeds(values: list[float], form: str) -> str:
     """Return the mean, and the value of each seed."""
     return f"{format(mean(values), form)} ({', '.join(format(v, form) for v in values)})"
-
-
-def markdown(heads: list[str], lines: list[list[str]]) -> str:
-    """Return a table."""
-    return "\n".join(["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-                     + ["| " + " | ".join(line) + " |" for line in lines])
 
 
 def slug(line: str) -> str:
@@ -344,17 +339,15 @@ def price_table(folder: Path) -> str:
 def agreement_table(folder: Path) -> str:
     """Return what reward models know of people's preferences in each line of agreement.py's
     results, seed by seed; with 95 % intervals over prompts."""
-    def shown(figures, form: str = "+.3f") -> str:
-        value, low, high = (format(figure, form) for figure in figures)
-        return f"{value} [{low}, {high}]"
     made = []
     for one in sorted(map(read, folder.glob("*.json")), key=lambda one: (one["line"], one["seed"])):
         for model, choice in (("R_P", "best of 4 by R_P"), ("R_PIT", "best of 4 by r_gap"),
                               ("M_PIT^SFT", "M_PIT^SFT"), ("judge", ""), ("longer", "")):
             agrees, less = map(one["agreements"].get, (model, f"{model} less longer"))
             made.append([label(one["line"]), str(one["seed"]), model,
-                         shown(agrees, ".3f") if agrees else "", shown(less) if less else "",
-                         f"{choice}: {shown(one['wins'][choice]['equal_length'], '+.1f')}"
+                         with_interval(agrees, ".3f") if agrees else "",
+                         with_interval(less, "+.3f") if less else "",
+                         f"{choice}: {with_interval(one['wins'][choice]['equal_length'])}"
                          if choice else ""])
     return markdown(["line", "seed", "", "agrees", "less the longer response",
                      "win - lose over one answer at equal length"], made)

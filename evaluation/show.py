@@ -1,4 +1,4 @@
-"""How prompts and responses are shown, on a terminal and in logs."""
+"""How prompts, responses and figures are shown, on a terminal, in logs and on pages."""
 
 import difflib
 import sys
@@ -39,3 +39,15 @@ def gold_note(run: Run, prompt: str, text: str) -> str:
         return f"  gold {bills.grade(prompt, text):.2f}" if not run.config.data.files else ""
     except ValueError:
         return ""
+
+
+def markdown(heads: list[str], lines: list[list[str]]) -> str:
+    """Return a table."""
+    return "\n".join(["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+                     + ["| " + " | ".join(line) + " |" for line in lines])
+
+
+def with_interval(figures, form: str = "+.1f") -> str:
+    """Return a figure with its interval, of (figure, low, high)."""
+    value, low, high = (format(figure, form) for figure in figures)
+    return f"{value} [{low}, {high}]"

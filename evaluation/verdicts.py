@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.measure import comparison
+from evaluation.show import markdown, with_interval
 from runtime.files import write_whole
 from runtime.launch import guard
 from runtime.settings import UserError, reason_of
@@ -78,15 +79,12 @@ def read_verdicts(path: Path) -> list[dict]:
 
 def as_markdown(rows: list[dict]) -> str:
     """Return what a judge has found, as a table."""
-    lines = ["| pairs | system | against | n | win | tie | lose | delta | at equal length |",
-             "|---|---|---|---|---|---|---|---|---|"]
-    for r in rows:
-        equal, low, high = r["equal_length"]
-        lines.append(
-            f"| {r['dataset']} | {r['system']} | {r['against']} | {r['pairs']} | {r['win']:.1f} | "
-            f"{r['tie']:.1f} | {r['lose']:.1f} | {r['delta']:+.1f} [{r['ci_low']:+.1f}, "
-            f"{r['ci_high']:+.1f}] | {equal:+.1f} [{low:+.1f}, {high:+.1f}] |")
-    return "\n".join(lines)
+    return markdown(
+        ["pairs", "system", "against", "n", "win", "tie", "lose", "delta", "at equal length"],
+        [[r["dataset"], r["system"], r["against"], str(r["pairs"]),
+          *(f"{r[name]:.1f}" for name in ("win", "tie", "lose")),
+          with_interval([r["delta"], r["ci_low"], r["ci_high"]]),
+          with_interval(r["equal_length"])] for r in rows])
 
 
 def read_report(path: Path) -> dict:

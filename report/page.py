@@ -2,6 +2,7 @@
 
 import json
 
+from evaluation.show import markdown, with_interval
 from runtime import files, ranks
 from runtime.run import LOGS, Run, iterations
 from runtime.stages import rl_inputs
@@ -9,59 +10,82 @@ from runtime.stages import rl_inputs
 
 def as_markdown(report: dict) -> str:
     """Return report.json as a page."""
-    lines = [f"# {report['name']}, seed {report['seed']}", "",
+    parts = [f"# {report['name']}, seed {report['seed']}",
              f"{report['prompts']} {report['split']} prompts, judge: {report['judge']}. "
              "Win, tie, lose, delta (win - lose, 95 % interval), responses that were cut off and "
              "copies of y_ref in %. M_PIT^SFT is what Aligner does (arXiv 2402.02416): correction "
-             "by supervised training alone.", "",
-             "| system | T | iteration | gold | against | win | tie | lose | delta | "
-             "delta at equal length | length | cut | copies |",
-             "|---|---|---|---|---|---|---|---|---|---|---|---|---|"]
-    for r in report["rows"]:
-        gold = "" if r["gold"] is None else f"{r['gold']:.3f}"
-        equal = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*r["equal_length"])
-        copies = "" if r["copies"] is None else f"{r['copies']:.0f}"
-        lines.append(
-            f"| {r['system']} | {'' if r['temperature'] is None else r['temperature']} | "
-            f"{r['iteration'] or ''} | {gold} | {r['against']} | {r['win']:.1f} | {r['tie']:.1f} | "
-            f"{r['lose']:.1f} | {r['delta']:+.1f} [{r['ci_low']:+.1f}, {r['ci_high']:+.1f}] | "
-            f"{equal} | {r['length']:.1f} | {r['cut']:.0f} | {copies} |")
-    names = list(report["rows"][0]["aspects"])
-    if names:
-        lines += ["", "## The judge's aspects", "", f"| system | T | iteration | against | "
-                  f"{' | '.join(names)} |", "|---|---|---|---|" + "---|" * len(names)]
-        lines += [f"| {r['system']} | {'' if r['temperature'] is None else r['temperature']} | "
-                  f"{r['iteration'] or ''} | {r['against']} | "
-                  f"{' | '.join(format(r['aspects'][name], '.3f') for name in names)} |"
-                  for r in report["rows"]]
-    lines += ["", "## Reward models", "", "| agreement | accuracy | 95 % interval | pairs |",
-              "|---|---|---|---|"]
-    lines += [f"| {name} | {a['accuracy']:.3f} | {a['ci_low']:.3f} to {a['ci_high']:.3f} | "
-              f"{a['pairs']} |" for name, a in report["reward"].items()]
-    if report["prices"]:
-        lines += ["", "What they pay for a change of the right answer without courtesy, and what "
-                  "the labels make it worth (R_PIT: for a draft with a wrong total).", "",
-                  "| change | right price | R_P | R_PIT |", "|---|---|---|---|"]
-        lines += [f"| {change} | {prices['right']:+.2f} | " + " | ".join(
-            "{:+.2f} [{:+.2f}, {:+.2f}]".format(*prices[model]) for model in ("R_P", "R_PIT"))
-            + " |" for change, prices in report["prices"].items()]
-    lines += ["", "## Examples", "", f"Drawn with seed {report['eval_seed']}, not picked."]
-    for example in report["examples"]:
-        lines += ["", f"**{example['x']}** (T = {example['temperature']})", ""]
-        for k, step in enumerate(example["steps"]):
-            notes = [f"{name} {step[name]:+.2f}" for name in ("r_gap", "a copy", "gold")
-                     if step[name] is not None]
-            lines.append(f"- y_{k}: {step['y']}" + f" ({', '.join(notes)})" * bool(notes))
-    lines += ["", "## Data and time", "", ", ".join(f"{k}: {v}" for k, v in report["data"].items()),
-              "", "Operations are those of matrix products. The share is that of the "
-              f"{report['peak_tflop_a_second']:.3f} TFLOP a second that one large product reached.",
-              "", "| stage | seconds | TFLOP | share |", "|---|---|---|---|"]
-    costs = [(name, report["seconds"][name], report["tflop"][name]) for name in report["seconds"]]
-    costs.append(("all", sum(report["seconds"].values()), sum(report["tflop"].values())))
-    for name, seconds, done in costs:
-        share = done / max(seconds, 1e-9) / report["peak_tflop_a_second"]
-        lines.append(f"| {name} | {seconds:.0f} | {done:.1f} | {100 * share:.0f} % |")
-    return "\n".join(lines) + "\n"
+             "by supervised training alone.",
+             comparisons(report["rows"]), aspects(report["rows"]),
+             "## Reward models", agreements(report["reward"]), prices(report["prices"]),
+             "## Examples", f"Drawn with seed {report['eval_seed']}, not picked.",
+             *map(example, report["examples"]),
+             "## Data and time", ", ".join(f"{k}: {v}" for k, v in report["data"].items()),
+             "Operations are those of matrix products. The share is that of the "
+             f"{report['peak_tflop_a_second']:.3f} TFLOP a second that one large product reached.",
+             costs(report["seconds"], report["tflop"], report["peak_tflop_a_second"])]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def known(value, form: str = "") -> str:
+    """Return a value as text; nothing for None."""
+    return "" if value is None else format(value, form)
+
+
+def comparisons(rows: list[dict]) -> str:
+    """Return how each system compares with another one."""
+    return markdown(
+        ["system", "T", "iteration", "gold", "against", "win", "tie", "lose", "delta",
+         "delta at equal length", "length", "cut", "copies"],
+        [[r["system"], known(r["temperature"]), str(r["iteration"] or ""), known(r["gold"], ".3f"),
+          r["against"], *(f"{r[name]:.1f}" for name in ("win", "tie", "lose")),
+          with_interval([r["delta"], r["ci_low"], r["ci_high"]]),
+          with_interval(r["equal_length"]), f"{r['length']:.1f}", f"{r['cut']:.0f}",
+          known(r["copies"], ".0f")] for r in rows])
+
+
+def aspects(rows: list[dict]) -> str:
+    """Return the shares of the judge's aspects, where it has some."""
+    names = list(rows[0]["aspects"])
+    return "## The judge's aspects\n\n" + markdown(
+        ["system", "T", "iteration", "against", *names],
+        [[r["system"], known(r["temperature"]), str(r["iteration"] or ""), r["against"],
+          *(f"{r['aspects'][name]:.3f}" for name in names)] for r in rows]) if names else ""
+
+
+def agreements(reward: dict[str, dict]) -> str:
+    """Return how often reward models agree with labels and with the judge."""
+    return markdown(["agreement", "accuracy", "95 % interval", "pairs"], [
+        [name, f"{a['accuracy']:.3f}", f"{a['ci_low']:.3f} to {a['ci_high']:.3f}", str(a["pairs"])]
+        for name, a in reward.items()])
+
+
+def prices(found: dict[str, dict]) -> str:
+    """Return what reward models pay for a change, where this is known."""
+    return ("What they pay for a change of the right answer without courtesy, and what the labels "
+            "make it worth (R_PIT: for a draft with a wrong total).\n\n") + markdown(
+        ["change", "right price", "R_P", "R_PIT"],
+        [[change, f"{one['right']:+.2f}", *(with_interval(one[name], "+.2f")
+                                            for name in ("R_P", "R_PIT"))]
+         for change, one in found.items()]) if found else ""
+
+
+def example(one: dict) -> str:
+    """Return a prompt, and its responses one after the other."""
+    lines = [f"**{one['x']}** (T = {one['temperature']})", ""]
+    for k, step in enumerate(one["steps"]):
+        notes = [f"{name} {step[name]:+.2f}" for name in ("r_gap", "a copy", "gold")
+                 if step[name] is not None]
+        lines.append(f"- y_{k}: {step['y']}" + f" ({', '.join(notes)})" * bool(notes))
+    return "\n".join(lines)
+
+
+def costs(seconds: dict[str, float], tflop: dict[str, float], peak: float) -> str:
+    """Return what each stage took, and all of them; `peak` in TFLOP a second."""
+    both = {name: (seconds[name], tflop[name]) for name in seconds}
+    both["all"] = sum(seconds.values()), sum(tflop.values())
+    return markdown(["stage", "seconds", "TFLOP", "share"], [
+        [name, f"{time:.0f}", f"{done:.1f}", f"{100 * done / max(time, 1e-9) / peak:.0f} %"]
+        for name, (time, done) in both.items()])
 
 
 def curves(run: Run, names: dict[str, str]):
