@@ -112,7 +112,8 @@ def at_equal_length(better: np.ndarray, longer: np.ndarray) -> tuple[float, floa
     """Estimate win - lose at equal length, with its 95 % interval: 2 P(win) - 1 at difference 0
     of a logistic regression of the wins on the difference of lengths, squashed as in AlpacaEval 2
     (arXiv 2404.04475), whose term for the difficulty of a prompt is left out. `better` is the sign
-    of each comparison, a tie is half a win; a weak prior keeps the fit finite."""
+    of each comparison, a tie is half a win; a weak prior keeps the fit finite. The interval is
+    robust (Huber and White's sandwich): ties scatter less than the wins and losses of a coin."""
     z = np.tanh(longer / max(longer.std(), 1e-9))
     design, wins = np.stack([np.ones(len(z)), z], 1), (1 + better) / 2        # [n, 2], [n]
     prior, at = np.diag([1e-3, 0.1]), np.zeros(2)
@@ -120,7 +121,8 @@ def at_equal_length(better: np.ndarray, longer: np.ndarray) -> tuple[float, floa
         p = 1 / (1 + np.exp(-design @ at))
         curvature = design.T @ (design * (p * (1 - p))[:, None]) + prior
         at = at + np.linalg.solve(curvature, design.T @ (wins - p) - prior @ at)
-    half = 1.96 * math.sqrt(np.linalg.inv(curvature)[0, 0])
+    gradients, inverse = design * (wins - p)[:, None], np.linalg.inv(curvature)
+    half = 1.96 * math.sqrt((inverse @ gradients.T @ gradients @ inverse)[0, 0])
     return tuple(math.tanh(a / 2) for a in (at[0], at[0] - half, at[0] + half))
 
 

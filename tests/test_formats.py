@@ -517,14 +517,14 @@ def test_a_judged_file_that_is_none_is_refused_in_one_line(tmp_path, content, wo
 # ------------------------------------------------------------------------------- at equal length
 
 
-def compared(seed: int, number: int, quality: float, length: float):
-    """Draw signs of wins, a tenth of them ties, and differences of length: the log-odds of a win
+def compared(seed: int, number: int, quality: float, length: float, ties: float = 0.1):
+    """Draw signs of wins, some of them ties, and differences of length: the log-odds of a win
     are quality + length tanh(difference)."""
     chance = np.random.default_rng(seed)
     longer = chance.normal(5, 20, number).round()
     odds = quality + length * np.tanh(longer / longer.std())
     better = np.where(chance.random(number) < 1 / (1 + np.exp(-odds)), 1.0, -1.0)
-    return better * (chance.random(number) > 0.1), longer
+    return better * (chance.random(number) > ties), longer
 
 
 @pytest.mark.parametrize("quality, length", [(0.0, 0.0), (0.8, 0.0), (0.0, 2.0), (-0.5, 1.0)])
@@ -550,6 +550,13 @@ def test_at_equal_length_agrees_with_plain_descent(seed, number, quality, length
         a, b = (a + (error.sum() - 1e-3 * a) * 2 / number,
                 b + ((error * z).sum() - 0.1 * b) * 2 / number)
     assert at_equal_length(better, longer)[0] == pytest.approx(np.tanh(a / 2), abs=1e-6)
+
+
+@pytest.mark.parametrize("ties", [0.0, 0.3, 0.8])
+def test_at_equal_length_the_interval_is_as_wide_as_estimates_scatter(ties):
+    at, _, high = 2 * np.arctanh([at_equal_length(*compared(seed, 300, 0.8, 1.0, ties))
+                                  for seed in range(400)]).T  # log-odds
+    assert np.mean((high - at) / 1.96) == pytest.approx(at.std(), rel=0.1)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 500])
