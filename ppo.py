@@ -5,7 +5,7 @@ One code path serves Eq. 3 (RLHF) and Eqs. 4 and 5 (PIT's stages): they maximise
     E[ r - beta KL(pi || pi_ref) ],   y ~ pi(. | prompt)
 
 and differ only in the prompt (x, or x and y_ref), in pi_ref (M_P^SFT or M_PIT^SFT) and in r: R_P or
-r_gap, (raw - mean) / std by task.scale, or ppo.no_eos_score for a response that does not end. An
+r_gap, (raw - mean) / std by learner.scale, or ppo.no_eos_score for a response that does not end. An
 iteration: roll out, score, rewards with KL, advantages, clipped updates, the next beta. Advantages
 are by a critic (GAE), or of a group of responses to one prompt without a critic (ppo.advantage).
 
@@ -172,7 +172,6 @@ class Task:
     draw: Callable[[GPT, int, int], Prompts]  # policy, iteration, an even number -> so many prompts
     score: Callable[[Prompts, Rows], torch.Tensor]         # -> [B], raw
     observe: Callable[..., dict]           # iteration, prompts, rollout -> figures for the log
-    scale: tuple[float, float] = (0.0, 1.0)  # mean, std of the anchor's raw scores, before RL
 
 
 class Critic(nn.Module):
@@ -213,6 +212,7 @@ class Learner:
     advantages: Callable  # rollout, ppo -> advantages and returns
     group: int           # responses to one prompt
     beta: float          # coefficient of the KL
+    scale: tuple[float, float]  # mean, std of the anchor's raw scores, before RL
 
     def networks(self) -> dict[str, Network]:
         """Return the networks that there are, by their names."""
@@ -224,17 +224,18 @@ class Learner:
         return self.critic.model(rows) if self.critic else zeros
 
 
-def critic_learner(policy: GPT, critic: Critic, ppo: PPOSection, stage: StageSection) -> Learner:
+def critic_learner(policy: GPT, critic: Critic, ppo: PPOSection, stage: StageSection,
+                   scale=(0.0, 1.0)) -> Learner:
     """Let a policy learn with a critic, which learns alone for some iterations."""
     return Learner(Network(policy, policy_objective, ppo.lr * stage.lr_scale, ppo.critic_warmup),
                    Network(critic, critic_objective, ppo.critic_lr * stage.lr_scale, 0),
-                   critic_advantages, 1, stage.beta)
+                   critic_advantages, 1, stage.beta, scale)
 
 
-def group_learner(policy: GPT, ppo: PPOSection, stage: StageSection) -> Learner:
+def group_learner(policy: GPT, ppo: PPOSection, stage: StageSection, scale=(0.0, 1.0)) -> Learner:
     """Let a policy learn without a critic."""
     return Learner(Network(policy, policy_objective, ppo.lr * stage.lr_scale, 0), None,
-                   group_advantages, ppo.group, stage.beta)
+                   group_advantages, ppo.group, stage.beta, scale)
 
 
 @torch.no_grad()
@@ -243,7 +244,7 @@ def roll_out(learner: Learner, task: Task, prompts: Prompts, uniforms, ppo: PPOS
     """Sample a response to each prompt, of at most as many tokens as `uniforms` [B, new] has random
     numbers for it, and compute all that the update needs.
 
-    The raw score is shifted and scaled by task.scale; a response without its end gets
+    The raw score is shifted and scaled by learner.scale; a response without its end gets
     ppo.no_eos_score instead.
     """
     # 1. Sample y ~ pi(. | prompt).
@@ -251,7 +252,7 @@ def roll_out(learner: Learner, task: Task, prompts: Prompts, uniforms, ppo: PPOS
     rows, sampler_logp = sample(policy, prompts.ids, uniforms, ppo.temperature, eos)
     # 2. Score it: one number a response.
     ended = rows.tokens.gather(1, rows.length[:, None] - 1)[:, 0] == eos
-    mean, std = task.scale
+    mean, std = learner.scale
     score = torch.where(ended, (task.score(prompts, rows) - mean) / std, ppo.no_eos_score)
     # 3. KL, values and rewards: one number a token.
     parts = parts_of(rows, anchor.config.micro_batch)

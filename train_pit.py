@@ -98,9 +98,10 @@ def measure_scale(run: Run, data: Data, task: Task) -> tuple[float, float]:
 
 
 def fresh_start(run: Run, data: Data, task: Task, model: RewardModel) -> dict:
-    """Return what a first stage starts from, in the form of a stage's checkpoint; a critic starts
-    from the trunk of the reward model, which reads the same tokens."""
-    start = {"model": weights_of(task.anchor), "scale": measure_scale(run, data, task)}
+    """Return what a first stage starts from, in the form of a stage's checkpoint. A critic starts
+    from the trunk of the reward model, which reads the same tokens; a cut-off stage has a scale."""
+    scale = (run.resumed.get("state") or {}).get("scale") or measure_scale(run, data, task)
+    start = {"model": weights_of(task.anchor), "scale": scale}
     if run.config.ppo.advantage == "critic":
         critic = Critic(new_gpt(run, data))
         load_weights(critic.trunk, weights_of(model.trunk))
@@ -112,17 +113,17 @@ def learner_of(run: Run, data: Data, task: Task, start: dict) -> Learner:
     """Make what learns in a stage, as ppo.advantage says."""
     section, policy = run.config.ppo, run.placed(new_gpt(run, data), start["model"])
     if section.advantage == "group":
-        return ppo.group_learner(policy, section, task.stage)
+        return ppo.group_learner(policy, section, task.stage, start["scale"])
     critic = run.placed(Critic(new_gpt(run, data)), start["critic"])
-    return ppo.critic_learner(policy, critic, section, task.stage)
+    return ppo.critic_learner(policy, critic, section, task.stage, start["scale"])
 
 
 def train_stage(run: Run, data: Data, task: Task, start: dict) -> dict:
     """Run PPO from a fresh start or from another stage's checkpoint; return its own."""
     learner = learner_of(run, data, task, start)
-    ppo.train(run, data, replace(task, scale=start["scale"]), learner)
+    ppo.train(run, data, task, learner)
     found = {name: weights_of(one.model) for name, one in learner.networks().items()}
-    return {"model": found.pop("policy"), "scale": start["scale"]} | found
+    return {"model": found.pop("policy"), "scale": learner.scale} | found
 
 
 def rlhf_task(run: Run, data: Data, name: str, models: Models) -> Task:

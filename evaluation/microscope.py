@@ -26,13 +26,13 @@ def last_stage(run: Run, policies: dict[str, GPT],
     if config.pit.score != "gap":
         raise UserError(f"--explain shows what r_gap pays, but pit.score is {config.pit.score!r}")
     stage, made, anchor = getattr(config, name), files.load(run.used[name]), policies["M_PIT^SFT"]
-    task = ppo.Task(name, stage, anchor, draw=None, observe=None, scale=made["scale"],
+    task = ppo.Task(name, stage, anchor, draw=None, observe=None,
                     score=lambda prompts, rows: reward.score(rpit, rows))
     policy = run.placed(copy.deepcopy(anchor), made["model"])
     if config.ppo.advantage == "group":
-        return task, ppo.group_learner(policy, config.ppo, stage)
+        return task, ppo.group_learner(policy, config.ppo, stage, made["scale"])
     critic = run.placed(ppo.Critic(copy.deepcopy(anchor)), made["critic"])
-    return task, ppo.critic_learner(policy, critic, config.ppo, stage)
+    return task, ppo.critic_learner(policy, critic, config.ppo, stage, made["scale"])
 
 
 @torch.no_grad()
@@ -62,27 +62,27 @@ def as_lines(columns: dict[str, list]) -> list[str]:
 
 
 def examined(run: Run, data: Data, models, draft: tuple[list, list], generator: torch.Generator):
-    """Roll out the last stage of PIT on one prompt, (x, y_ref); return its task, the rollout, and
-    the columns of the first response. `models` are train_reward.Models."""
+    """Roll out the last stage of PIT on one prompt, (x, y_ref); return its learner, the rollout,
+    and the columns of the first response. `models` are train_reward.Models."""
     task, learner = last_stage(run, models.policies, models.rpit)
     x, y_ref = draft
     prompts = ppo.Prompts([data.pit_prompt(x, y_ref)], [x], [y_ref], [""]).repeated(learner.group)
     uniforms = torch.rand(learner.group, run.config.data.max_response, generator=generator)
     rollout = ppo.roll_out(learner, task, prompts, uniforms, run.config.ppo, data.tokenizer.eos)
-    return task, rollout, columns_of(run, data, models.rpit, learner, rollout)
+    return learner, rollout, columns_of(run, data, models.rpit, learner, rollout)
 
 
 def explained(run: Run, data: Data, models, draft: tuple, generator: torch.Generator) -> str:
     """Return the first response of that rollout as text."""
-    task, rollout, columns = examined(run, data, models, draft, generator)
-    mean, std = task.scale
+    learner, rollout, columns = examined(run, data, models, draft, generator)
+    (mean, std), config = learner.scale, run.config
     others = rollout.rewards.sum(1)[1:]
     baseline = [f"the others of its group got {others.mean():+.3f}: A is the difference"] * bool(
         len(others))
     made = (f"(r_gap {rollout.score[0] * std + mean:+.2f} - ({mean:+.2f})) / {std:.2f} = "
             if rollout.ended[0] else "(ppo.no_eos_score: it does not end) ")
     return "\n".join([
-        f"a rewrite as {task.name} sampled it, T = {run.config.ppo.temperature}: "
+        f"a rewrite as {config.pit.curriculum[-1]} sampled it, T = {config.ppo.temperature}: "
         + data.tokenizer.decode(rollout.rows.responses()[0]), *as_lines(columns),
         f"score {made}{rollout.score[0]:+.3f}, with the KL {rollout.rewards[0].sum():+.3f}",
         *baseline])

@@ -83,7 +83,8 @@ def snapshot(state) -> dict:
 
 
 def restore(state, content: dict) -> None:
-    """Put into `state` what `snapshot` took from one like it."""
+    """Put into `state` what `snapshot` took from one like it; a value that is newer than the
+    snapshot stays."""
     for name, value in vars(state).items():
         if isinstance(value, torch.nn.Module):
             tensors = value.state_dict()
@@ -97,4 +98,4 @@ def restore(state, content: dict) -> None:
         elif is_dataclass(value):
             restore(value, content[name])
         elif not callable(value):
-            setattr(state, name, content[name])
+            setattr(state, name, content.get(name, value))

@@ -33,7 +33,7 @@ def looked_at(tmp_path, monkeypatch):
 def test_advantages_are_those_of_the_group(looked_at):
     run, data, models, _ = looked_at
     task, learner = microscope.last_stage(run, models.policies, models.rpit)
-    assert learner.group == 3 and learner.critic is None and task.scale == (0.5, 2.0)
+    assert learner.group == 3 and learner.critic is None and learner.scale == (0.5, 2.0)
     prompts = ppo.Prompts([[1, 2, 3]], [[2]], [[3]], [""]).repeated(3)
     uniforms = torch.rand(3, 8, generator=torch.Generator().manual_seed(0))
     rollout = ppo.roll_out(learner, task, prompts, uniforms, run.config.ppo, data.tokenizer.eos)

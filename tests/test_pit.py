@@ -366,7 +366,7 @@ def test_each_stage_starts_from_and_is_anchored_to_what_the_method_says(bills_ru
     def train(run, data, task, learner):
         policy, critic = learner.policy.model, learner.critic.model
         seen.append((task, copy.deepcopy(policy), copy.deepcopy(critic),
-                     task.anchor, task.scale, task.stage, learner.beta))
+                     task.anchor, learner.scale, task.stage, learner.beta))
         policy.embedding.weight.data += 1  # as if it had learnt
         critic.head.bias.data += 1
         learner.beta = 0.7
@@ -415,6 +415,14 @@ def test_with_groups_a_stage_has_no_critic(bills_run, models, monkeypatch):
     assert set(zero) == set(one) == {"model", "scale"}
     assert [learner.critic for learner in seen] == [None, None]
     assert {learner.group for learner in seen} == {run.config.ppo.group}
+
+
+def test_a_stage_that_was_cut_off_keeps_its_scale(bills_run, models, monkeypatch):
+    run, data = bills_run
+    monkeypatch.setattr(train_pit, "measure_scale", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(run, "resumed", {"state": {"scale": (1.0, 2.0)}})
+    monkeypatch.setattr(ppo, "train", lambda run, data, task, learner: None)
+    assert train_pit.train_rlhf(run, data, models)["scale"] == (1.0, 2.0)
 
 
 @dataclasses.dataclass

@@ -194,8 +194,8 @@ def toy(count: int = 16):
 
 
 def roll(policy, anchor, critic, prompts, task, section, beta=0.3, max_new=6):
-    learner = ppo.critic_learner(policy, critic, section, StageSection(beta=beta))
-    task = dataclasses.replace(task, anchor=anchor, scale=(0.5, 0.25))
+    learner = ppo.critic_learner(policy, critic, section, StageSection(beta=beta), (0.5, 0.25))
+    task = dataclasses.replace(task, anchor=anchor)
     uniforms = torch.rand(len(prompts.ids), max_new, generator=torch.Generator().manual_seed(0))
     rollout = ppo.roll_out(learner, task, prompts, uniforms, section, EOS)
     return learner, rollout, experience_of(learner, rollout, section)

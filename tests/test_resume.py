@@ -156,9 +156,9 @@ def test_what_is_kept_is_what_comes_back():
             optimizer.step()
         return learner
     one, other = learner(1), learner(3)
-    one.beta = 0.5
+    one.beta, one.scale = 0.5, (1.0, 2.0)
     state.restore(other, state.snapshot(one))
-    assert other.beta == 0.5
+    assert (other.beta, other.scale) == (0.5, (1.0, 2.0))
     for name in ("policy", "critic"):
         networks = [getattr(learner, name) for learner in (one, other)]
         for a, b in zip(*(network.model.parameters() for network in networks), strict=True):
