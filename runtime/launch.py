@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -46,8 +47,8 @@ def guard(main) -> None:
             line = ("out of memory; lower model.micro_batch (activations), ppo.batch (prompts and "
                     "cache), run.ranks (each holds the models) or the model, or set run.shard on "
                     "several devices; the same command goes on from the last save")
-        elif any(child.poll() for child in _children):
-            line = "another rank has died; the same command goes on from the last save"
+        elif another_has_ended():
+            line = last_words("another rank has died; the same command goes on from the last save")
         else:
             raise
     finally:
@@ -55,8 +56,27 @@ def guard(main) -> None:
     if unread:
         sys.exit(128 + 13)  # SIGPIPE, which Windows has not
     if line:
-        print(f"error: {line}\n" * (os.environ.get("RANK", "0") == "0"), end="", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {line}", file=sys.stderr)
+        elif "PIT_MEETING" in os.environ:
+            with suppress(OSError):  # rank 0 has ended before, and removed the folder
+                Path(os.environ["PIT_MEETING"], "error").write_text(line, encoding="utf-8")
         sys.exit(2)
+
+
+def another_has_ended(patience: float = 5.0) -> bool:
+    """Tell whether another rank has failed. Its connection breaks a moment before its process is
+    gone, for which we wait, `patience` seconds at most."""
+    until = time.monotonic() + patience * bool(_children)
+    while not (ended := any(child.poll() for child in _children)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return ended
+
+
+def last_words(default: str) -> str:
+    """Return the error line of a rank that has ended; the default if it left none."""
+    said = Path(os.environ["PIT_MEETING"], "error")
+    return said.read_text(encoding="utf-8") if said.exists() else default
 
 
 def pick_device(name: str) -> torch.device:
@@ -85,7 +105,8 @@ def usual_ranks(config, device: torch.device) -> int:
 
     By default torch's number of threads is that of the cores, with MKL that of the
     physical ones; OMP_NUM_THREADS changes it, and a container may have the time of fewer cores."""
-    if device.type != "cpu" or not Path(sys.argv[0]).is_file():
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if device.type != "cpu" or not script or not Path(sys.argv[0]).is_file():
         return 1
     fits = [getattr(config, name).smallest() for name in checks.FITS]
     return max(1, min(8, torch.get_num_threads(), allotted_cores(),
@@ -117,8 +138,12 @@ def start_ranks(count: int, device: torch.device) -> None:
         if count > 1 and "RANK" not in os.environ:
             folder = tempfile.mkdtemp()
             os.environ.update(WORLD_SIZE=str(count), PIT_MEETING=folder, RANK="0")
-            start_children(count)
-            wait_for_children(Path(folder))
+            try:
+                start_children(count)
+                wait_for_children(Path(folder))
+            except BaseException:
+                stop_ranks(failed=True)  # a notebook goes on
+                raise
         elif os.environ.get("RANK", "0") != "0" and "PIT_MEETING" in os.environ:
             Path(os.environ["PIT_MEETING"], f"rank{os.environ['RANK']}").touch()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
@@ -151,8 +176,8 @@ def wait_for_children(folder: Path) -> None:
     signal meanwhile. Raises UserError if one has ended before."""
     while sum(1 for _ in folder.glob("rank[0-9]*")) < len(_children):
         if any(child.poll() is not None for child in _children):
-            raise UserError("another rank has ended before the run began; see what it said above, "
-                            "or set run.ranks = 1")
+            raise UserError(last_words("another rank has ended before the run began; see what it "
+                                       "said above, or set run.ranks = 1"))
         time.sleep(0.02)
 
 
@@ -172,4 +197,6 @@ def stop_ranks(failed: bool) -> None:
         child.wait()
     if _children:
         shutil.rmtree(os.environ["PIT_MEETING"], ignore_errors=True)
+        for name in ("RANK", "WORLD_SIZE", "PIT_MEETING"):
+            del os.environ[name]
     _children.clear()

@@ -155,8 +155,39 @@ def test_as_many_ranks_as_cores_unless_it_is_said(tmp_path, monkeypatch, cores, 
     monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
     assert launch.usual_ranks(config, torch.device("cpu")) == wanted
     assert launch.usual_ranks(config, torch.device("cuda")) == 1
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")  # a notebook, where argv[0] is a file
+    assert launch.usual_ranks(config, torch.device("cpu")) == 1
     monkeypatch.undo()
     assert Run(config_of(tmp_path, f"[run]\ndir = {str(tmp_path)!r}")).config.run.ranks == 1
+
+
+TWO_RANKS = """
+import os, torch
+from runtime import launch, ranks
+from runtime.settings import UserError
+
+def main():
+    launch.start_ranks(2, torch.device("cpu"))
+    if ranks.rank() == 1:
+        if os.environ["KILL"]:
+            os.kill(os.getpid(), 9)
+        raise UserError("what only the second rank knows")
+    ranks.all_sum(torch.ones(1))
+
+if __name__ == "__main__":
+    launch.guard(main)
+"""
+
+
+@pytest.mark.parametrize("kill, line", [
+    ("", "what only the second rank knows"), ("1", "another rank has died")])
+def test_what_ended_another_rank_is_told(tmp_path, kill, line):
+    path = tmp_path / "two.py"
+    path.write_text(TWO_RANKS, encoding="utf-8")
+    done = command(path, KILL=kill, PYTHONPATH=str(ROOT))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert [one for one in done.stderr.splitlines() if one.startswith("error: ")] == [
+        one for one in done.stderr.splitlines() if line in one] != []
 
 
 # ------------------------------------------------------------------------ other operating systems
