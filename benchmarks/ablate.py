@@ -280,9 +280,11 @@ def work_through(args, make) -> list[str]:
     return failed
 
 
-def each_once(args, measured, table, **more) -> None:
+def each_once(args, measured, kind: str, table, **more) -> None:
     """Make measured(args, line, seed) of each line and seed that has no result yet, `more` as in
-    `once`; print the table of the results. Raises UserError with what failed."""
+    `once`; print the table of the results. `kind` is a key that only these results have. Raises
+    UserError with what failed, and before any training for other results in the folder."""
+    tables.results_of(args.results, kind)
     failed = work_through(args, lambda _, line, seed: once(
         args, line, seed, f"{tables.slug(line)}-{seed}", lambda: measured(args, line, seed),
         **more))

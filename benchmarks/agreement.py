@@ -73,7 +73,7 @@ def main() -> None:
     args = ablate.arguments(__doc__, "agreement", bills=False)
     if not ablate.config_of(args, ablate.OWN, {}).data.files:
         raise UserError("agreement with people needs real pairs in data.files; on bills: prices.py")
-    ablate.each_once(args, measured, tables.agreement_table, NUMBER=NUMBER)
+    ablate.each_once(args, measured, "wins", tables.agreement_table, NUMBER=NUMBER)
 
 
 if __name__ == "__main__":

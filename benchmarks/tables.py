@@ -28,28 +28,33 @@ RL, PIT, DATA = "M_P^RL", "PIT", ("y_w", "y_l")
 Lines = dict[str, list[dict]]  # the results of each line's seeds; "": the config as it is, first
 
 
-def read(path: Path) -> dict:
-    """Return a result. Raises UserError for a file that is none."""
+def read(path: Path, *kinds: str) -> dict:
+    """Return a result that has one of these keys, if any are named: "rows" or "tried" of ablate.py,
+    "prices", "wins" of agreement.py. Raises UserError for a file that is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if {"line", "settings"} <= content.keys():
+        if {"line", "settings"} <= content.keys() and (not kinds or content.keys() & {*kinds}):
             return content
     except (ValueError, AttributeError):
         pass
-    raise UserError(f"{path}: no result of ablate.py, prices.py or agreement.py; delete it")
+    raise UserError(f"{path}: no result that belongs here; delete it, or name another --results")
+
+
+def results_of(folder: Path, *kinds: str) -> list[dict]:
+    """Return a folder's results, as `read` does, by lines and seeds."""
+    return sorted((read(path, *kinds) for path in folder.glob("*.json")),
+                  key=lambda one: (one["line"], one["seed"]))
 
 
 def read_results(folder: Path) -> tuple[Lines, list[dict]]:
     """Return the results of each line, by seeds, and what was chosen from."""
     found, choices = {}, []
-    for path in folder.glob("*.json"):
-        content = read(path)
+    for content in results_of(folder, "rows", "tried"):
         if "rows" in content:
             found.setdefault(content["line"], []).append(content)
         else:
             choices.append(content)
-    return ({line: sorted(found[line], key=lambda one: one["seed"]) for line in sorted(found)},
-            sorted(choices, key=lambda one: one["line"]))
+    return found, choices
 
 
 def half_width(values: list[float]) -> float:
@@ -318,11 +323,11 @@ def price_table(folder: Path) -> str:
     """Return what R_P and R_PIT pay in each line of prices.py's results, how often they agree with
     labels, and the gold of what they choose."""
     found, made = {}, []
-    for content in sorted(map(read, folder.glob("*.json")), key=lambda one: one["seed"]):
+    for content in results_of(folder, "prices"):
         found.setdefault(content["line"], []).append(content)
     each = [one["prices"] for seeds in found.values() for one in seeds]
     right = {change: mean(prices[change]["right"] for prices in each) for change in each[0]}
-    for line, seeds in sorted(found.items()):
+    for line, seeds in found.items():
         for model, choice, agreement in (("R_P", "best of 4 by R_P", "R_P"),
                                          ("R_PIT", "best of 4 by r_gap", "R_PIT wl>lw")):
             columns = [(f"{change} ({price:+.2f})", "+.2f",
@@ -340,7 +345,7 @@ def agreement_table(folder: Path) -> str:
     """Return what reward models know of people's preferences in each line of agreement.py's
     results, seed by seed; with 95 % intervals over prompts."""
     made = []
-    for one in sorted(map(read, folder.glob("*.json")), key=lambda one: (one["line"], one["seed"])):
+    for one in results_of(folder, "wins"):
         for model, choice in (("R_P", "best of 4 by R_P"), ("R_PIT", "best of 4 by r_gap"),
                               ("M_PIT^SFT", "M_PIT^SFT"), ("judge", ""), ("longer", "")):
             agrees, less = map(one["agreements"].get, (model, f"{model} less longer"))

@@ -122,8 +122,9 @@ def failures_figure(run: Run):
 def microscope_figure(run: Run, data: Data):
     """Draw one rewrite of stage 1, a column a token (sample.py --explain prints the same)."""
     draft = data.prompt(QUESTION), data.response(DRAFT)
-    *_, columns = microscope.examined(run, data, restore(run, data), draft,
-                                      run.generator("explain"))
+    with run.precision():
+        *_, columns = microscope.examined(run, data, restore(run, data), draft,
+                                          run.generator("explain"))
     tokens, names = columns.pop("token"), list(columns)
     figure, axis = pyplot.subplots(figsize=(0.75 * len(tokens), 0.3 * len(names) + 0.5))
     for y, name in enumerate(names):

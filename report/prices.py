@@ -12,6 +12,7 @@ from data import Data
 from evaluation.measure import gap_scores, mean_interval, rp_scores
 from evaluation.show import prompt_text
 from runtime.config import DataSection
+from runtime.ranks import ranks
 from train_reward import Models
 
 
@@ -29,7 +30,8 @@ def changed(question: str, order: str) -> dict[str, str]:
 
 def price_list(data: Data, models: Models, x: list, config: DataSection) -> dict:
     """Return of each change the right price, and what R_P and R_PIT pay (mean, low, high: 95 %
-    interval over questions `x`, token ids); R_PIT's for a draft whose total is wrong."""
+    interval over questions `x`, token ids); R_PIT's for a draft whose total is wrong. Empty where
+    hardly any question has short enough answers."""
     asked = []  # prompt, question, texts, and these as token ids, where all are short enough
     for ids in x:
         question = prompt_text(data, ids)
@@ -37,7 +39,7 @@ def price_list(data: Data, models: Models, x: list, config: DataSection) -> dict
         written = {change: data.response(answer) for change, answer in text.items()}
         if max(map(len, written.values())) < config.max_response:
             asked.append((ids, question, text, written))
-    if not asked:
+    if len(asked) < max(2, ranks()):  # no interval, or nothing for a rank to score
         return {}
     x, questions, texts, responses = zip(*asked)
     y = {change: [written[change] for written in responses] for change in responses[0]}

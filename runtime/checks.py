@@ -69,7 +69,7 @@ def problems(config):
          "a batch, or pairs, is smaller than run.ranks"),
         (len(config.data.things) != 2 or config.data.things != sorted(config.data.things),
          "data.things needs two numbers, the fewest things of a bill and the most"),
-        (config.run.name in ("", ".", "..") or "/" in config.run.name,
+        (config.run.name in ("", ".", "..") or Path(config.run.name).name != config.run.name,
          f"run.name = {config.run.name!r} must be the name of a folder, without a path: that is "
          "run.dir"),
         (config.run.base and not Path(config.run.base).is_dir(),
@@ -147,10 +147,10 @@ def refuse_not_finite(figures: dict, where: str) -> None:
 
 
 def warn_once(told: dict | None, stage: str, lines) -> None:
-    """Print warnings, once in a stage for each kind (a line's first word); `told` is None where
-    another rank does."""
+    """Print warnings, once in a stage for each kind, which is the text before a number, ( or :;
+    `told` is None where another rank does."""
     for line in lines if told is not None else []:
-        if told.setdefault((stage, line.split()[0]), line) is line:
+        if told.setdefault((stage, re.split(r":|\(| -?\d", line)[0]), line) is line:
             tqdm.write(f"warning: {stage}: {line}", file=sys.stderr)
 
 

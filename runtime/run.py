@@ -158,8 +158,9 @@ class Run:
                 return content
             notes += [note] * bool(note)
         if not self.trains:
-            raise UserError(f"{(self.folder / name).absolute()}.pt: no such checkpoint; run "
-                            "train_pit.py first, or name the --run.base that it was made on")
+            raise UserError("; ".join(notes) or f"{(self.folder / name).absolute()}.pt: no such "
+                            "checkpoint; run train_pit.py first, or name the --run.base that it "
+                            "was made on")
         for note in notes if rank() == 0 else []:
             print(f"{note}: it is made anew in {self.folder}", file=sys.stderr)
         self.used[name] = self.folder / f"{name}.pt"

@@ -28,6 +28,7 @@ from model import pad_rows
 from pretrained import configure
 from report import evaluate as report
 from report import page
+from report.prices import price_list
 from reward import RewardModel, score
 from runtime import own as runtime_own
 from runtime import stages
@@ -711,6 +712,13 @@ def test_best_of_takes_the_highest_r_p(bills_run, models):
     scores = np.stack([measure.rp_scores(data, models.rp, x, y) for y in tries])
     for i, k in enumerate(scores.argmax(0).tolist()):
         assert best[i] == tries[k][i]
+
+
+def test_prices_need_two_questions(bills_run, models):
+    run, data = bills_run
+    x = data.folds["valid"].x
+    assert price_list(data, models, x[:1], run.config.data) == {}
+    assert np.isfinite(price_list(data, models, x[:2], run.config.data)["courtesy"]["R_P"]).all()
 
 
 def test_agreement_leaves_out_ties_of_the_judge():

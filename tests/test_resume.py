@@ -321,9 +321,11 @@ def test_a_warning_comes_once_a_stage(tmp_path, capsys):
     for stage, kl in (("rlhf", 12), ("rlhf", 13), ("stage0", 12)):
         checks.warn_once(run.told, stage, checks.troubles(QUIET | {"kl": kl}, 2.0))
     checks.warn_once(None, "stage1", ["KL of another rank"])
+    checks.warn_once(run.told, "data", ["no end: 4 of 9", "no turn: 4 of 9", "no turn: 5 of 9"])
     said = capsys.readouterr().err
     assert said.count("warning: rlhf: KL") == said.count("warning: stage0: KL") == 1
-    assert said.count("warning") == 2
+    assert said.count("warning: data: no end: 4") == said.count("data: no turn: 4") == 1
+    assert said.count("warning") == 4
 
 
 def test_the_log_is_json(tmp_path):

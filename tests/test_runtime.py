@@ -504,6 +504,15 @@ def test_a_stage_of_other_values_is_refused_with_the_fields_that_differ(tmp_path
     assert len(calls) == 1
 
 
+def test_who_only_reads_is_told_why_a_checkpoint_of_the_base_does_not_fit(tmp_path):
+    base = tiny_run(tmp_path / "base")
+    base.stage("sft", ("sft",), make([]))
+    reader = Run(tiny_config(tmp_path, sft__lr=0.5, run__base=str(base.folder)), trains=False)
+    with pytest.raises(UserError, match=r"^\S+sft.pt was made with other values \(or none\) of "
+                                        r"sft.lr$"):
+        reader.stage("sft", ("sft",), None)
+
+
 @pytest.mark.parametrize("lacking, fields, refused", [
     ("sft.clip", {}, False), ("sft.clip", {"sft__clip": 0.5}, True), ("model.", {}, True)])
 def test_a_field_that_is_newer_than_a_checkpoint_has_its_default(tmp_path, lacking, fields,
