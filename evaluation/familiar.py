@@ -8,7 +8,6 @@ in a prompt with that of held-out prompts.
 
 import numpy as np
 
-from corpus.tokens import Column
 from data import Data
 from runtime.run import Run
 from runtime.settings import UserError
@@ -22,8 +21,9 @@ class Familiar:
 
     def __init__(self, data: Data):
         self.tokenizer = data.tokenizer
-        trained = [ids for name in ("sft", "reward", "rl") for ids in data.folds[name].x[:ENOUGH]]
-        self.known, lengths = np.unique(neighbours(trained)), [len(ids) for ids in trained]
+        trained = [x for name in ("sft", "reward", "rl") for x in data.folds[name].x[:ENOUGH]]
+        self.known = {pair for x in trained for pair in neighbours(x)}
+        lengths = [len(x) for x in trained]
         self.shortest, self.longest = min(lengths), max(lengths)
         shares = [self.share_new(x) for name in ("valid", "test")
                   for x in data.folds[name].x[:ENOUGH]]
@@ -31,9 +31,7 @@ class Familiar:
 
     def share_new(self, x: list[int]) -> float:
         """Return the share of a prompt's neighbours that no training prompt has."""
-        found = neighbours([x])
-        place = np.searchsorted(self.known, found).clip(max=len(self.known) - 1)
-        return float((self.known[place] != found).mean())
+        return float(np.mean([pair not in self.known for pair in neighbours(x)]))
 
     def doubts(self, x: list[int], text: str, response: str | None = None):
         """Yield a warning for each reason to expect no good answer to the prompt `text`, encoded as
@@ -52,14 +50,9 @@ class Familiar:
                    f"{self.shortest} to {self.longest}; the answers may be wrong")
 
 
-def neighbours(prompts: list[list[int]]) -> np.ndarray:
-    """Return each pair of pieces that stand side by side, as one number; -1 stands before and
-    after a prompt."""
-    column = Column.of(prompts)
-    row = np.repeat(np.arange(len(column)), column.lengths)
-    pieces = np.full(len(column.flat) + len(column) + 1, -1, np.int64)
-    pieces[np.arange(len(column.flat)) + row + 1] = column.flat
-    return pieces[:-1] << 32 | pieces[1:] & 0xffffffff
+def neighbours(x: list[int]) -> list[tuple[int, int]]:
+    """Return the pieces that stand side by side in a prompt; -1 stands before and after it."""
+    return list(zip([-1, *x], [*x, -1]))
 
 
 def encoded(run: Run, data: Data, prompt: str) -> list[int]:
