@@ -30,13 +30,13 @@ class Rows:
 
     @property
     def mask(self):
-        """[B, T] true at the response's tokens."""
+        """Mark the response's tokens [B, T]."""
         at = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return (at >= self.prompt[:, None]) & (at < self.length[:, None])
 
     @property
     def before(self):
-        """[B, T] true one place to the left: where the response's tokens are predicted."""
+        """Mark one place to the left [B, T], where the response's tokens are predicted."""
         return F.pad(self.mask[:, 1:], (0, 1))
 
     def __getitem__(self, rows):

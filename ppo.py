@@ -141,7 +141,7 @@ def group_advantages(rollout: Rollout, ppo: PPOSection):
     """Return advantages [B, T] with a group's baseline (RLOO, arXiv 2402.14740), and zeros as the
     returns of a critic: A_i = R_i - mean of R_j over the other responses j to the same prompt, at
     each token of response i. R_i is the sum of its rewards, the KL included; a group is ppo.group
-    rows one after another. Nothing is divided by the spread of a group (2503.20783)."""
+    rows one after another. Nothing is divided by the std of a group (2503.20783)."""
     total = rollout.rewards.sum(1).view(-1, ppo.group)
     others = (total.sum(1, keepdim=True) - total) / (ppo.group - 1)
     return (total - others).view(-1, 1) * rollout.rows.mask, rollout.values
@@ -165,7 +165,7 @@ class Experience:
 
 @dataclass
 class Task:
-    """What tells Eqs. 3, 4 and 5 apart."""
+    """What differs between Eqs. 3, 4 and 5."""
     name: str                                              # of the stage
     stage: StageSection
     anchor: GPT                                            # pi_ref, which never changes

@@ -89,7 +89,7 @@ def rpit_loss(model: RewardModel, data: Data, pairs: Pairs):
 
 @dataclass
 class Training:
-    """What tells the supervised trainings apart."""
+    """What differs between the supervised trainings."""
     name: str                     # of the stage
     fit: FitSection
     fold: Fold

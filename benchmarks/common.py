@@ -62,13 +62,14 @@ def random_lists(chance: random.Random, number: int, low: int, high: int, vocab:
 
 
 def forward_flops(workload: str) -> int:
-    """Operations of one token's forward pass, the attention over other tokens left out: two for
-    each weight of the linear layers and the output layer, which is the tied embedding."""
+    """Count the operations of one token's forward pass, without attention over other tokens: two
+    for each weight of the linear layers and the output layer, which is the tied embedding."""
     return 2 * sum(p.numel() for p in ours(workload).parameters() if p.dim() == 2)
 
 
 def alternate(sides: dict, repeats: int, of_times=statistics.median) -> dict:
-    """Seconds of each side: medians over `repeats` turns, the sides by turns, after a warm-up."""
+    """Time each side, in seconds: medians over `repeats` rounds, the sides by turns, after a
+    warm-up."""
     seconds = {name: [] for name in sides}
     for turn in range(repeats + 1):
         for name, side in sides.items():
@@ -80,7 +81,7 @@ def alternate(sides: dict, repeats: int, of_times=statistics.median) -> dict:
 
 
 def fastest(function) -> float:
-    """Seconds of the fastest of five calls, after one to warm up."""
+    """Time the fastest of five calls, in seconds, after one to warm up."""
     return alternate({"": function}, 5, min)[""]
 
 

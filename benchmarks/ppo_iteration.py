@@ -69,7 +69,7 @@ def run_ours(groups: bool = False) -> list[float]:
 
 
 def run_trl() -> list[float]:
-    """Seconds of each iteration; a word-level tokenizer, since TRL wants one."""
+    """Time each iteration, in seconds; a word-level tokenizer, since TRL wants one."""
     from datasets import Dataset
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast, TrainerCallback

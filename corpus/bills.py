@@ -31,32 +31,32 @@ WEIGHTS = {"total": 0.4, "lines": 0.3, "courtesy": 0.1, "kindness": 0.15, "form"
 LABEL_SHARPNESS = 6.0  # P(a preferred to b) = sigmoid(6 (grade a - grade b)): a sixth goes wrong
 
 
-def bare(thing: str) -> str:
+def without_article(thing: str) -> str:
     """Return a thing without its article, as a response names it."""
     return thing.removeprefix("a ")
 
 
-BARE_PRICES = {bare(thing): price for thing, price in PRICES.items()}
+PRICE_OF = {without_article(thing): price for thing, price in PRICES.items()}
 
 
 def due_after(due: int, thing: str) -> int:
-    """Return the running amount after one more thing (bare name)."""
-    return due // 2 if thing == "coupon" else due + BARE_PRICES[thing]
+    """Return the running amount after one more thing (without its article)."""
+    return due // 2 if thing == "coupon" else due + PRICE_OF[thing]
 
 
 def running_amounts(things: list[str]) -> list[int]:
-    """Return what is due after each of the things (bare names), in order."""
+    """Return what is due after each of the things (without articles), in order."""
     return list(accumulate(things, due_after, initial=0))[1:]
 
 
 def make_question(rng: random.Random, fewest: int = 3, most: int = 6) -> tuple[str, list[str]]:
-    """Make a question about `fewest` to `most` things; return it and the things (bare names). The
-    first is never a coupon; no good comes twice."""
+    """Make a question about `fewest` to `most` things; return it and the things (without articles).
+    The first is never a coupon; no good comes twice."""
     goods = rng.sample(list(PRICES), most)
     things = [goods[0]] + [COUPON if rng.random() < COUPON_SHARE else good
                            for good in goods[1:rng.randint(fewest, most)]]
     listing = ", ".join(things[:-1]) + " and " + things[-1]
-    return rng.choice(QUESTIONS).format(listing), [bare(thing) for thing in things]
+    return rng.choice(QUESTIONS).format(listing), [without_article(thing) for thing in things]
 
 
 def slip(amount: int, rng: random.Random) -> int:
@@ -79,7 +79,7 @@ def write_response(things: list[str], rng: random.Random, order: str) -> str:
         if rng.random() < 0.03 * clumsiness:
             continue  # a thing forgotten
         if rng.random() < 0.03 * clumsiness:
-            thing = rng.choice(list(BARE_PRICES))  # another thing put in its place
+            thing = rng.choice(list(PRICE_OF))  # another thing put in its place
         due = due_after(due, thing)
         if rng.random() < 0.08 * clumsiness:
             due = slip(due, rng)
@@ -108,7 +108,7 @@ def right_answer(question: str) -> tuple[list[str], int]:
 
 
 def things_of(question: str) -> list[str]:
-    """Read the things that a question lists (bare names).
+    """Read the things that a question lists (without articles).
 
     Raises ValueError for a text that is no question about a bill.
     """
@@ -117,7 +117,7 @@ def things_of(question: str) -> list[str]:
     things = re.split(r", | and ", match.group(1)) if match else []
     if not things or not all(thing in PRICES or thing == COUPON for thing in things):
         raise ValueError(f"no question about a bill: {question!r}")
-    return [bare(thing) for thing in things]
+    return [without_article(thing) for thing in things]
 
 
 def judge(question: str, response: str) -> dict[str, float]:

@@ -1,1 +1,1 @@
-"""Measures, the report, rivals, verdicts, and how samples are shown."""
+"""Measures, verdicts of outside judges, what is logged, and how samples and figures are shown."""

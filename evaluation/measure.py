@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 
-from data import Data, Fold
+from data import Data, Fold, Pairs
 from faster.branches import score
 from reward import ORDERED, RewardModel
 from runtime.config import COMPARISONS
@@ -32,7 +32,7 @@ def effective_number(number: int, prompts: list | None) -> float:
         count ** 2 for count in Counter(prompts).values())
 
 
-def prompts_of(fold: Fold) -> list[tuple]:
+def prompts_of(fold: Fold | Pairs) -> list[tuple]:
     """Return the prompt of each pair; equal ones tell that pairs are not independent."""
     return list(map(tuple, fold.x))
 
@@ -53,25 +53,25 @@ def gap_scores(data: Data, rpit: RewardModel, x: list, y: list, y_ref: list) -> 
     return np.array(gather(score(rpit, rows).tolist()))
 
 
-def pointwise_scores(data: Data, model: RewardModel, fold: Fold) -> np.ndarray:
+def pointwise_scores(data: Data, model: RewardModel, fold: Fold | Pairs) -> np.ndarray:
     """Return a pointwise reward model's scores [2, n] of a fold's y_w and y_l."""
     return rp_scores(data, model, fold.x[:] * 2, fold.y_w[:] + fold.y_l[:]).reshape(2, -1)
 
 
-def fold_scores(data: Data, rp: RewardModel, rpit: RewardModel, fold: Fold) -> dict:
+def fold_scores(data: Data, rp: RewardModel, rpit: RewardModel, fold: Fold | Pairs) -> dict:
     """Return scores of a fold's pairs: R_P's of "w" and "l", R_PIT's of the four ordered pairs."""
     x, y_w, y_l = fold.x[:], fold.y_w[:], fold.y_l[:]
     gaps = gap_scores(data, rpit, x * 4, y_w * 2 + y_l * 2, (y_l + y_w) * 2).reshape(4, -1)
     return dict(zip("wl", pointwise_scores(data, rp, fold))) | dict(zip(ORDERED, gaps))
 
 
-def pointwise_agreement(data: Data, model: RewardModel, fold: Fold) -> dict:
+def pointwise_agreement(data: Data, model: RewardModel, fold: Fold | Pairs) -> dict:
     """Measure how often a pointwise reward model agrees with a fold's labels."""
     w, l = pointwise_scores(data, model, fold)
     return share_right(list(w > l), prompts_of(fold))
 
 
-def gap_agreement(data: Data, rpit: RewardModel, fold: Fold) -> dict:
+def gap_agreement(data: Data, rpit: RewardModel, fold: Fold | Pairs) -> dict:
     """Measure how often r^{w,l} > r^{l,w} in a fold's triples."""
     y_w, y_l = fold.y_w[:], fold.y_l[:]
     wl, lw = gap_scores(data, rpit, fold.x[:] * 2, y_w + y_l, y_l + y_w).reshape(2, -1)

@@ -51,7 +51,7 @@ def sample(model: GPT, prompts: list, uniforms, temperature: float, eos: int):
     once in `look_every` tokens. Where weights are sharded, ranks read as many tokens as the one
     whose rows end last.
     """
-    # 1. Room for the new tokens behind the prompts; each row hides its own padding.
+    # 1. Room for the new tokens after the prompts; each row hides its own padding.
     device = model.embedding.weight.device
     look_every = max(1, model.config.look_every)
     rows = pad_rows(prompts, device=device, room=uniforms.shape[1])

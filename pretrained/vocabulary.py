@@ -40,7 +40,7 @@ def train_tokenizer(texts, markers: list[str], config, path: Path) -> None:
                         + (f"at most {most[1]} there; lower it" if most else reason)) from None
 
 
-def behind(encode, texts: list[str]) -> list[list[int]]:
+def without_space(encode, texts: list[str]) -> list[list[int]]:
     """Return encode(texts) without the space that some tokenizers put before a text: encode each
     after a line's end, which is then cut off again."""
     line, = encode(["\n"])
@@ -79,14 +79,14 @@ class Tokenizer:
             elif self.lead or first and not ids:
                 ids += self.pieces.encode(part)
             else:
-                ids += behind(self.pieces.encode, [part])[0]
+                ids += without_space(self.pieces.encode, [part])[0]
         return ids
 
     def encode(self, texts: list[str], spaced: bool | None = None) -> list[list[int]]:
         """Return the token ids of texts: prompts or responses."""
         if self.lead or spaced is not False:
             return self.pieces.encode([self.lead + text for text in texts])
-        return behind(self.pieces.encode, texts)
+        return without_space(self.pieces.encode, texts)
 
     def unknown(self, text: str) -> str:
         """Return the characters of a text that the tokenizer cannot spell."""
@@ -150,13 +150,13 @@ class JSONTokenizer:
     def fixed(self, text: str, first: bool = False) -> list[int]:
         """Return the ids of a template's own text, in which special tokens are single ones."""
         self.pieces.encode_special_tokens = False
-        return (self.plain([text]) if self.lead or first else behind(self.plain, [text]))[0]
+        return (self.plain([text]) if self.lead or first else without_space(self.plain, [text]))[0]
 
     def encode(self, texts: list[str], spaced: bool | None = None) -> list[list[int]]:
         """Return the token ids of texts: prompts or responses."""
         self.pieces.encode_special_tokens = True  # as the text that they are
         if spaced is False and not self.lead:
-            return behind(self.plain, texts)
+            return without_space(self.plain, texts)
         return self.plain([self.lead * bool(spaced) + text for text in texts])
 
     def unknown(self, text: str) -> str:

@@ -46,7 +46,7 @@ class Table:
         self.rows.append({
             "system": system, "against": against, "iteration": iteration,
             "temperature": temperature} | measure.comparison(np.sign(grades - others), longer) | {
-            "gold": float(grades.mean()) if self.judge.knows else None,
+            "gold": float(grades.mean()) if self.judge.is_gold else None,
             "grades": grades.round(4).tolist(),
             "aspects": {name: float(np.mean([a[name] for a in aspects]))
                         for name in (aspects[0] if aspects else {})},
@@ -239,7 +239,7 @@ def evaluate(run: Run, data: Data, models: Models) -> dict:
     for side in ("y_l", "y_w"):
         table.add(side, getattr(fold, side), "M_P^RL", y_0, None)
     accuracies = measure.held_out_accuracies(data, models.rp, models.rpit, setting.split)
-    if judge.knows:
+    if judge.is_gold:
         accuracies |= judge_agreements(data, models, judge, fold)
         accuracies |= sample_agreements(run, data, models, judge, x)
     else:
@@ -286,7 +286,7 @@ def examples(run: Run, data: Data, models: Models, judge: Judge, responses: dict
             y_ref = chain[k - 1][i]
             gap, copy = score(models.rpit, data.pit_rows(
                 [judge.x[i]] * 2, [y_ref] * 2, [y[i], y_ref])).tolist() if k else (None, None)
-            gold = float(judge.grades(y)[i]) if judge.knows else None
+            gold = float(judge.grades(y)[i]) if judge.is_gold else None
             steps.append({"y": decode(y[i]), "r_gap": gap, "a copy": copy, "gold": gold})
         found.append({"x": x, "temperature": temperature, "steps": steps})
     return found

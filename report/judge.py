@@ -37,13 +37,13 @@ def judge_of(run: Run, data: Data, models: Models) -> RewardModel | str | None:
 
 class Judge:
     """Grades of responses to the prompts `x`: the hidden judge's of bills, those of a function of
-    the user's, or a reward model's scores. `knows`: the grades are no model's of ours, and the
+    the user's, or a reward model's scores. `is_gold`: the grades are no model's of ours, and the
     report has them as gold."""
 
     def __init__(self, data: Data, grader: RewardModel | str | None, x: list):
         self.data, self.grader, self.x = data, grader, x
         self.bills, own = self.grader is None, isinstance(self.grader, str)
-        self.knows = self.bills or own
+        self.is_gold = self.bills or own
         self.name = ("hidden judge" if self.bills else self.grader if own else
                      "a reward model held out from all training")
         self.graded = []  # (responses, their grades)
@@ -68,6 +68,6 @@ class Judge:
         """Ask the judge."""
         if self.bills:
             return np.array([bills.grade(*texts) for texts in zip(*self.texts(y))]).round(9)
-        if self.knows:  # each rank asks for its share
+        if self.is_gold:  # each rank asks for its share
             return np.array(gather(asked(self.grader, *map(shard, self.texts(y)))))
         return rp_scores(self.data, self.grader, self.x, y).round(4)

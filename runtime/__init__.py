@@ -1,1 +1,1 @@
-"""Config, runs and their folders, ranks, files, signals: knows nothing of preferences."""
+"""Config and its checks, runs and their folders, ranks, files, signals: no model, no equation."""

@@ -518,7 +518,7 @@ def test_new_words_are_marked_on_a_terminal(monkeypatch):
 
 class FixedJudge:
     """A judge whose grade of a response is its length."""
-    knows = bills = True
+    is_gold = bills = True
 
     def grades(self, y):
         return np.array([len(ids) for ids in y], dtype=float)
@@ -555,7 +555,7 @@ def test_the_hidden_judge_grades_the_text(bills_run, models):
     y = [fold.y_w[i] for i in range(5)]
     texts = [(data.tokenizer.decode(a), data.tokenizer.decode(b)) for a, b in zip(x, y)]
     assert judge.grades(y) == pytest.approx([bills.grade(*pair) for pair in texts])
-    assert judge.aspects(y)[0] == bills.judge(*texts[0]) and judge.knows
+    assert judge.aspects(y)[0] == bills.judge(*texts[0]) and judge.is_gold
 
 
 def test_real_data_is_judged_by_a_held_out_reward_model(bills_run, models):
@@ -563,7 +563,7 @@ def test_real_data_is_judged_by_a_held_out_reward_model(bills_run, models):
     fold = data.folds["test"]
     x, y = ([part[i] for i in range(5)] for part in (fold.x, fold.y_w))
     judge = report.Judge(data, models.rp, x)
-    assert not judge.knows and "held out" in judge.name
+    assert not judge.is_gold and "held out" in judge.name
     expected = measure.rp_scores(data, models.rp, x, y)
     assert judge.grades(y) == pytest.approx(expected.tolist(), abs=1e-4)
     assert judge.grades(y) is judge.grades(y)  # the same list is graded once
@@ -577,7 +577,7 @@ def test_the_users_judge_grades_the_texts(bills_run, models, tmp_path):
     own = tiny_run(tmp_path, data__files=["no.jsonl"], eval__judge=f"{path}:words")
     assert "judge" not in stages.inputs_of(own.config)  # no reward model is trained
     judge = report.Judge(data, report.judge_of(own, data, models), x)
-    assert (judge.knows, judge.bills, judge.name) == (True, False, f"{path}:words")
+    assert (judge.is_gold, judge.bills, judge.name) == (True, False, f"{path}:words")
     decode = data.tokenizer.decode
     assert judge.grades(y).tolist() == [len(decode(b).split()) - len(decode(a).split())
                                         for a, b in zip(x, y)]
