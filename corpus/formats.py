@@ -9,7 +9,7 @@
     SHP                  {"history", "human_ref_A", "human_ref_B", "labels"}
     Nectar               {"prompt", "answers"}, ranked
     Chatbot Arena        {"conversation_a", "conversation_b", "winner"}
-    plain                {"prompt", "chosen", "rejected"}
+    plain                {"prompt", "chosen", "rejected"}, and "system" if there is one
 
 A file holds JSON lines, one JSON list, or a Parquet table; it may be gzipped. A reader takes one
 record and where it stands (file:line) and returns a TextPair, or in a word why the record is no
@@ -189,8 +189,14 @@ def one_turn_pair(prompt: str, chosen: str, rejected: str, key: str | None = Non
 
 
 def read_plain(record: dict, where: str) -> TextPair | str:
-    return one_turn_pair(*(text_field(record, key, where)
-                           for key in ("prompt", "chosen", "rejected")))
+    """Read a prompt of one turn, which may have a system message, or a conversation of HH-RLHF."""
+    prompt, *sides = (text_field(record, key, where) for key in ("prompt", "chosen", "rejected"))
+    if prompt.lstrip().startswith("Human:") and prompt.rstrip().endswith("\n\nAssistant:"):
+        return hh_pair(hh_prompt(prompt), *map(str.strip, sides))
+    pair = one_turn_pair(prompt, *sides)
+    if record.get("system"):
+        pair.prompt.insert(0, ("system", text_field(record, "system", where)))
+    return pair
 
 
 def read_hh(record: dict, where: str) -> TextPair | str:
@@ -207,6 +213,11 @@ def read_hh(record: dict, where: str) -> TextPair | str:
     if sides[0][0] != sides[1][0]:
         return "prompts differ"
     return hh_pair(*sides[0], sides[1][1])
+
+
+def hh_prompt(text: str) -> str:
+    """Return a conversation as text, without the last "Assistant:"."""
+    return text.strip().removesuffix("Assistant:").strip()
 
 
 def hh_pair(prompt: str, chosen: str, rejected: str) -> TextPair | str:
@@ -333,7 +344,7 @@ def read_nectar(record: dict, where: str) -> TextPair | str:
     ranked = sorted(answers, key=lambda one: one["rank"])
     if ranked[0]["rank"] == ranked[-1]["rank"]:
         return "tie"
-    prompt = text_field(record, "prompt", where).strip().removesuffix("Assistant:").strip()
+    prompt = hh_prompt(text_field(record, "prompt", where))
     return hh_pair(prompt, *(text_field(one, "answer", where).strip()
                              for one in (ranked[0], ranked[-1])))
 

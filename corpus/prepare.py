@@ -19,7 +19,7 @@ from corpus.templates import Template, turn_templates
 from corpus.tokens import CUT, FOLDS, encode_prompts, flattened, fold_keys
 from pretrained.vocabulary import Tokenizers, file_name, read_tokenizer, train_tokenizer
 from runtime import checks, files, ranks
-from runtime.config import Config, DataSection
+from runtime.config import Config, DataSection, TemplateSection
 from runtime.run import Run
 from runtime.settings import UserError
 from runtime.stages import inputs_of
@@ -70,6 +70,14 @@ def encode_pairs(pairs: list[TextPair], config: Config, tokenizer,
     return {name: first[name] + later[name] for name in FOLDS}
 
 
+def second_system(pairs: list[TextPair], template: TemplateSection) -> dict[str, int]:
+    """Count the prompts whose system message comes after one of template.policy, if there are
+    any."""
+    opening = template.system.partition("{x}")[0]
+    count = sum(pair.prompt[0][0] == "system" for pair in pairs)
+    return {checks.SECOND: count} if opening and opening in template.policy and count else {}
+
+
 def prepare(run: Run) -> dict:
     """Read or make the pairs, train the tokenizer, encode and split; return what data.pt holds."""
     config, dropped = run.config, Counter()
@@ -109,6 +117,7 @@ def prepare(run: Run) -> dict:
     tokenizer = read_tokenizer(model, config.tokenizer.eos)
     rows = encode_pairs(pairs, config, tokenizer, dropped)
     counts["prompts without their first turns"] = dropped.pop(CUT)
+    counts |= second_system(pairs, config.template)
     counts |= {name: len(fold) for name, fold in rows.items()} | {
         f"dropped, {reason}": count for reason, count in dropped.items() if count}
     tqdm.write("data: " + "; ".join(f"{name} {n:,}" for name, n in counts.items()), sys.stderr)
@@ -123,16 +132,17 @@ def prepared(run: Run) -> dict:
                         lambda: prepare(run) if ranks.rank() == 0 else {})
     if "tokens" not in content:
         content = files.load(run.folder / "data.pt")
-    if ranks.rank() == 0:
-        checks.refuse_changed(content["checksums"])
     if run.trains:
+        if ranks.rank() == 0:
+            checks.refuse_changed(content["checksums"])
         checks.warn_once(run.told, "data", checks.scarce(run.config, content["counts"]))
     return content
 
 
 def unpacked_tokenizer(run: Run, content: bytes) -> Tokenizers:
-    """Write the tokenizer that data.pt holds into the run's folder, and read it from there."""
-    path = run.folder / file_name(content)
+    """Write the tokenizer that data.pt holds into the run's folder, and read it from there; who
+    does not train has that of the run that made data.pt."""
+    path = (run.folder if run.trains else run.used["data"].parent) / file_name(content)
     if ranks.rank() == 0 and not (path.exists() and path.read_bytes() == content):
         files.write_whole(path, lambda file: file.write(content))
     ranks.barrier()

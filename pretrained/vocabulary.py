@@ -106,7 +106,7 @@ class Tokenizer:
 
     def piece(self, i: int) -> str:
         """Return the text of a token id."""
-        return self.pieces.id_to_piece(i)
+        return self.pieces.id_to_piece(i) if i < self.vocab else f"<{i}>"  # of more rows
 
     def settings(self) -> dict:
         """Return what transformers has to know of it (tokenizer_config.json)."""
@@ -178,7 +178,7 @@ class JSONTokenizer:
 
     def piece(self, i: int) -> str:
         """Return the text of a token id."""
-        return self.pieces.id_to_token(i)
+        return self.pieces.id_to_token(i) or f"<{i}>"  # an embedding may have more rows
 
     def settings(self) -> dict:
         """Return what transformers has to know of it (tokenizer_config.json)."""

@@ -72,7 +72,7 @@ def problems(config):
         (config.run.name in ("", ".", "..") or Path(config.run.name).name != config.run.name,
          f"run.name = {config.run.name!r} must be the name of a folder, without a path: that is "
          "run.dir"),
-        (config.run.base and not Path(config.run.base).is_dir(),
+        (config.run.base and not Path(config.run.base, "config.toml").is_file(),
          f"run.base = {config.run.base!r}: there is no such run folder"),
         (config.run.shard and 0 < model.micro_batch < 2 * triple,
          f"with run.shard model.micro_batch must be at least {2 * triple}, two triples of R_PIT"),
@@ -80,6 +80,9 @@ def problems(config):
          "model.rope_scaling needs four numbers: factor, low and high factor, original context"),
         *((text.count("{x}") != 1, f"template.{name} lacks {{x}}, or has it twice")
           for name, text in vars(config.template).items()),
+        *((slot in text and (name, slot) != ("pit", "{y_ref}"),
+           f"template.{name}: {slot} is filled by nothing there")
+          for name, text in vars(config.template).items() for slot in ("{y_ref}", "{feedback}")),
         (bool(config.refine.feedback) != bool(config.refine.rewrite),
          "refine.feedback and refine.rewrite belong together"),
         (config.refine.rewrite and not all(
@@ -215,7 +218,7 @@ def refuse_changed(checksums: dict[str, str]) -> None:
     for path, known in checksums.items():
         if Path(path).exists() and files.checksum(path) != known:
             raise UserError(f"{path}: has changed since this run's data were made of it; choose "
-                            "another --run.name")
+                            "another --run.name, without a --run.base of the earlier data")
 
 
 def markers(templates: dict[str, str], pattern: str) -> list[str]:
@@ -224,7 +227,8 @@ def markers(templates: dict[str, str], pattern: str) -> list[str]:
 
 
 def odd_markers(config, tokenizer):
-    """Yield a warning where the templates' markers are no single tokens of the tokenizer."""
+    """Yield a warning where the templates' markers are no single tokens of the tokenizer, and where
+    they have slots that nothing fills."""
     texts = vars(config.template) | {
         name: getattr(config.refine, name) for name in ("feedback", "rewrite")}
     odd = [marker for marker in markers(texts, r"<\|\w+\|>|</?s>")
@@ -232,8 +236,13 @@ def odd_markers(config, tokenizer):
     if odd:
         yield (f"{', '.join(odd)}: not single tokens of this tokenizer, but spelt out; take the "
                "chat template of the model in [template], see docs/data.md")
+    unknown = [slot for slot in markers(texts, r"\{\w+\}")
+               if slot not in ("{x}", "{y_ref}", "{feedback}")]
+    if unknown:
+        yield f"{', '.join(unknown)}: no slot of a template, but text that each prompt gets"
 
 
+SECOND = "prompts with two system messages"
 FOLD_OF = {"sft": "sft", "pit_sft": "sft", "rp": "reward", "rpit": "reward", "judge": "rl"}
 REMEDIES = {f"{what} too long": f"raise data.max_{what} and with it model.context"
             for what in ("prompt", "response")}
@@ -248,6 +257,9 @@ def scarce(config, counts: dict[str, int]):
         if name != reason and count > counts["read"] / 3:
             remedy = REMEDIES.get(reason, "is it the file that you meant?")
             yield f"{reason}: {count:,} of {counts['read']:,} pairs are dropped; {remedy}"
+    if counts.get(SECOND):
+        yield (f"{SECOND}: {counts[SECOND]:,}, their own after that of template.policy; leave "
+               "either out")
     held_out = counts["valid"] + counts["test"]
     trained = sum(counts[fold] for fold in ("sft", "reward", "rl"))
     if held_out > trained:
@@ -277,5 +289,5 @@ def unproven(agreement: dict):
 def chance(accuracy: float):
     """Yield a warning where a reward model has learned nothing from its own training pairs."""
     if accuracy < 0.55:
-        yield (f"agreement with the training pairs is {accuracy:.3f}, near chance: RL against this "
-               "reward model teaches nothing; it needs more pairs, more steps or a better trunk")
+        yield (f"agreement with the training pairs is {accuracy:.3f}, near chance: nothing can be "
+               "built on this reward model; it needs more pairs, more steps or a better trunk")

@@ -105,7 +105,7 @@ class Run:
         self.folder = Path(config.run.dir) / config.run.name
         self.folders = standing_on(self.folder, config.run.base)
         self.used = {}                  # the file of each stage
-        self.resumed = {"step": -1}     # what a stage that was cut off has left
+        self.resumed: dict = {"step": -1}  # what a stage that was cut off has left
         self.lines = defaultdict(list)  # of the logs, written by the current stage
         self.last_good = None           # step that was done, and what it changed
         self.told = {} if rank() == 0 else None  # warnings

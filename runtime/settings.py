@@ -74,7 +74,7 @@ def fill(settings, path: str, overrides: list[str]) -> None:
     Raises UserError for a file that is missing or no TOML, and for unknown or ill-typed fields.
     """
     try:
-        sections = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        sections = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: cannot read the config: {error}") from None
     for section, keys in sections.items():

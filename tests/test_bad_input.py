@@ -24,6 +24,7 @@ from data import load_data
 from runtime import checks, launch
 from runtime.config import Config, RefineSection, TemplateSection
 from runtime.files import save
+from runtime.run import Run
 from runtime.settings import UserError
 
 GOOD = [{"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": f"No {i}"}
@@ -81,6 +82,9 @@ def refused(tmp_path, monkeypatch, capsys):
     ("--run.name=", "run.name"),
     ("--run.name=../x", "run.name"),
     ("--run.base=/nowhere", "there is no such run folder"),
+    ("--run.base=configs", "there is no such run folder"),
+    ("--template.policy={x}{y_ref}", "template.policy: {y_ref} is filled by nothing there"),
+    ("--template.pit={x}{y_ref}{feedback}", "template.pit: {feedback} is filled by nothing there"),
     ("--run.ranks=-1", "run.ranks = -1 is out of range"),
     ("--model.heads=3", "multiple of model.heads"),
     ("--model.kv_heads=3", "multiple of model.kv_heads"),
@@ -227,7 +231,8 @@ def test_data_that_changed_since_they_were_prepared_are_refused(tmp_path):
     write_lines(path, GOOD + GOOD[:1])
     with pytest.raises(UserError, match="a.jsonl: has changed since"):
         load_data(run)
-    path.unlink()  # the run does not need it any more
+    load_data(Run(run.config, trains=False))  # sampling does not need it
+    path.unlink()  # nor does the run any more
     load_data(run)
 
 
@@ -271,6 +276,8 @@ def test_markers_that_the_tokenizer_spells_out_are_told(tokenizer):
         checks.odd_markers(Config(), tokenizer))
     said, = checks.odd_markers(Config(refine=RefineSection(rewrite="<|user|><|mend|>")), tokenizer)
     assert said.startswith("<|mend|>: not single")
+    said, = checks.odd_markers(Config(template=TemplateSection(user="{name}: {x}")), tokenizer)
+    assert said.startswith("{name}: no slot")
 
 
 def test_a_line_end_outside_of_quotes_is_no_line_end(refused):

@@ -64,4 +64,6 @@ def test_a_tokenizer_json_knows_what_it_cannot_spell(tmp_path, unk_token, known)
     vocabulary = {"</s>": 0, "<unk>": 1, "b": 2, "c": 3}
     made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], unk_token=unk_token))
     made.save(str(tmp_path / "t.json"))
-    assert JSONTokenizer(tmp_path / "t.json", "</s>").unknown(f"{known}ab ") == "a"
+    read = JSONTokenizer(tmp_path / "t.json", "</s>")
+    assert read.unknown(f"{known}ab ") == "a"
+    assert (read.piece(2), read.piece(9)) == ("b", "<9>")  # a row of the embedding, but no piece

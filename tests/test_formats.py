@@ -76,7 +76,11 @@ SYSTEM, LONG = ["s: be brief", "u: q"], ["s: be brief", "u: o", "a: p", "u: q"]
     (sides(QY, QN), ["u: q"]), (sides(QY, QN, prompt=None), ["u: q"]),
     (sides(said(*LONG, "a: y"), said(*LONG, "a: n")), LONG),
     (sides(QY, QN, prompt="q", prompt_id="5", messages=QY, score_chosen=8.0), ["u: q"]),  # UltraF.
-    (sides(said("a: y"), said("a: n"), prompt="q"), ["u: q"])])
+    (sides(said("a: y"), said("a: n"), prompt="q"), ["u: q"]),
+    (sides("y", "n", prompt="q"), ["u: q"]),
+    (sides("y", "n", prompt="q", system="be brief"), SYSTEM),
+    (sides(" y", " n", prompt="\n\nHuman: o\n\nAssistant: p\n\nHuman: q\n\nAssistant:"), LONG[1:]),
+    (sides("y", "n", prompt="Human: what is it?"), ["u: Human: what is it?"])])
 def test_conversations_are_read_in_every_form(tmp_path, record, turns):
     (pair,), dropped = read(write_lines(tmp_path / "a.jsonl", [record]))
     assert not dropped and (pair.chosen, pair.rejected) == ("y", "n")
@@ -368,6 +372,15 @@ def test_turns_are_read_in_their_templates_and_what_is_cut_off_is_counted(tmp_pa
     assert loaded.counts["prompts without their first turns"] == 10  # of those that are kept
     nine = [user, *tokenizer.encode(["9"])[0]]  # of eight that were cut to this: all in one fold
     assert sorted(list(fold.x).count(nine) for fold in loaded.folds.values()) == [0, 0, 0, 0, 8]
+
+
+@pytest.mark.parametrize("policy, count", [("<|s|>be kind{x}", 3), ("{x}", 0)])
+def test_a_second_system_message_is_told(tmp_path, capsys, policy, count):
+    fields = {f"template__{name}": f"<|{name[0]}|>{{x}}" for name in ROLES}
+    loaded = conversations(tmp_path, *[asked("s: tea", f"u: {i}") for i in range(3)],
+                           template__policy=policy, **fields)
+    assert loaded.counts.get("prompts with two system messages", 0) == count
+    assert capsys.readouterr().err.count("two system messages: 3, their own after") == count // 3
 
 
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])

@@ -65,6 +65,7 @@ def test_a_written_config_reads_as_the_same(tmp_path):
     text = '[template]\npolicy = "a \\"{x}\\"\\n\\\\"\n[sft]\nlr = 1e-7\n[data]\nfiles = ["ü"]'
     config = config_of(tmp_path, text)
     assert config_of(tmp_path, to_toml(config)) == config
+    assert config_of(tmp_path, "\ufeff" + to_toml(config)) == config  # as some editors write it
     sections = tomllib.loads(to_toml(config))
     assert {k: set(v) for k, v in sections.items()} == {
         k: set(v) for k, v in dataclasses.asdict(Config()).items()}
