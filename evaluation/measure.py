@@ -121,8 +121,9 @@ def at_equal_length(better: np.ndarray, longer: np.ndarray) -> tuple[float, floa
         p = 1 / (1 + np.exp(-design @ at))
         curvature = design.T @ (design * (p * (1 - p))[:, None]) + prior
         at = at + np.linalg.solve(curvature, design.T @ (wins - p) - prior @ at)
-    gradients, inverse = design * (wins - p)[:, None], np.linalg.inv(curvature)
-    half = 1.96 * math.sqrt((inverse @ gradients.T @ gradients @ inverse)[0, 0])
+    n, gradients, inverse = len(z), design * (wins - p)[:, None], np.linalg.inv(curvature)
+    spread = inverse @ (gradients.T @ gradients + prior) @ inverse
+    half = 1.96 * math.sqrt(spread[0, 0] * n / (n - 2)) if n > 2 else math.inf
     return tuple(math.tanh(a / 2) for a in (at[0], at[0] - half, at[0] + half))
 
 
