@@ -98,8 +98,8 @@ def measure_scale(run: Run, data: Data, task: Task) -> tuple[float, float]:
 
 
 def fresh_start(run: Run, data: Data, task: Task, model: RewardModel) -> dict:
-    """Return what a first stage starts from, in the form of a stage's checkpoint. A critic starts
-    from the trunk of the reward model, which reads the same tokens; a cut-off stage has a scale."""
+    """Return what a first stage starts from, in the form of a stage's checkpoint; one that was cut
+    off keeps its scale. A critic starts from the reward model's trunk, which reads the same."""
     scale = (run.resumed.get("state") or {}).get("scale") or measure_scale(run, data, task)
     start = {"model": weights_of(task.anchor), "scale": scale}
     if run.config.ppo.advantage == "critic":

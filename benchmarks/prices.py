@@ -55,7 +55,7 @@ def measured(args, line: str, seed: int) -> dict:
 
 
 def main() -> None:
-    ablate.each_once(ablate.arguments(__doc__, "prices"), measured, "prices", tables.price_table,
+    ablate.each_once(ablate.arguments(__doc__, "prices"), measured, "gold", tables.price_table,
                      NUMBER=NUMBER)
 
 

@@ -30,7 +30,7 @@ Lines = dict[str, list[dict]]  # the results of each line's seeds; "": the confi
 
 def read(path: Path, *kinds: str) -> dict:
     """Return a result that has one of these keys, if any are named: "rows" or "tried" of ablate.py,
-    "prices", "wins" of agreement.py. Raises UserError for a file that is none."""
+    "gold" of prices.py, "wins" of agreement.py. Raises UserError for a file that is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if {"line", "settings"} <= content.keys() and (not kinds or content.keys() & {*kinds}):
@@ -323,7 +323,7 @@ def price_table(folder: Path) -> str:
     """Return what R_P and R_PIT pay in each line of prices.py's results, how often they agree with
     labels, and the gold of what they choose."""
     found, made = {}, []
-    for content in results_of(folder, "prices"):
+    for content in results_of(folder, "gold"):
         found.setdefault(content["line"], []).append(content)
     each = [one["prices"] for seeds in found.values() for one in seeds]
     right = {change: mean(prices[change]["right"] for prices in each) for change in each[0]}

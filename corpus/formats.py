@@ -191,10 +191,10 @@ def one_turn_pair(prompt: str, chosen: str, rejected: str, key: str | None = Non
 def read_plain(record: dict, where: str) -> TextPair | str:
     """Read a prompt of one turn, which may have a system message, or a conversation of HH-RLHF."""
     prompt, *sides = (text_field(record, key, where) for key in ("prompt", "chosen", "rejected"))
+    pair, system = one_turn_pair(prompt, *sides), record.get("system")
     if prompt.lstrip().startswith("Human:") and prompt.rstrip().endswith("\n\nAssistant:"):
-        return hh_pair(hh_prompt(prompt), *map(str.strip, sides))
-    pair = one_turn_pair(prompt, *sides)
-    if record.get("system"):
+        pair = hh_pair(hh_prompt(prompt), *map(str.strip, sides))
+    if isinstance(pair, TextPair) and isinstance(system, str) and system.strip():
         pair.prompt.insert(0, ("system", text_field(record, "system", where)))
     return pair
 

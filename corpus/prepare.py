@@ -71,11 +71,12 @@ def encode_pairs(pairs: list[TextPair], config: Config, tokenizer,
 
 
 def second_system(pairs: list[TextPair], template: TemplateSection) -> dict[str, int]:
-    """Count the prompts whose system message comes after one of template.policy, if there are
-    any."""
-    opening = template.system.partition("{x}")[0]
+    """Count the prompts, too long ones included, whose system message comes after one of
+    template.policy, if there are any."""
+    opening = template.system.partition("{x}")[0].strip()
     count = sum(pair.prompt[0][0] == "system" for pair in pairs)
-    return {checks.SECOND: count} if opening and opening in template.policy and count else {}
+    known = opening and opening in template.policy.partition("{x}")[0]
+    return {checks.SECOND: count} if known and count else {}
 
 
 def prepare(run: Run) -> dict:
@@ -105,8 +106,9 @@ def prepare(run: Run) -> dict:
             pair.key = ", ".join(bills.things_of(pair.key))
     for role in {role for pair in pairs if len(pair.prompt) > 1 for role, _ in pair.prompt}:
         if getattr(config.template, role) == "{x}":
-            raise UserError(f"{', '.join(sources)}: prompts have several turns; set "
-                            f"template.{role}, to tell them apart (see configs/hh.toml)")
+            raise UserError(f"{', '.join(sources)}: prompts have several turns, or a system "
+                            f"message; set template.{role}, to tell them apart (see "
+                            "configs/hh.toml)")
     model = Path(config.tokenizer.model or run.folder / "tokenizer.model")
     if not config.tokenizer.model:
         some = random.Random(config.run.seed).sample(pairs, min(len(pairs), 20_000))
@@ -140,8 +142,8 @@ def prepared(run: Run) -> dict:
 
 
 def unpacked_tokenizer(run: Run, content: bytes) -> Tokenizers:
-    """Write the tokenizer that data.pt holds into the run's folder, and read it from there; who
-    does not train has that of the run that made data.pt."""
+    """Write the tokenizer that data.pt holds into the run's folder, and read it from there; a
+    run that does not train reads the one beside data.pt."""
     path = (run.folder if run.trains else run.used["data"].parent) / file_name(content)
     if ranks.rank() == 0 and not (path.exists() and path.read_bytes() == content):
         files.write_whole(path, lambda file: file.write(content))

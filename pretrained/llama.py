@@ -76,8 +76,8 @@ def described(path: str, context: int) -> dict[str, dict]:
     is longer than the model can read.
     """
     if not Path(path).exists():
-        raise UserError(f"model.init_from = {path!r}: there is no such folder; if a run was made "
-                        "of it, put it, or a link to it, there again")
+        raise UserError(f"model.init_from = {path!r}: there is no such folder; if a run was "
+                        "trained on it, put it, or a link to it, there again")
     model, longest = describe_folder(Path(path))
     if context > longest:
         raise UserError(f"model.context = {context}, but {path} reads at most {longest} tokens; "

@@ -83,6 +83,8 @@ def problems(config):
         *((slot in text and (name, slot) != ("pit", "{y_ref}"),
            f"template.{name}: {slot} is filled by nothing there")
           for name, text in vars(config.template).items() for slot in ("{y_ref}", "{feedback}")),
+        ("{feedback}" in config.refine.feedback,
+         "refine.feedback: {feedback} is filled by nothing there"),
         (bool(config.refine.feedback) != bool(config.refine.rewrite),
          "refine.feedback and refine.rewrite belong together"),
         (config.refine.rewrite and not all(

@@ -47,7 +47,11 @@ def guard(main) -> None:
             line = ("out of memory; lower model.micro_batch (activations), ppo.batch (prompts and "
                     "cache), run.ranks (each holds the models) or the model, or set run.shard on "
                     "several devices; the same command goes on from the last save")
-        elif another_has_ended():
+        elif "gloo" in str(error) and "PIT_MEETING" in os.environ:  # a connection broke
+            if not _children:
+                sys.exit(2)  # rank 0 says why
+            if not another_has_ended():
+                raise
             line = last_words("another rank has died; the same command goes on from the last save")
         else:
             raise
@@ -67,7 +71,7 @@ def guard(main) -> None:
 def another_has_ended(patience: float = 5.0) -> bool:
     """Tell whether another rank has failed. Its connection breaks a moment before its process is
     gone, for which we wait, `patience` seconds at most."""
-    until = time.monotonic() + patience * bool(_children)
+    until = time.monotonic() + patience
     while not (ended := any(child.poll() for child in _children)) and time.monotonic() < until:
         time.sleep(0.05)
     return ended
@@ -195,8 +199,8 @@ def stop_ranks(failed: bool) -> None:
         if failed:
             child.kill()
         child.wait()
-    if _children:
+    _children.clear()
+    if "PIT_MEETING" in os.environ and os.environ["RANK"] == "0":
         shutil.rmtree(os.environ["PIT_MEETING"], ignore_errors=True)
         for name in ("RANK", "WORLD_SIZE", "PIT_MEETING"):
             del os.environ[name]
-    _children.clear()

@@ -17,7 +17,7 @@ import torch
 
 import sample
 import train_reward
-from conftest import needs, tiny_run, write_lines
+from conftest import needs, tiny_config, tiny_run, write_lines
 from corpus import bills
 from corpus.formats import read_pairs
 from data import load_data
@@ -85,6 +85,7 @@ def refused(tmp_path, monkeypatch, capsys):
     ("--run.base=configs", "there is no such run folder"),
     ("--template.policy={x}{y_ref}", "template.policy: {y_ref} is filled by nothing there"),
     ("--template.pit={x}{y_ref}{feedback}", "template.pit: {feedback} is filled by nothing there"),
+    ("--refine.feedback={x}{y_ref}{feedback}", "refine.feedback: {feedback} is filled by nothing"),
     ("--run.ranks=-1", "run.ranks = -1 is out of range"),
     ("--model.heads=3", "multiple of model.heads"),
     ("--model.kv_heads=3", "multiple of model.kv_heads"),
@@ -234,6 +235,14 @@ def test_data_that_changed_since_they_were_prepared_are_refused(tmp_path):
     load_data(Run(run.config, trains=False))  # sampling does not need it
     path.unlink()  # nor does the run any more
     load_data(run)
+
+
+def test_who_does_not_train_reads_the_tokenizer_of_the_base(tmp_path):
+    base = tiny_run(tmp_path)
+    load_data(base)
+    run = Run(tiny_config(tmp_path / "other", run__base=str(base.folder)), trains=False)
+    assert load_data(run).tokenizer.path.parent == base.folder
+    assert not run.folder.exists()
 
 
 def test_data_that_changed_but_not_in_size_are_refused(tmp_path):

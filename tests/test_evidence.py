@@ -328,13 +328,17 @@ def test_a_file_that_is_no_result_is_refused(tmp_path):
 
 
 def test_results_of_another_script_are_refused_before_training(tmp_path):
-    (tmp_path / "own-1.json").write_text('{"line": "", "seed": 1, "settings": {}, "prices": {}}')
+    (tmp_path / "own-1.json").write_text('{"line": "", "seed": 1, "settings": {}, "gold": {}}')
     never = SimpleNamespace(results=tmp_path)  # no line, no seed: nothing can be trained
     with pytest.raises(UserError, match="own-1.json: no result that belongs here"):
         ablate.each_once(never, None, "wins", None)
     with pytest.raises(UserError, match="own-1.json: no result that belongs here"):
         tables.read_results(tmp_path)
-    assert tables.results_of(tmp_path, "prices")[0]["seed"] == 1
+    assert tables.results_of(tmp_path, "gold")[0]["seed"] == 1
+    (tmp_path / "own-1.json").write_text(  # a report has prices, too
+        '{"line": "", "seed": 1, "settings": {}, "rows": [], "prices": {}}')
+    with pytest.raises(UserError, match="own-1.json: no result that belongs here"):
+        tables.price_table(tmp_path)
 
 
 def test_a_second_rewrite_is_compared_with_the_first():

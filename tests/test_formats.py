@@ -79,6 +79,9 @@ SYSTEM, LONG = ["s: be brief", "u: q"], ["s: be brief", "u: o", "a: p", "u: q"]
     (sides(said("a: y"), said("a: n"), prompt="q"), ["u: q"]),
     (sides("y", "n", prompt="q"), ["u: q"]),
     (sides("y", "n", prompt="q", system="be brief"), SYSTEM),
+    (sides("y", "n", prompt="q", system=float("nan")), ["u: q"]),
+    (sides("y", "n", prompt="q", system=" "), ["u: q"]),
+    (sides("y", "n", prompt="Human: q\n\nAssistant:", system="be brief"), SYSTEM),
     (sides(" y", " n", prompt="\n\nHuman: o\n\nAssistant: p\n\nHuman: q\n\nAssistant:"), LONG[1:]),
     (sides("y", "n", prompt="Human: what is it?"), ["u: Human: what is it?"])])
 def test_conversations_are_read_in_every_form(tmp_path, record, turns):
@@ -374,7 +377,8 @@ def test_turns_are_read_in_their_templates_and_what_is_cut_off_is_counted(tmp_pa
     assert sorted(list(fold.x).count(nine) for fold in loaded.folds.values()) == [0, 0, 0, 0, 8]
 
 
-@pytest.mark.parametrize("policy, count", [("<|s|>be kind{x}", 3), ("{x}", 0)])
+@pytest.mark.parametrize("policy, count", [
+    ("<|s|>be kind{x}", 3), ("{x}", 0), ("{x}<|s|>", 0)])
 def test_a_second_system_message_is_told(tmp_path, capsys, policy, count):
     fields = {f"template__{name}": f"<|{name[0]}|>{{x}}" for name in ROLES}
     loaded = conversations(tmp_path, *[asked("s: tea", f"u: {i}") for i in range(3)],
@@ -386,7 +390,7 @@ def test_a_second_system_message_is_told(tmp_path, capsys, policy, count):
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])
 def test_turns_that_a_template_does_not_tell_apart_are_refused(tmp_path, role):
     fields = {f"template__{other}": f"<|{other}|>{{x}}" for other in ROLES if other != role}
-    with pytest.raises(UserError, match=rf"several turns; set template.{role}, .* configs/hh.toml"):
+    with pytest.raises(UserError, match=rf"several turns, .* template.{role}, .* configs/hh.toml"):
         conversations(tmp_path, asked(*LONG), **fields)
     told = load_config(str(ROOT / "configs" / "hh.toml")).template  # where the message points to
     assert len({told.user, told.assistant, "{x}"}) == 3
@@ -579,7 +583,8 @@ def test_at_equal_length_is_always_a_number(number):
         for better in (0 * longer + 1, 0 * longer - 1, 0 * longer, np.sign(lengths)):
             delta, low, high = at_equal_length(better, lengths)
             assert -1 <= low <= delta <= high <= 1
-    assert at_equal_length(0 * longer + 1, longer)[0] > 0.9
+    delta, low, _ = at_equal_length(0 * longer + 1, longer)
+    assert delta > 0.9 and (low == -1.0 or number > 2)  # of one or two nothing is known
 
 
 # ---------------------------------------------------------------------------------- real files

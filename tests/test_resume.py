@@ -159,6 +159,11 @@ def test_what_is_kept_is_what_comes_back():
     one.beta, one.scale = 0.5, (1.0, 2.0)
     state.restore(other, state.snapshot(one))
     assert (other.beta, other.scale) == (0.5, (1.0, 2.0))
+    earlier = state.snapshot(one)
+    del earlier["scale"]  # the file of an earlier version
+    one.scale = (3.0, 4.0)
+    state.restore(one, earlier)
+    assert one.scale == (3.0, 4.0)
     for name in ("policy", "critic"):
         networks = [getattr(learner, name) for learner in (one, other)]
         for a, b in zip(*(network.model.parameters() for network in networks), strict=True):

@@ -162,15 +162,17 @@ def test_as_many_ranks_as_cores_unless_it_is_said(tmp_path, monkeypatch, cores, 
     assert Run(config_of(tmp_path, f"[run]\ndir = {str(tmp_path)!r}")).config.run.ranks == 1
 
 
-TWO_RANKS = """
+THREE_RANKS = """
 import os, torch
 from runtime import launch, ranks
 from runtime.settings import UserError
 
 def main():
-    launch.start_ranks(2, torch.device("cpu"))
+    launch.start_ranks(3, torch.device("cpu"))
+    if os.environ["ENDING"] == "error of all":
+        raise RuntimeError("what is wrong here")
     if ranks.rank() == 1:
-        if os.environ["KILL"]:
+        if os.environ["ENDING"] == "kill":
             os.kill(os.getpid(), 9)
         raise UserError("what only the second rank knows")
     ranks.all_sum(torch.ones(1))
@@ -180,15 +182,41 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("kill, line", [
-    ("", "what only the second rank knows"), ("1", "another rank has died")])
-def test_what_ended_another_rank_is_told(tmp_path, kill, line):
-    path = tmp_path / "two.py"
-    path.write_text(TWO_RANKS, encoding="utf-8")
-    done = command(path, KILL=kill, PYTHONPATH=str(ROOT))
+@pytest.mark.parametrize("ending, line", [
+    ("refusal", "error: what only the second rank knows"),
+    ("kill", "error: another rank has died; the same command goes on from the last save")])
+def test_what_ended_another_rank_is_told(tmp_path, ending, line):
+    path = tmp_path / "three.py"
+    path.write_text(THREE_RANKS, encoding="utf-8")
+    done = command(path, ENDING=ending, PYTHONPATH=str(ROOT))
     assert (done.returncode, done.stdout) == (2, "")
-    assert [one for one in done.stderr.splitlines() if one.startswith("error: ")] == [
-        one for one in done.stderr.splitlines() if line in one] != []
+    assert line in done.stderr.splitlines() and "Traceback" not in done.stderr
+
+
+def test_an_error_of_all_ranks_is_no_death_of_another(tmp_path):
+    path = tmp_path / "three.py"
+    path.write_text(THREE_RANKS, encoding="utf-8")
+    done = command(path, ENDING="error of all", PYTHONPATH=str(ROOT))
+    assert done.returncode == 1 and "another rank" not in done.stderr
+    assert "RuntimeError: what is wrong here" in done.stderr
+
+
+def test_a_start_that_fails_leaves_no_environment(monkeypatch, tmp_path):
+    for name in ("RANK", "WORLD_SIZE", "PIT_MEETING"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(launch.tempfile, "mkdtemp", lambda: str(tmp_path / "meeting"))
+    (tmp_path / "meeting").mkdir()
+    threads = torch.get_num_threads()
+
+    def refuse(*arguments, **more):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(launch.subprocess, "Popen", refuse)
+    with pytest.raises(BlockingIOError):
+        launch.start_ranks(2, torch.device("cpu"))
+    torch.set_num_threads(threads)
+    assert not {"RANK", "WORLD_SIZE", "PIT_MEETING"} & os.environ.keys()
+    assert not (tmp_path / "meeting").exists()
 
 
 # ------------------------------------------------------------------------ other operating systems
