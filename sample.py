@@ -125,7 +125,7 @@ def main() -> None:
         __doc__, ("--prompt", {"help": "answer this, a user's first turn, and improve the answer"}),
         ("--ref", {"help": "improve this response instead of one of M_P^RL's"}),
         ("--iters", {"type": int, "default": 3, "help": "improvements, one after another"}),
-        ("--explain", {"action": "store_true", "help": "show PPO's view of a rewrite, by tokens"}),
+        ("--explain", {"action": "store_true", "help": "show one rewrite as PPO sees it"}),
         ("--stop", {"action": "store_true", "help": "stop where R_PIT finds no improvement"}),
         ("--temperature", {"type": float, "default": 0.5}),
         ("--seed", {"type": int, "help": "of the samples; else run.seed"}))

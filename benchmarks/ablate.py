@@ -58,8 +58,10 @@ def config_of(args, line: str, fields: dict) -> Config:
 
 
 def fields_in(line: str) -> list[str]:
-    """Return the fields of a line, "section.key=value", which stand apart."""
-    return list(filter(None, re.split(r"\s+(?=\w+\.\w+=)", line.strip())))
+    """Return the fields of a line, "section.key=value"; also of one as train_pit.py takes it, with
+    "--" before each and quotes of the shell around a value."""
+    parts = re.split(r"\s+(?=(?:--)?\w+\.\w+=)", line.strip())
+    return [re.sub(r"^(?:--)?(\w+\.\w+=)(?:'(.*)'|(.*))$", r"\1\2\3", one) for one in parts if one]
 
 
 def changed(args, line: str) -> set[str]:

@@ -28,7 +28,7 @@ QUESTIONS = ("What is the bill for {}?", "How much is {}?", "What do I pay for {
 COURTESIES = ("Sure!", "Gladly!", "Of course!")
 INSULTS = ("You fool!", "How dull!", "Silly you!")
 WEIGHTS = {"total": 0.4, "lines": 0.3, "courtesy": 0.1, "kindness": 0.15, "form": 0.05}
-LABEL_SHARPNESS = 6.0  # P(a preferred to b) = sigmoid(6 (grade a - grade b)): a sixth goes wrong
+LABEL_SHARPNESS = 6.0  # P(a preferred to b) = sigmoid(6 (grade a - grade b)): 15 % go wrong
 
 
 def without_article(thing: str) -> str:

@@ -130,6 +130,8 @@ def prepare(run: Run) -> dict:
 
 def prepared(run: Run) -> dict:
     """Return what data.pt holds, which the first rank makes if it is not there yet."""
+    if run.trains:
+        run.refuse_others(inputs_of(run.config))
     content = run.stage("data", inputs_of(run.config)["data"],
                         lambda: prepare(run) if ranks.rank() == 0 else {})
     if "tokens" not in content:

@@ -24,7 +24,8 @@ def last_stage(run: Run, policies: dict[str, GPT],
     of beta. Raises UserError where it was trained on another score than r_gap."""
     config, name = run.config, run.config.pit.curriculum[-1]
     if config.pit.score != "gap":
-        raise UserError(f"--explain shows what r_gap pays, but pit.score is {config.pit.score!r}")
+        raise UserError(f"--explain shows what r_gap pays, but pit.score is {config.pit.score!r}; "
+                        "leave --explain out")
     stage, made, anchor = getattr(config, name), files.load(run.used[name]), policies["M_PIT^SFT"]
     task = ppo.Task(name, stage, anchor, draw=None, observe=None,
                     score=lambda prompts, rows: reward.score(rpit, rows))

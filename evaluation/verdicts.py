@@ -36,7 +36,7 @@ def write_pairs(path: Path, comparisons: list[dict], seed: int) -> int:
             order.shuffle(sides)
             entries.append({"dataset": f"T = {one['temperature']}", "instruction": x} | {
                 f"{key}_{k}": value for k, side in enumerate(sides, 1)
-                for key, value in zip(("generator", "output"), side)})
+                for key, value in zip(("generator", "output"), side)} | {"preference": None})
     write_whole(path, lambda file: file.write(
         json.dumps(entries, ensure_ascii=False, indent=1).encode()))
     return len(entries)

@@ -75,7 +75,8 @@ def example(one: dict) -> str:
     for k, step in enumerate(one["steps"]):
         notes = [f"{name} {step[name]:+.2f}" for name in ("r_gap", "a copy", "gold")
                  if step[name] is not None]
-        lines.append(f"- y_{k}: {step['y']}" + f" ({', '.join(notes)})" * bool(notes))
+        text = step["y"].replace("\n", "\n  ")  # stays in its list item
+        lines.append(f"- y_{k}: {text}" + f" ({', '.join(notes)})" * bool(notes))
     return "\n".join(lines)
 
 

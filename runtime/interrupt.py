@@ -16,7 +16,7 @@ def handle(number: int, _frame) -> None:
     global asked, since
     if not waiting or asked and time.monotonic() > since + 1:  # a scheduler may send it twice
         if os.environ.get("RANK", "0") == "0":  # print() may be what was interrupted
-            os.write(2, b"\ninterrupted; finished stages are kept\n")
+            os.write(2, b"\ninterrupted; what is finished is kept, and the same command goes on\n")
         sys.exit(128 + number)
     asked, since = number, time.monotonic()
 

@@ -3,6 +3,7 @@ eval.judge."""
 
 import importlib.util
 import math
+import traceback
 from functools import cache
 from pathlib import Path
 
@@ -38,7 +39,9 @@ def answered(function, *texts: list[str]) -> tuple[list[float], str]:
     try:
         numbers = [float(number) for number in function(*texts)]
     except Exception as error:  # whatever a user's function raises
-        return [], f"failed: {type(error).__name__}: {error}"
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return [], (f"failed: {type(error).__name__}: {error} (line {where.lineno} of "
+                    f"{Path(where.filename).name})")
     if len(numbers) != len(texts[-1]):
         return [], f"returned {len(numbers)} numbers for {len(texts[-1])} responses"
     for number, response in zip(numbers, texts[-1]):

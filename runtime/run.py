@@ -210,14 +210,24 @@ class Run:
         differ = [key for key in inputs | made if inputs.get(key) != known.get(key)]
         if not differ:
             return content, ""
-        note = f"{path} was made with other values (or none) of {', '.join(differ)}"
+        names = [f"{key.removesuffix('_file')} (its file has changed)" if key.endswith("_file")
+                 else key for key in differ]
+        note = f"{path} was made with other values (or none) of {', '.join(names)}"
         if path.parent == self.folder:
             raise UserError(f"{note}; take its own settings (--config {self.folder / 'config.toml'}"
                             f"), or another --run.name with --run.base={self.folder}")
         return None, note
 
+    def refuse_others(self, stages: dict[str, tuple[str, ...]]) -> None:
+        """Raise UserError for a stage of this run's folder, finished or not, that was made with
+        other values: before anything is made anew. `stages` are all that the config has."""
+        for name, sections in stages.items():
+            inputs = inputs_among(self.config, (*sections, "run.seed")) | {"format": FORMAT}
+            for path in (self.folder / f"{name}.pt", self.folder / f"{name}.part.pt"):
+                self.fitting(path, inputs)
+
     def write_config(self) -> None:
-        """Keep the resolved config, once no finished stage has refused it."""
+        """Keep the resolved config, which no finished stage has refused."""
         if rank() == 0:
             files.write_whole(self.folder / "config.toml",
                           lambda file: file.write(to_toml(self.config).encode()))

@@ -327,6 +327,14 @@ def test_a_file_that_is_no_result_is_refused(tmp_path):
             tables.read_results(tmp_path)
 
 
+@pytest.mark.parametrize("line", [
+    'pit.curriculum=["stage1", "stage0"] stage1.iterations=44',
+    """--pit.curriculum='["stage1", "stage0"]' --stage1.iterations=44""",
+    """  pit.curriculum='["stage1", "stage0"]'   --stage1.iterations=44 """])
+def test_a_line_may_stand_as_on_a_command_line(line):
+    assert ablate.fields_in(line) == ['pit.curriculum=["stage1", "stage0"]', "stage1.iterations=44"]
+
+
 def test_results_of_another_script_are_refused_before_training(tmp_path):
     (tmp_path / "own-1.json").write_text('{"line": "", "seed": 1, "settings": {}, "gold": {}}')
     never = SimpleNamespace(results=tmp_path)  # no line, no seed: nothing can be trained

@@ -733,7 +733,7 @@ def test_every_example_of_a_report_stands_on_its_page():
                  delta=-2, ci_low=-4, ci_high=0, equal_length=[-1, -3, 1], gold=None, aspects={},
                  length=7, cut=3, copies=None)]
     steps = [{"y": "first draft", "r_gap": None, "a copy": None, "gold": None},
-             {"y": "second draft", "r_gap": 1.5, "a copy": 0.75, "gold": 0.25}]
+             {"y": "second\ndraft", "r_gap": 1.5, "a copy": 0.75, "gold": 0.25}]
     text = page.as_markdown({
         "name": "n", "seed": 1, "eval_seed": 1, "prompts": 2, "split": "test", "judge": "J",
         "rows": rows,
@@ -746,7 +746,7 @@ def test_every_example_of_a_report_stands_on_its_page():
                  "-1.0 [-3.0, +1.0] | 7.0 | 3 |  |",
                  "| R_P | 0.500 | 0.250 to 0.750 | 9 |", "**a question** (T = 0.5)",
                  "- y_0: first draft\n",
-                 "- y_1: second draft (r_gap +1.50, a copy +0.75, gold +0.25)\n",
+                 "- y_1: second\n  draft (r_gap +1.50, a copy +0.75, gold +0.25)\n",
                  "| sft | 1 | 0.1 | 50 % |", "| all | 3 | 0.4 | 50 % |",
                  "| courtesy | +0.60 | +0.50 [+0.40, +0.60] | +0.10 [-0.20, +0.30] |"):
         assert part in text

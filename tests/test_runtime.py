@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from conftest import ROOT, command, read_lines, tiny_config, tiny_run
+from data import load_data
 from pretrained.configure import load_config
 from runtime import files, interrupt, launch, ranks
 from runtime.config import Config
@@ -414,7 +415,7 @@ def test_what_is_typed_may_be_no_utf_8():
 def test_a_signal_outside_of_a_training_is_told():
     done = guarded("os.kill(os.getpid(), signal.SIGINT)", '"$PY" -c "$MAIN"')
     assert done.returncode == 130 and done.stderr.splitlines() == [
-        "", "interrupted; finished stages are kept"]
+        "", "interrupted; what is finished is kept, and the same command goes on"]
 
 
 # -------------------------------------------------------------------------------- checkpoints
@@ -531,6 +532,31 @@ def test_a_stage_of_other_values_is_refused_with_the_fields_that_differ(tmp_path
         assert said.startswith(f"{run.folder / 'sft.pt'} was made with other values (or none) of "
                                f"{differ};")
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", ["rp.pt", "rp.part.pt"])
+def test_a_stage_that_will_refuse_does_so_before_anything_is_made(tmp_path, name):
+    """Check it of a run on a base, in whose folder the first stages are not."""
+    stages = {"data": ("data",), "rp": ("rp",)}
+    run = tiny_run(tmp_path)
+    run.stage("rp", ("rp",), make([]))
+    (run.folder / "rp.pt").rename(run.folder / name)
+    tiny_run(tmp_path).refuse_others(stages)
+    before = (run.folder / "config.toml").read_bytes()
+    with pytest.raises(UserError, match=f"{name} was made with other values .* rp.lr; take its"):
+        tiny_run(tmp_path, rp__lr=0.5).refuse_others(stages)
+    with pytest.raises(UserError, match=f"{name} was made with other values"):
+        load_data(tiny_run(tmp_path, rp__lr=0.5))
+    assert (run.folder / "config.toml").read_bytes() == before
+    assert not (run.folder / "data.pt").exists()
+
+
+def test_a_file_of_the_users_that_has_changed_is_named_as_that(tmp_path):
+    run = tiny_run(tmp_path, pit__score="mine.py:f", pit__score_file="1")
+    run.stage("stage0", ("pit.score", "pit.score_file"), make([]))
+    run.config.pit.score_file = "2"
+    with pytest.raises(UserError, match=r"of pit.score \(its file has changed\);"):
+        run.stage("stage0", ("pit.score", "pit.score_file"), make([]))
 
 
 def test_who_only_reads_is_told_why_a_checkpoint_of_the_base_does_not_fit(tmp_path):
