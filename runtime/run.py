@@ -147,7 +147,7 @@ class Run:
         the stage yields; they are kept in the checkpoint, and one that was made with other values
         is refused with the fields that differ. `make()` returns a dict of tensors and plain values.
         """
-        inputs = inputs_among(self.config, (*sections, "run.seed")) | {"format": FORMAT}
+        inputs = self.inputs(sections)
         notes, partial = [], self.folder / f"{name}.part.pt"
         for path in [folder / f"{name}.pt" for folder in self.folders]:
             content, note = self.fitting(path, inputs)
@@ -197,12 +197,12 @@ class Run:
                 + ranks() * (operations.done - self.counted)})
         self.saved = time.perf_counter()
 
-    def fitting(self, path: Path, inputs: dict) -> tuple[dict | None, str]:
+    def fitting(self, path: Path, inputs: dict, weights: bool = True) -> tuple[dict | None, str]:
         """Return a checkpoint, if it is there and was made with these inputs, and else why it does
         not fit. Raises UserError for one of this run that was made with others."""
         if not path.exists():
             return None, ""
-        content = files.load(path)
+        content = files.load(path, weights)
         made = content["inputs"]
         sections = {key.partition(".")[0] for key in made}
         known = {key: value for key, value in values_of(type(self.config)()).items()
@@ -222,9 +222,12 @@ class Run:
         """Raise UserError for a stage of this run's folder, finished or not, that was made with
         other values: before anything is made anew. `stages` are all that the config has."""
         for name, sections in stages.items():
-            inputs = inputs_among(self.config, (*sections, "run.seed")) | {"format": FORMAT}
             for path in (self.folder / f"{name}.pt", self.folder / f"{name}.part.pt"):
-                self.fitting(path, inputs)
+                self.fitting(path, self.inputs(sections), weights=False)
+
+    def inputs(self, sections: tuple[str, ...]) -> dict:
+        """Return what decides a stage: these sections or fields of the config, and the seed."""
+        return inputs_among(self.config, (*sections, "run.seed")) | {"format": FORMAT}
 
     def write_config(self) -> None:
         """Keep the resolved config, which no finished stage has refused."""
